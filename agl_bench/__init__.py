@@ -1,0 +1,91 @@
+"""agl-bench: the pluggable benchmark for auxiliary-gene selection.
+
+The names below are the public API for plug-in authors. They load on first use, so that `import agl_bench` is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from agl_bench.registry.hooks import hookimpl
+
+if TYPE_CHECKING:
+    from agl_bench.data.patches import ArrayPatches, ImagePatches, read_embedding, read_uns
+    from agl_bench.errors import AglBenchError, BadSection, BadSpec, FetchFailed, MissingData
+    from agl_bench.interfaces.backbone import Backbone
+    from agl_bench.interfaces.dataset import Dataset
+    from agl_bench.interfaces.genes import GeneSplit
+    from agl_bench.interfaces.selector import Selector, Step, TrainingView
+    from agl_bench.interfaces.spots import PatchSource, Section, SpotBatch, Spots
+    from agl_bench.interfaces.tunable import LogRange, Range
+    from agl_bench.maths.hypergradient import SGD, Adam, Hypergradient, Unrolled
+    from agl_bench.protocol import Protocol
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ArrayPatches": "data.patches",
+    "ImagePatches": "data.patches",
+    "read_embedding": "data.patches",
+    "read_uns": "data.patches",
+    "AglBenchError": "errors",
+    "BadSection": "errors",
+    "BadSpec": "errors",
+    "FetchFailed": "errors",
+    "MissingData": "errors",
+    "Backbone": "interfaces.backbone",
+    "Dataset": "interfaces.dataset",
+    "GeneSplit": "interfaces.genes",
+    "Selector": "interfaces.selector",
+    "Step": "interfaces.selector",
+    "TrainingView": "interfaces.selector",
+    "PatchSource": "interfaces.spots",
+    "Section": "interfaces.spots",
+    "SpotBatch": "interfaces.spots",
+    "Spots": "interfaces.spots",
+    "LogRange": "interfaces.tunable",
+    "Range": "interfaces.tunable",
+    "SGD": "maths.hypergradient",
+    "Adam": "maths.hypergradient",
+    "Hypergradient": "maths.hypergradient",
+    "Unrolled": "maths.hypergradient",
+    "Protocol": "protocol",
+}
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AglBenchError",
+    "ArrayPatches",
+    "Backbone",
+    "BadSection",
+    "BadSpec",
+    "Dataset",
+    "FetchFailed",
+    "GeneSplit",
+    "Hypergradient",
+    "ImagePatches",
+    "LogRange",
+    "MissingData",
+    "PatchSource",
+    "Protocol",
+    "Range",
+    "Section",
+    "Selector",
+    "SpotBatch",
+    "Spots",
+    "Step",
+    "TrainingView",
+    "Unrolled",
+    "__version__",
+    "hookimpl",
+    "read_embedding",
+    "read_uns",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'agl_bench' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"agl_bench.{_HOMES[name]}"), name)

@@ -1,0 +1,160 @@
+"""The local cell store: one folder per finished cell, written atomically. It is the truth; everything else shows it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from agl_bench.bench.result import Result
+from agl_bench.bench.spec import RunSpec
+from agl_bench.errors import AglBenchError, BadWorkFolder
+
+FORMAT = 1
+_TABLES = ("genes", "epochs")
+
+
+class CellStore:
+    """Finished cells in `cells/<key>/`, failed ones in `failed/<key>/`.
+
+    A cell folder appears by one rename after everything in it has been written and flushed, and its tables carry a
+    digest, so that nothing half-written is taken for finished.
+    """
+
+    def __init__(self, work: Path) -> None:
+        """Create the folders.
+
+        Raises:
+            BadWorkFolder: if they cannot be created or written.
+        """
+        self.work, self.cells, self.failed = work, work / "cells", work / "failed"
+        try:
+            for folder in (self.cells, self.failed):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.cells / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise BadWorkFolder(
+                f"cannot write to the work folder {work}: {error.strerror or error}; choose another with --work"
+            ) from None
+        self._sweep()
+
+    def read(self, key: str) -> Result | None:
+        """The finished cell, or None. A damaged one is set aside as `cells/.damaged-<key>` and counts as absent."""
+        folder = self.cells / key
+        if not folder.is_dir():
+            return None
+        try:
+            return _read(folder)
+        except (OSError, ValueError, KeyError, TypeError, AglBenchError):
+            aside = self.cells / f".damaged-{key}"
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            return None
+
+    def __iter__(self) -> Iterator[Result]:
+        """Every finished cell that can be read, in the order of their keys."""
+        for folder in sorted(self.cells.iterdir()):
+            if folder.name.startswith("."):
+                continue
+            result = self.read(folder.name)
+            if result is not None:
+                yield result
+
+    def write(self, result: Result) -> None:
+        """Keep a finished cell, in place of an older one."""
+        key = result.spec.key
+        fresh = self.cells / f".new-{key}-{os.getpid()}"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        digests = {}
+        for name in _TABLES:
+            path = fresh / f"{name}.parquet"
+            getattr(result, name).to_parquet(path, index=False)
+            digests[name] = _digest(path)
+        content = {
+            "format": FORMAT,
+            "spec": result.spec.as_json(),
+            "scores": result.scores,
+            "best_epoch": result.best_epoch,
+            "counts": result.counts,
+            "cost": result.cost,
+            "provenance": result.provenance,
+            "digests": digests,
+        }
+        (fresh / "result.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        for path in (*fresh.iterdir(), fresh):
+            _flush(path)
+        target = self.cells / key
+        if target.exists():
+            old = self.cells / f".old-{key}-{os.getpid()}"
+            target.rename(old)
+            fresh.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            fresh.rename(target)
+        _flush(self.cells)
+        shutil.rmtree(self.failed / key, ignore_errors=True)
+
+    def write_failure(self, spec: RunSpec, sentence: str, trace: str) -> Path:
+        """Keep what is known of a failed cell; it is tried again on the next run."""
+        folder = self.failed / spec.key
+        folder.mkdir(exist_ok=True)
+        (folder / "spec.json").write_text(json.dumps(spec.as_json(), indent=1), encoding="utf-8")
+        (folder / "error.txt").write_text(f"{sentence}\n\n{trace}", encoding="utf-8")
+        return folder / "error.txt"
+
+    def _sweep(self) -> None:
+        """Clear what killed processes left half-written; bring back a cell whose replacement did not arrive."""
+        for path in self.cells.glob(".*-*-*"):
+            purpose, key, pid = path.name[1:].split("-")[:3]
+            if not pid.isdecimal() or _alive(int(pid)):
+                continue
+            if purpose == "old" and not (self.cells / key).exists():
+                path.rename(self.cells / key)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _read(folder: Path) -> Result:
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']}")
+    for name in _TABLES:
+        if _digest(folder / f"{name}.parquet") != content["digests"][name]:
+            raise ValueError(f"{name}.parquet does not match its digest")
+    return Result(
+        spec=RunSpec.from_json(content["spec"]),
+        genes=pd.read_parquet(folder / "genes.parquet"),
+        epochs=pd.read_parquet(folder / "epochs.parquet"),
+        **{k: content[k] for k in ("scores", "best_epoch", "counts", "cost", "provenance")},
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,401 @@
+"""Run cells. The only place where names become objects."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agl_bench.bench.cells import CellStore
+from agl_bench.bench.recorder import Recorder
+from agl_bench.bench.result import Result, epoch_table, gene_table
+from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
+from agl_bench.data.check import check_dataset
+from agl_bench.data.folds import Fold, FoldPlan, make_fold
+from agl_bench.data.gene_split import split_genes
+from agl_bench.data.preprocess import SpotTable, tabulate
+from agl_bench.data.store import SpotStore
+from agl_bench.errors import AglBenchError, BadSpec
+from agl_bench.interfaces.backbone import Backbone
+from agl_bench.interfaces.genes import GeneSplit
+from agl_bench.interfaces.selector import Selector, TrainingView
+from agl_bench.interfaces.spots import Section
+from agl_bench.maths.seeds import generator_for
+from agl_bench.registry.plugins import Plugins
+from agl_bench.training.evaluate import evaluate
+from agl_bench.training.model import Model, build_model
+from agl_bench.training.records import EpochRecord
+from agl_bench.training.trainer import DevelopmentRows, Trainer
+
+EXAMPLE_SPOTS = 4  # shown to a backbone's constructor
+
+
+@dataclass(frozen=True)
+class Started:
+    """A cell begins."""
+
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """A running cell has finished an epoch."""
+
+    spec: RunSpec
+    record: EpochRecord
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell is done; `kept` says that it was found in the store and not run again."""
+
+    result: Result
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cell failed; the others go on."""
+
+    spec: RunSpec
+    sentence: str
+    details: Path
+
+
+Event = Started | EpochDone | Finished | Failed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything of a cell that does not depend on the selector.
+
+    Attributes:
+        fold: rows of the spot table.
+        genes: gene axis.
+        development: training, held-out and validation spots, in this order; all that a trainer gets.
+        rows: which is which.
+        test: test spots.
+        counts: sizes, for the record.
+    """
+
+    fold: Fold
+    genes: GeneSplit
+    development: SpotStore
+    rows: DevelopmentRows
+    test: SpotStore
+    counts: dict[str, int] = field(repr=False)
+
+
+class Bench:
+    """Turns specs into objects and keeps the last data of each kind, so that neighbouring cells share them."""
+
+    def __init__(self, plugins: Plugins, root: Path, device: torch.device) -> None:
+        self.plugins, self.root, self.device = plugins, root, device
+        self._sections: tuple[Part, list[Section]] | None = None
+        self._table: tuple[object, SpotTable] | None = None
+        self._setting: tuple[object, Setting] | None = None
+
+    def sections(self, part: Part) -> list[Section]:
+        """Load and check a dataset."""
+        if self._sections is None or self._sections[0] != part:
+            self._sections = self._table = self._setting = None  # let go of the old before reading the new
+            dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
+            loaded = dataset.load(self.root)
+            check_dataset(part.name, loaded)
+            self._sections = (part, loaded)
+        return self._sections[1]
+
+    def setting(self, spec: RunSpec, plan: FoldPlan) -> Setting:
+        """Data of a cell, on the device."""
+        backbone = self.plugins.entry(spec.backbone.name, "backbone").load()
+        sees = getattr(backbone, "sees", Backbone.sees)
+        patch_px = int(spec.backbone.settings.get("patch_px", getattr(backbone, "patch_px", Backbone.patch_px)))  # type: ignore[arg-type]
+        sections = self.sections(spec.dataset)  # also clears what belongs to another dataset
+        key = (spec.evaluation, plan, spec.seed, spec.protocol, sees, patch_px)
+        if self._setting is None or self._setting[0] != key:
+            self._setting = None
+            table = self._tabulate(sections, plan, spec)
+            self._setting = (key, _setting(table, plan, spec, sees, patch_px, self.device))
+        return self._setting[1]
+
+    def build(self, spec: RunSpec, setting: Setting) -> tuple[Model, Selector]:
+        """Model and selector of a cell, before training."""
+        store, train = setting.development, setting.rows.train
+        make = self.plugins.entry(spec.backbone.name, "backbone").load()
+        example = store.spots(torch.arange(min(EXAMPLE_SPOTS, len(train)), device=store.device))
+        model = build_model(
+            functools.partial(make, example, **spec.backbone.settings),
+            len(setting.genes.names),
+            spec.seed,
+            f"{spec.backbone.name}/{spec.fold}",
+        ).to(self.device)
+        view = TrainingView(
+            setting.genes,
+            store.expression[: len(train)],  # a view: training spots come first
+            generator_for(spec.seed, "selector", spec.fold),
+            spec.protocol.detach_weight_sum,
+        )
+        with torch.random.fork_rng(devices=[]):  # a selector that draws from the global generator harms only itself
+            torch.manual_seed(0)
+            selector: Selector = self.plugins.entry(spec.selector.name, "selector").load()(view, **spec.selector.settings)
+        return model, selector.to(self.device)
+
+    def train(self, spec: RunSpec, plan: FoldPlan) -> Iterator[EpochRecord | Result]:
+        """Train one cell: its epochs, then its result."""
+        started = time.perf_counter()
+        setting = self.setting(spec, plan)
+        model, selector = self.build(spec, setting)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        trainer = Trainer(
+            model, selector, setting.development, setting.rows, setting.genes, spec.protocol, seed=spec.seed
+        )
+        records = []
+        for record in trainer:
+            records.append(record)
+            yield record
+        training_rows = torch.from_numpy(setting.rows.train).to(self.device)
+        scores = evaluate(model, setting.test, setting.development, training_rows, setting.genes.primary)
+        if not np.isfinite(scores.pearson).any():
+            raise BadSpec(
+                f"no primary gene of fold {spec.fold} has a PCC on the test spots: the model predicts constants or the "
+                "genes do not vary there; train longer, or use larger folds or a larger protocol.primary_detection"
+            )
+        yield Result(
+            spec=spec,
+            scores=scores.summary(),
+            genes=gene_table(setting.genes, trainer.fit, scores),
+            epochs=epoch_table(records),
+            best_epoch=trainer.fit.best_epoch,
+            counts=setting.counts,
+            cost={"seconds": time.perf_counter() - started, "peak_memory_mb": _peak_memory_mb(self.device)},
+            provenance=provenance(self.device),
+        )
+
+    def _tabulate(self, sections: list[Section], plan: FoldPlan, spec: RunSpec) -> SpotTable:
+        key = (plan.sections, spec.protocol)
+        if self._table is None or self._table[0] != key:
+            self._table = None
+            self._table = (key, tabulate([s for s in sections if s.name in plan.sections], spec.protocol))
+        return self._table[1]
+
+
+def _setting(
+    table: SpotTable, plan: FoldPlan, spec: RunSpec, sees: Any, patch_px: int, device: torch.device
+) -> Setting:
+    fold = make_fold(plan, table, spec.protocol, spec.seed)
+    genes, columns = split_genes(table, fold.train, spec.protocol)
+    sizes = np.cumsum([len(fold.train), len(fold.held_out), len(fold.validation)])
+    train, held_out, validation = np.split(np.arange(sizes[-1]), sizes[:-1])
+
+    def store(rows: np.ndarray) -> SpotStore:
+        return SpotStore(
+            table, rows, columns, sees=sees, patch_px=patch_px, patch_um=spec.protocol.patch_um, device=device
+        )
+
+    return Setting(
+        fold=fold,
+        genes=genes,
+        development=store(np.concatenate([fold.train, fold.held_out, fold.validation])),
+        rows=DevelopmentRows(train, held_out if len(held_out) else validation, validation),
+        test=store(fold.test),
+        counts={
+            "train_spots": len(fold.train),
+            "held_out_spots": len(fold.held_out),
+            "validation_spots": len(fold.validation),
+            "test_spots": len(fold.test),
+            "buffer_spots": fold.dropped,
+            "dropped_spots": table.dropped_spots,
+            "primary_genes": genes.primary_count,
+            "auxiliary_genes": genes.auxiliary_count,
+            "unscored_genes": genes.unscored,
+        },
+    )
+
+
+def run_cells(
+    cells: Sequence[tuple[RunSpec, FoldPlan]],
+    bench: Bench,
+    store: CellStore,
+    recorder: Recorder,
+    *,
+    again: bool = False,
+) -> Iterator[Event]:
+    """Run what is not finished, one cell after the other.
+
+    A finished cell is kept, a failed one is tried again, and a failure of one cell is recorded and costs no other.
+
+    Args:
+        cells: from `Campaign.cells`.
+        bench: names to objects.
+        store: where results are kept.
+        recorder: where they are shown.
+        again: run finished cells anew.
+    """
+    for spec, plan in cells:
+        kept = None if again else store.read(spec.key)
+        if kept is not None:
+            recorder.record(kept)
+            yield Finished(kept, kept=True)
+            continue
+        yield Started(spec)
+        log = recorder.open(spec)
+        try:
+            for item in bench.train(spec, plan):
+                if isinstance(item, Result):
+                    store.write(item)
+                    log.close(item)
+                    yield Finished(item, kept=False)
+                else:
+                    log.epoch(item)
+                    yield EpochDone(spec, item)
+        except Exception as error:  # noqa: BLE001  (a plug-in may raise anything; it may cost its own cell only)
+            sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
+            sentence = " ".join(sentence.split())
+            details = store.write_failure(spec, sentence, traceback.format_exc())
+            log.fail(sentence)
+            yield Failed(spec, sentence, details)
+        except (KeyboardInterrupt, GeneratorExit):
+            log.fail("interrupted")
+            raise
+    recorder.finish()
+
+
+def preflight(cells: Sequence[tuple[RunSpec, FoldPlan]], bench: Bench, store: CellStore, *, again: bool) -> None:
+    """Build everything once, without training, so that bad input ends the run at once and not after hours.
+
+    Raises:
+        AglBenchError: the first thing that is wrong.
+    """
+    seen = set()
+    for spec, plan in cells:
+        combination = (spec.dataset.name, spec.evaluation, spec.backbone.name, spec.selector.name)
+        if combination in seen or (not again and store.read(spec.key) is not None):
+            continue
+        seen.add(combination)
+        bench.build(spec, bench.setting(spec, plan))
+
+
+def fingerprints(campaign: Campaign, plugins: Plugins, root: Path, cache: Path | None) -> dict[str, str]:
+    """Digest of the content of each dataset's files; digests of unchanged files are taken from `cache`, if given.
+
+    Raises:
+        MissingData: if a dataset is not there.
+    """
+    try:
+        known: dict[str, list[Any]] = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
+    except (OSError, ValueError):
+        known = {}  # a cache: nothing is lost with it
+    found, fresh = {}, {}
+    for name in campaign.datasets:
+        part = campaign.part(plugins, name, "dataset")
+        dataset = make_dataset(plugins.entry(name, "dataset"), part)
+        dataset.sections(root)  # raises where something is missing
+        whole = hashlib.blake2b(dataset.revision.encode(), digest_size=10)
+        for path in dataset.files(root):
+            status = path.stat()
+            stamp = [status.st_size, status.st_mtime_ns]
+            entry = known.get(str(path.absolute()))
+            digest = entry[1] if entry and entry[0] == stamp else _file_digest(path)
+            fresh[str(path.absolute())] = [stamp, digest]
+            whole.update(f"{path.parent.name}/{path.name}={digest}\n".encode())
+        found[name] = whole.hexdigest()
+    if cache:
+        partial = cache.with_name(f"{cache.name}.{os.getpid()}")
+        partial.write_text(json.dumps(known | fresh), encoding="utf-8")
+        partial.replace(cache)
+    return found
+
+
+def choose_device(name: str) -> torch.device:
+    """The device to run on; also sets up determinism for the process.
+
+    Args:
+        name: "auto", "cpu" or "cuda".
+
+    Raises:
+        BadSpec: if CUDA is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadSpec("--device cuda: torch sees no CUDA device; use --device cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    # Sigmoid tails and carried tangents underflow into denormals, which x86 handles up to a hundred times slower.
+    torch.set_flush_denormal(True)
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    return {
+        "agl_bench": version("agl-bench") if _installed("agl-bench") else "uninstalled",
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "scanpy", "anndata") if _installed(name)},
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {sys.platform}",
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+@functools.cache
+def _commit() -> str:
+    """Commit of the checkout that this file is in, with "+" if it has changes; "" outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return ""
+    try:
+        head, changes = (
+            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head.strip() + ("+" if changes.strip() else "")
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of the device, or of the process so far where the device is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=10)).hexdigest()

@@ -1,0 +1,286 @@
+"""What a cell is, and which cells a campaign consists of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from agl_bench import __version__
+from agl_bench.data.folds import EVALUATIONS, FoldPlan, plan_folds
+from agl_bench.errors import BadSpec, UnknownName
+from agl_bench.interfaces.dataset import Dataset
+from agl_bench.interfaces.tunable import Value, resolve, tunables
+from agl_bench.protocol import Preset, Protocol, load_preset, read_toml
+from agl_bench.registry.plugins import Entry, Plugins
+
+
+@dataclass(frozen=True)
+class Part:
+    """A plug-in as it takes part in a cell.
+
+    Attributes:
+        name: as registered.
+        settings: every tunable with its value.
+        provider: distribution and version, or the file.
+        source: digest of the defining file.
+    """
+
+    name: str
+    settings: dict[str, Value] = field(hash=False)
+    provider: str
+    source: str
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One cell of the grid. Equal specs give equal results on one machine.
+
+    Attributes:
+        dataset, backbone, selector: the three plug-ins with their settings.
+        evaluation: "intra" or "inter".
+        fold: label of the fold.
+        seed: root of every seed.
+        protocol: conditions held equal.
+        preset: label of the protocol for people; not part of the identity.
+        data: fingerprint of the dataset's files.
+        device: "cpu" or "cuda"; floating-point sums differ between them.
+        version: of agl-bench.
+    """
+
+    dataset: Part
+    backbone: Part
+    selector: Part
+    evaluation: str
+    fold: str
+    seed: int
+    protocol: Protocol
+    preset: str
+    data: str
+    device: str
+    version: str = __version__
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the canonical JSON of everything that decides the result."""
+        content = {k: v for k, v in self.as_json().items() if k != "preset"}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+    @cached_property
+    def group(self) -> str:
+        """Digest of what all folds and seeds of one line of a table share."""
+        content = {k: v for k, v in self.as_json().items() if k not in ("preset", "fold", "seed")}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """For progress lines: dataset, evaluation, backbone, selector, fold and seed."""
+        return (
+            f"{self.dataset.name} · {self.evaluation} · {self.backbone.name} · {self.selector.name} · "
+            f"fold {self.fold} · seed {self.seed}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "dataset": vars(self.dataset),
+            "backbone": vars(self.backbone),
+            "selector": vars(self.selector),
+            "evaluation": self.evaluation,
+            "fold": self.fold,
+            "seed": self.seed,
+            "protocol": self.protocol.settings(),
+            "preset": self.preset,
+            "data": self.data,
+            "device": self.device,
+            "version": self.version,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> RunSpec:
+        """Inverse of `as_json`."""
+        rest = {k: content[k] for k in ("evaluation", "fold", "seed", "preset", "data", "device", "version")}
+        parts = {k: Part(**content[k]) for k in ("dataset", "backbone", "selector")}
+        return cls(**parts, **rest, protocol=Protocol.of(content["protocol"]))
+
+
+CAMPAIGN_KEYS = ("preset", "selectors", "datasets", "evaluation", "backbone", "seeds", "fold", "protocol", "plugins")
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What the user asked for, before any data is read.
+
+    Attributes:
+        selectors, datasets, backbones, evaluations: names.
+        seeds: roots.
+        folds: labels to keep; empty = all.
+        protocol: conditions held equal.
+        preset: label of the protocol.
+        settings: plug-in name -> settings given by preset, file or command line.
+    """
+
+    selectors: tuple[str, ...]
+    datasets: tuple[str, ...]
+    backbones: tuple[str, ...]
+    evaluations: tuple[str, ...]
+    seeds: tuple[int, ...]
+    folds: tuple[str, ...]
+    protocol: Protocol
+    preset: str
+    settings: dict[str, dict[str, object]] = field(hash=False)
+
+    @classmethod
+    def of(
+        cls,
+        plugins: Plugins,
+        *,
+        file: Path | None = None,
+        preset: str | None = None,
+        assignments: Sequence[str] = (),
+        **lists: Sequence[str],
+    ) -> Campaign:
+        """Merge preset, file and command line, each over the one before.
+
+        Args:
+            plugins: who provides which name.
+            file: TOML with the keys of `CAMPAIGN_KEYS`.
+            preset: name of the preset; over the file's.
+            assignments: "NAME.KEY=VALUE" with NAME a plug-in or "protocol".
+            lists: selectors, datasets, backbone, evaluation, seeds, fold; an empty list leaves the file's.
+
+        Raises:
+            UnknownName, BadSpec: for anything that nobody knows or that is out of range.
+        """
+        table = read_toml(file, allowed=CAMPAIGN_KEYS) if file else {}
+        defaults = {"backbone": ["tiny"], "evaluation": list(EVALUATIONS), "seeds": ["0"], "fold": []}
+        chosen = {
+            key: _names(lists.get(key) or table.get(key) or defaults.get(key) or ())
+            for key in ("selectors", "datasets", "backbone", "evaluation", "seeds", "fold")
+        }
+        for key in ("selectors", "datasets"):
+            if not chosen[key]:
+                kind = key[:-1]
+                raise BadSpec(f"no {key} given; use --{key} {','.join(plugins.names(kind)[:2])},… ({_listing(plugins, kind)})")
+        for key, kind in (("selectors", "selector"), ("datasets", "dataset"), ("backbone", "backbone")):
+            for name in chosen[key]:
+                plugins.entry(name, kind)
+        for evaluation in chosen["evaluation"]:
+            if evaluation not in EVALUATIONS:
+                raise UnknownName("evaluation", evaluation, EVALUATIONS)
+        base = load_preset(str(preset or table.get("preset") or "clean"))
+        protocol, settings, changed = _settings(plugins, base, table, assignments)
+        return cls(
+            selectors=chosen["selectors"],
+            datasets=chosen["datasets"],
+            backbones=chosen["backbone"],
+            evaluations=chosen["evaluation"],
+            seeds=tuple(_seed(s) for s in chosen["seeds"]),
+            folds=chosen["fold"],
+            protocol=protocol,
+            preset=base.name + (f" with {', '.join(changed)}" if changed else ""),
+            settings=settings,
+        )
+
+    def part(self, plugins: Plugins, name: str, kind: str) -> Part:
+        """A plug-in with all its settings resolved."""
+        entry = plugins.entry(name, kind)
+        settings = resolve(name, tunables(entry.load()), self.settings.get(name, {}))
+        return Part(name, settings, entry.provider, entry.digest())
+
+    def cells(
+        self, plugins: Plugins, root: Path, *, device: str, fingerprint: Mapping[str, str]
+    ) -> list[tuple[RunSpec, FoldPlan]]:
+        """Every cell, in an order that keeps cells on the same data together and rotates selectors fastest.
+
+        Args:
+            plugins: who provides which name.
+            root: data folder.
+            device: "cpu" or "cuda".
+            fingerprint: dataset name -> digest of its files.
+
+        Raises:
+            MissingData: if a dataset is not there.
+            UnknownName: if a fold label asked for does not exist.
+        """
+        cells, labels = [], []
+        selectors = [self.part(plugins, s, "selector") for s in self.selectors]
+        backbones = [self.part(plugins, b, "backbone") for b in self.backbones]
+        for name in self.datasets:
+            part = self.part(plugins, name, "dataset")
+            dataset = make_dataset(plugins.entry(name, "dataset"), part)
+            donors = dataset.sections(root)
+            for evaluation in self.evaluations:
+                for plan in plan_folds(evaluation, donors, self.protocol, dataset=name):
+                    labels.append(plan.label)
+                    if self.folds and plan.label not in self.folds:
+                        continue
+                    for seed in self.seeds:
+                        for backbone in backbones:
+                            for selector in selectors:
+                                spec = RunSpec(
+                                    part, backbone, selector, evaluation, plan.label, seed,
+                                    self.protocol, self.preset, fingerprint.get(name, ""), device,
+                                )  # fmt: skip
+                                cells.append((spec, plan))
+        for label in self.folds:
+            if label not in labels:
+                raise UnknownName("fold", label, dict.fromkeys(labels))
+        return cells
+
+
+def make_dataset(entry: Entry, part: Part) -> Dataset:
+    """An instance with the settings of the part."""
+    dataset: Dataset = entry.load()(**part.settings)
+    return dataset
+
+
+def _settings(
+    plugins: Plugins, base: Preset, table: Mapping[str, Any], assignments: Sequence[str]
+) -> tuple[Protocol, dict[str, dict[str, object]], list[str]]:
+    """Protocol, plug-in settings, and what differs from the preset, for its label."""
+    protocol = base.protocol | dict(table.get("protocol", {}))
+    settings: dict[str, dict[str, object]] = {}
+    for source in (base.plugins, table.get("plugins", {})):
+        for name, values in source.items():
+            plugins.entry(name)
+            settings[name] = settings.get(name, {}) | dict(values)
+    for text in assignments:
+        target, equals, value = text.partition("=")
+        name, dot, key = target.strip().partition(".")
+        if not (equals and dot and key):
+            raise BadSpec(f"--set {text!r} is not of the form NAME.KEY=VALUE, e.g. protocol.epochs=50 or tiny.width=64")
+        if name == "protocol":
+            protocol[key] = value.strip()
+        else:
+            plugins.entry(name)
+            settings.setdefault(name, {})[key] = value.strip()
+    merged, plain = Protocol.of(protocol), Protocol.of(base.protocol)
+    changed = [f"{k}={v}" for k, v in merged.settings().items() if v != plain.settings()[k]]
+    for name, values in settings.items():
+        known = tunables(plugins.entry(name).load())
+        given, before = resolve(name, known, values), resolve(name, known, base.plugins.get(name, {}))
+        changed += [f"{name}.{k}={v}" for k, v in given.items() if v != before[k]]
+    return merged, settings, changed
+
+
+def _names(value: Sequence[str] | str) -> tuple[str, ...]:
+    """Comma-separated texts and lists of them, flattened, without repetition."""
+    items: Iterable[object] = [value] if isinstance(value, str | int) else value
+    return tuple(dict.fromkeys(n.strip() for item in items for n in str(item).split(",") if n.strip()))
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise BadSpec(f"seed {text!r} is not a whole number ≥ 0; use --seeds 0,1,2")
+    return int(text)
+
+
+def _listing(plugins: Plugins, kind: str) -> str:
+    return f"{kind}s: {', '.join(plugins.names(kind))}"

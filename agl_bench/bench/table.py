@@ -1,0 +1,119 @@
+"""The comparison at the end of a run: selectors × datasets, mean ± sd over folds and seeds, difference to a baseline."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agl_bench.bench.result import Result
+
+BASELINE = "pgl"
+FEW_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One selector on one dataset under one evaluation with one backbone.
+
+    Attributes:
+        pcc: test PCC of each unit, in order.
+        units: (fold, seed) of each.
+        difference: PCC minus the baseline's on the same units; empty if the baseline lacks one of them.
+        selected: auxiliary genes selected, of each unit.
+        seconds: of each unit.
+    """
+
+    dataset: str
+    evaluation: str
+    backbone: str
+    selector: str
+    preset: str
+    pcc: list[float]
+    units: list[tuple[str, int]]
+    difference: list[float]
+    selected: list[int]
+    seconds: list[float]
+
+
+def summarise(results: Iterable[Result]) -> list[Summary]:
+    """Group results by dataset, evaluation, backbone and selector, in the order of their first appearance."""
+    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    for result in results:
+        spec = result.spec
+        key = (spec.dataset.name, spec.evaluation, spec.backbone.name, spec.selector.name)
+        groups.setdefault(key, []).append(result)
+    summaries = []
+    for key, members in groups.items():
+        baseline = {_unit(r): r.pcc for r in groups.get((*key[:3], BASELINE), [])}
+        complete = all(_unit(r) in baseline for r in members)
+        summaries.append(
+            Summary(
+                *key,
+                preset=members[0].spec.preset,
+                pcc=[r.pcc for r in members],
+                units=[_unit(r) for r in members],
+                difference=[r.pcc - baseline[_unit(r)] for r in members] if complete else [],
+                selected=[int(r.epochs["selected"].iloc[r.best_epoch]) for r in members],
+                seconds=[r.cost["seconds"] for r in members],
+            )
+        )
+    return summaries
+
+
+def as_json(results: Sequence[Result]) -> dict[str, Any]:
+    """What the table shows, with the value of every fold, for programs."""
+    by_key = {(*_place(r), *_unit(r)): r for r in results}
+    lines = []
+    for s in summarise(results):
+        place = (s.dataset, s.evaluation, s.backbone, s.selector)
+        members = [by_key[(*place, *unit)] for unit in s.units]
+        lines.append(
+            {
+                **dict(zip(("dataset", "evaluation", "backbone", "selector"), place, strict=True)),
+                "preset": s.preset,
+                "pcc_mean": statistics.fmean(s.pcc),
+                "pcc_sd": spread(s.pcc),
+                "difference_to_baseline_mean": statistics.fmean(s.difference) if s.difference else None,
+                "difference_to_baseline_sd": spread(s.difference),
+                "baseline": BASELINE,
+                "selected_mean": statistics.fmean(s.selected),
+                "seconds_total": sum(s.seconds),
+                "cells": [
+                    {
+                        "key": r.spec.key,
+                        "fold": r.spec.fold,
+                        "seed": r.spec.seed,
+                        "scores": r.scores,
+                        "selected": k,
+                        "best_epoch": r.best_epoch,
+                        "counts": r.counts,
+                        "cost": r.cost,
+                    }
+                    for r, k in zip(members, s.selected, strict=True)
+                ],
+            }
+        )
+    return {
+        "format": 1,
+        "score": "pcc_gene_mean_section_mean",
+        "sd": "sample standard deviation over folds and seeds",
+        "provenance": results[0].provenance if results else {},
+        "protocol": results[0].spec.protocol.settings() if results else {},
+        "lines": lines,
+    }
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation, None for fewer than two values."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _unit(result: Result) -> tuple[str, int]:
+    return result.spec.fold, result.spec.seed
+
+
+def _place(result: Result) -> tuple[str, str, str, str]:
+    spec = result.spec
+    return spec.dataset.name, spec.evaluation, spec.backbone.name, spec.selector.name

@@ -1,0 +1,561 @@
+"""The command line. Thin: it reads words, calls `bench`, and shows what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agl_bench.errors import AglBenchError, BadSpec
+
+if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
+    from rich.console import Console
+
+    from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.recorder import Recorder
+    from agl_bench.bench.result import Result
+    from agl_bench.bench.run import Event
+    from agl_bench.bench.spec import Campaign
+    from agl_bench.registry.plugins import Plugins
+
+_PLUGIN = click.option(
+    "--plugin", "files", multiple=True, type=click.Path(path_type=Path), help="A single-file plug-in; repeatable."
+)
+_WORK = click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=True),
+    default=lambda: Path(os.environ.get("AGL_BENCH_WORK", "agl-bench-work")),
+    show_default="AGL_BENCH_WORK or ./agl-bench-work",
+    help="Folder of finished cells, mlflow.db and artifacts.",
+)
+_DATA = click.option(
+    "--data",
+    "root",
+    type=click.Path(path_type=Path),
+    default=lambda: Path(os.environ.get("AGL_BENCH_DATA", "data")),
+    show_default="AGL_BENCH_DATA or ./data",
+    help="Folder of the datasets.",
+)
+_SET = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME.KEY=VALUE",
+    help="A setting of a plug-in or of the protocol, e.g. dkgsb.temperature=0.02 or protocol.epochs=50; repeatable.",
+)
+
+
+class _Commands(click.Group):
+    """Suggests the nearest command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        import difflib
+
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"No such command '{args[0]}'.{hint} Commands: {', '.join(sorted(self.commands))}.")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="agl-bench", prog_name="agl-bench")
+def cli() -> None:
+    """The pluggable benchmark for auxiliary-gene selection.
+
+    Try: agl-bench run --selectors pgl,agl,hvg_k,dkgsb --datasets synthetic
+    """
+
+
+@cli.command()
+@click.option("--selectors", multiple=True, metavar="A,B", help="Auxiliary selectors to compare.")
+@click.option("--datasets", multiple=True, metavar="A,B", help="Datasets to compare them on.")
+@click.option("--backbone", multiple=True, metavar="A,B", help="Image encoders.  [default: tiny]")
+@click.option("--evaluation", multiple=True, metavar="A,B", help="intra, inter or both.  [default: intra,inter]")
+@click.option("--seeds", multiple=True, metavar="0,1", help="Roots of all randomness.  [default: 0]")
+@click.option("--fold", multiple=True, metavar="A,B", help="Only these folds, e.g. C2.0 (intra) or C2 (inter).")
+@click.option("--preset", help="Protocol to start from: clean, paper or smoke.  [default: clean]")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with the same keys; options here win.")
+@_SET
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--again", is_flag=True, help="Run finished cells anew.")
+@click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table with per-fold values.")
+@click.option(
+    "--tracking", metavar="URI", help="MLflow: a tracking URI, or none.  [default: MLFLOW_TRACKING_URI or WORK/mlflow.db]"
+)
+@_PLUGIN
+@_DATA
+@_WORK
+def run(
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+    config: Path | None,
+    preset: str | None,
+    assignments: tuple[str, ...],
+    device: str,
+    again: bool,
+    dry_run: bool,
+    json_file: Path | None,
+    tracking: str | None,
+    **lists: tuple[str, ...],
+) -> None:
+    """Train every selector on every fold and print the comparison.
+
+    Finished cells are kept: the same command continues where it was stopped. The exit status is 0 if all cells are
+    finished, 1 if some failed, 2 if the input is wrong.
+    """
+    from agl_bench.bench.spec import Campaign
+
+    plugins = _discover(files)
+    campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise BadSpec(f"--json {json_file}: the folder {json_file.parent} does not exist")
+
+    from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
+
+    torch_device = choose_device(device)
+    if dry_run:
+        _show_grid(campaign, plugins, root, work, torch_device.type)
+        return
+    store = CellStore(work)
+    cells = campaign.cells(
+        plugins, root, device=torch_device.type, fingerprint=fingerprints(campaign, plugins, root, work / "files.json")
+    )
+    bench = Bench(plugins, root, torch_device)
+    console = _console()
+    with console.status("reading and checking the data"):
+        preflight(cells, bench, store, again=again)
+    recorder = _recorder(work, tracking, console)
+    results, failures = _follow(run_cells(cells, bench, store, recorder, again=again), len(cells), console)
+    if results:
+        _show_table(results, campaign, console)
+    if json_file is not None:
+        from agl_bench.bench.table import as_json
+
+        json_file.write_text(json.dumps(as_json(results), indent=1), encoding="utf-8")
+    _show_end(work, tracking, recorder, failures, console)
+    if failures:
+        sys.exit(1)
+
+
+@cli.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_PLUGIN
+def list_(files: tuple[Path, ...], as_json: bool) -> None:
+    """List selectors, backbones and datasets, who provides them, and what is broken."""
+    plugins = _discover(files, warn=False)
+    if as_json:
+        entries = [
+            {"kind": e.kind, "name": e.name, "provider": e.provider, "summary": e.summary} for e in plugins.entries()
+        ]
+        click.echo(json.dumps({"entries": entries, "broken": [vars(b) for b in plugins.broken]}, indent=1))
+        return
+    from rich.table import Table
+
+    console = _console()
+    for kind in ("selector", "backbone", "dataset"):
+        table = Table(title=f"{kind}s", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for column in ("name", "what it is", "provided by"):
+            table.add_column(column, overflow="fold", no_wrap=column == "name")
+        for name in plugins.names(kind):
+            entry = plugins.entry(name)
+            table.add_row(name, entry.summary, entry.provider)
+        console.print(table, "")
+    if plugins.broken:
+        console.print("[bold red]disabled[/]")
+        for broken in plugins.broken:
+            console.print(f"{broken.provider}: {broken.reason}", markup=False, highlight=False)
+
+
+@cli.command()
+@click.argument("name")
+@_PLUGIN
+def show(name: str, files: tuple[Path, ...]) -> None:
+    """Show one plug-in, or a preset: what it is, where it is from, and its settings."""
+    from rich.table import Table
+
+    from agl_bench.interfaces.tunable import tunables
+    from agl_bench.protocol import Protocol, load_preset, preset_names
+
+    console = _console()
+    if name in preset_names():
+        preset = load_preset(name)
+        console.print(f"[bold]{name}[/]  preset")
+        for key, value in Protocol.of(preset.protocol).settings().items():
+            console.print(f"  protocol.{key} = {value}", highlight=False)
+        for plugin, settings in preset.plugins.items():
+            for key, value in settings.items():
+                console.print(f"  {plugin}.{key} = {value}", highlight=False)
+        return
+    entry = _discover(files).entry(name)
+    cls = entry.load()
+    module = sys.modules[cls.__module__]
+    console.print(f"[bold]{name}[/]  {entry.kind} of {entry.provider}\n")
+    console.print((module.__doc__ or cls.__doc__ or "").strip(), markup=False, highlight=False)
+    for attribute in ("reference", "citation", "licence", "revision"):
+        if getattr(cls, attribute, ""):
+            console.print(f"\n{attribute}: {getattr(cls, attribute)}", markup=False, highlight=False, end="")
+    table = Table(title="\nsettings (--set)", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in ("setting", "default", "takes"):
+        table.add_column(column, overflow="fold")
+    for tunable in tunables(cls).values():
+        default = ",".join(tunable.default) if isinstance(tunable.default, tuple) else str(tunable.default)
+        table.add_row(f"{name}.{tunable.name}", default, tunable.allowed())
+    console.print("\n" if not table.rows else table)
+
+
+@cli.command()
+@click.argument("name")
+@_SET
+@_PLUGIN
+@_DATA
+def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root: Path) -> None:
+    """Download a dataset: only what is missing, checked."""
+    from agl_bench.bench.spec import Campaign, make_dataset
+
+    plugins = _discover(files)
+    entry = plugins.entry(name, "dataset")
+    campaign = Campaign.of(plugins, selectors=["pgl"], datasets=[name], assignments=assignments)
+    dataset = make_dataset(entry, campaign.part(plugins, name, "dataset"))
+    console = _console()
+    if dataset.licence:
+        console.print(f"{name}: {dataset.citation} Licence: {dataset.licence}.", markup=False, highlight=False)
+    dataset.fetch(root)
+    sections = dataset.sections(root)
+    console.print(f"{name} is there: {len(sections)} sections ({', '.join(sections)}).", markup=False, highlight=False)
+
+
+@cli.command()
+@click.argument("name")
+@_SET
+@_PLUGIN
+@_DATA
+def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root: Path) -> None:
+    """Check a plug-in against the rules of its door. NAME is a plug-in or a .py file."""
+    from agl_bench.bench.spec import Campaign, make_dataset
+    from agl_bench.testing import check_backbone, check_dataset, check_selector
+
+    path = Path(name)
+    if path.suffix == ".py":
+        files = (*files, path)
+    plugins = _discover(files)
+    entries = [e for e in plugins.entries() if e.provider == name] if path.suffix == ".py" else [plugins.entry(name)]
+    console = _console()
+    broken = 0
+    for entry in entries:
+        named = {"selector": ["pgl"], "backbone": ["tiny"], "dataset": ["synthetic"]} | {entry.kind: [entry.name]}
+        campaign = Campaign.of(
+            plugins, selectors=named["selector"], datasets=named["dataset"], backbone=named["backbone"],
+            assignments=assignments,
+        )  # fmt: skip
+        part = campaign.part(plugins, entry.name, entry.kind)
+        if entry.kind == "selector":
+            verdicts = check_selector(entry.load(), part.settings)
+        elif entry.kind == "backbone":
+            verdicts = check_backbone(entry.load(), part.settings)
+        else:
+            verdicts = check_dataset(make_dataset(entry, part), root, name=entry.name)
+        console.print(f"[bold]{entry.name}[/]  {entry.kind} of {entry.provider}")
+        for verdict in verdicts:
+            mark = "[green]ok[/]  " if verdict.problem is None else "[red]FAIL[/]"
+            console.print(f"  {mark} {verdict.rule}")
+            if verdict.problem is not None:
+                broken += 1
+                console.print(f"       {verdict.problem}", markup=False, highlight=False)
+    if broken:
+        console.print(f"{broken} rule{'s' if broken > 1 else ''} broken")
+        sys.exit(1)
+
+
+@cli.command()
+@click.option("--tracking", metavar="URI", help="MLflow tracking URI.  [default: MLFLOW_TRACKING_URI or WORK/mlflow.db]")
+@_WORK
+def sync(work: Path, tracking: str | None) -> None:
+    """Bring MLflow up to date with the finished cells of the work folder."""
+    if tracking == "none":
+        raise BadSpec("--tracking none: there is nothing to sync to; name a tracking URI or leave the option out")
+    store = _existing(work)
+    console = _console()
+    recorder = _recorder(work, tracking, console)
+    added = kept = 0
+    for result in store:
+        if recorder.record(result):
+            added += 1
+        else:
+            kept += 1
+    recorder.finish()
+    dead = getattr(recorder, "dead", None)
+    if dead:
+        raise AglBenchError(f"the sync was cut short: {dead}")
+    console.print(f"{added} cells added to MLflow, {kept} were there already.")
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--tracking", metavar="URI", help="MLflow tracking URI of a database.  [default: WORK/mlflow.db]")
+@_WORK
+def ui(work: Path, port: int, tracking: str | None) -> None:
+    """Start the MLflow UI on this machine and print where to look."""
+    from agl_bench.bench.mlflow_recorder import serve
+
+    _existing(work)
+    serve(work, tracking, port, click.echo)
+
+
+@cli.command()
+@_PLUGIN
+@_DATA
+@_WORK
+def doctor(files: tuple[Path, ...], root: Path, work: Path) -> None:
+    """Say what this machine has and what is missing."""
+    from agl_bench.bench.doctor import diagnose
+
+    console = _console()
+    findings = diagnose(_discover(files, warn=False), root, work)
+    for finding in findings:
+        mark = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "problem": "[red]FAIL[/]"}[finding.level]
+        console.print(f"{mark} [bold]{finding.subject}[/]: ", end="")
+        console.print(finding.text, markup=False, highlight=False)
+    if any(f.level == "problem" for f in findings):
+        sys.exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: one sentence and status 2 for bad input, never a traceback for it."""
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        sys.exit(cli.main(arguments, prog_name="agl-bench", standalone_mode=False))
+    except AglBenchError as error:
+        _stop(" ".join(str(error).split()), 2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _stop("interrupted; finished cells are kept, the same command continues", 130)
+    except BrokenPipeError:  # e.g. `agl-bench list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _stop(sentence: str, status: int) -> None:
+    click.echo(f"agl-bench: {sentence}", err=True)
+    sys.exit(status)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A pipe or a log has no width of its own: do not fold tables there.
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def _discover(files: Sequence[Path], *, warn: bool = True) -> Plugins:
+    from agl_bench.registry.plugins import Plugins
+
+    plugins = Plugins.discover(files)
+    if warn:
+        for broken in plugins.broken:
+            click.echo(f"agl-bench: plug-in {broken.provider} is disabled: {broken.reason}", err=True)
+    return plugins
+
+
+def _existing(work: Path) -> CellStore:
+    from agl_bench.bench.cells import CellStore
+
+    if not (work / "cells").is_dir():
+        raise BadSpec(f"{work} is not a work folder of agl-bench: nothing has been run there; use --work")
+    return CellStore(work)
+
+
+def _recorder(work: Path, tracking: str | None, console: Console) -> Recorder:
+    from agl_bench.bench.recorder import NoRecorder
+
+    if tracking == "none":
+        return NoRecorder()
+    with console.status("opening MLflow"):
+        from agl_bench.bench.mlflow_recorder import MlflowRecorder
+
+        return MlflowRecorder.connect(work, tracking)
+
+
+def _show_grid(campaign: Campaign, plugins: Plugins, root: Path, work: Path, device: str) -> None:
+    """The cells that a run would go through, one line each, and whether they are finished."""
+    from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.run import fingerprints
+
+    store = CellStore(work) if (work / "cells").is_dir() else None
+    known = fingerprints(campaign, plugins, root, work / "files.json" if store else None)
+    cells = campaign.cells(plugins, root, device=device, fingerprint=known)
+    done = 0
+    for spec, _ in cells:
+        finished = store is not None and store.read(spec.key) is not None
+        done += finished
+        click.echo(f"{spec.key}  {'done' if finished else 'todo'}  {spec.title}")
+    click.echo(f"{len(cells)} cells, {done} finished, {len(cells) - done} to run; preset {campaign.preset}")
+
+
+def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], list[Any]]:
+    """Show events as they come: two bars on a terminal, plain lines elsewhere."""
+    from agl_bench.bench.run import Failed, Finished
+
+    results: list[Result] = []
+    failures: list[Any] = []
+    show = _Bars(total, console) if console.is_terminal else _Lines(total)
+    with show:
+        for event in events:
+            if isinstance(event, Finished):
+                results.append(event.result)
+            elif isinstance(event, Failed):
+                failures.append(event)
+            show.take(event)
+    return results, failures
+
+
+class _Lines:
+    """One plain line for each cell."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.number, self.kept = total, 0, 0
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.kept:
+            click.echo(f"{self.kept} cells were finished before and kept")
+
+    def take(self, event: Event) -> None:
+        """Print what is worth a line."""
+        from agl_bench.bench.run import Failed, Finished
+
+        if isinstance(event, Finished) and event.kept:
+            self.number += 1
+            self.kept += 1
+        elif isinstance(event, Finished):
+            self.number += 1
+            click.echo(f"[{self.number}/{self.total}] {_outcome(event.result)}")
+        elif isinstance(event, Failed):
+            self.number += 1
+            click.echo(f"[{self.number}/{self.total}] {event.spec.title}: FAILED, {event.sentence}")
+
+
+class _Bars:
+    """A bar for the grid and one for the epochs of the cell at hand."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self.grid = self.progress.add_task("cells", total=total)
+        self.cell = self.progress.add_task("epochs", total=None, visible=False)
+
+    def __enter__(self) -> _Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.update(self.cell, visible=False)
+        self.progress.stop()
+
+    def take(self, event: Event) -> None:
+        """Move the bars."""
+        from agl_bench.bench.run import EpochDone, Failed, Finished, Started
+
+        if isinstance(event, Started):
+            self.progress.reset(self.cell, total=event.spec.protocol.epochs, description=event.spec.title, visible=True)
+        elif isinstance(event, EpochDone):
+            self.progress.advance(self.cell)
+        elif isinstance(event, Finished):
+            self.progress.advance(self.grid)
+            if not event.kept:
+                self.progress.console.print(_outcome(event.result), highlight=False, markup=False)
+        elif isinstance(event, Failed):
+            self.progress.advance(self.grid)
+            text = f"{event.spec.title}: FAILED, {event.sentence}"
+            self.progress.console.print(text, style="red", highlight=False, markup=False)
+
+
+def _outcome(result: Result) -> str:
+    return (
+        f"{result.spec.title}: PCC {result.pcc:.3f}, best epoch {result.best_epoch} of {len(result.epochs)}, "
+        f"k {result.epochs['selected'].iloc[result.best_epoch]}, {result.cost['seconds']:.1f} s"
+    )
+
+
+def _show_table(results: list[Result], campaign: Campaign, console: Console) -> None:
+    """Selectors × datasets, one table for each evaluation and backbone."""
+    import statistics
+
+    from rich.table import Table
+
+    from agl_bench.bench.table import BASELINE, FEW_SEEDS, spread, summarise
+
+    summaries = summarise(results)
+    for evaluation, backbone in dict.fromkeys((s.evaluation, s.backbone) for s in summaries):
+        here = [s for s in summaries if (s.evaluation, s.backbone) == (evaluation, backbone)]
+        best = {d: max(statistics.fmean(s.pcc) for s in here if s.dataset == d) for d in campaign.datasets if any(s.dataset == d for s in here)}
+        table = Table(
+            title=f"{evaluation}-batch · backbone {backbone} · preset {campaign.preset}", title_justify="left", title_style="bold"
+        )
+        table.add_column("selector", no_wrap=True)
+        for dataset in best:
+            table.add_column(f"{dataset}\nPCC mean ± sd", justify="right", no_wrap=True)
+            table.add_column(f"\nΔ {BASELINE} ± sd", justify="right", no_wrap=True)
+            table.add_column("\nk", justify="right", no_wrap=True)
+            table.add_column("\ncells", justify="right", no_wrap=True)
+        for selector in dict.fromkeys(s.selector for s in here):
+            row = [selector]
+            for dataset in best:
+                line = next((s for s in here if (s.dataset, s.selector) == (dataset, selector)), None)
+                if line is None:
+                    row += ["–"] * 4
+                    continue
+                mean = statistics.fmean(line.pcc)
+                pcc = f"{mean:.3f}{_plus_minus(spread(line.pcc))}"
+                difference = "–"
+                if line.difference and selector != BASELINE:
+                    difference = f"{statistics.fmean(line.difference):+.3f}{_plus_minus(spread(line.difference))}"
+                k = f"{statistics.fmean(line.selected):,.0f}"
+                row += [f"[bold]{pcc}[/]" if mean == best[dataset] else pcc, difference, k, str(len(line.pcc))]
+            table.add_row(*row)
+        console.print("", table)
+    seeds = len(campaign.seeds)
+    console.print(
+        f"PCC: mean over primary genes within a section, then over sections; sd over folds and seeds; "
+        f"{seeds} seed{'s' if seeds > 1 else ''}; k: auxiliary genes selected.",
+        highlight=False,
+    )
+    if seeds < FEW_SEEDS:
+        console.print(
+            f"Fewer than {FEW_SEEDS} seeds: no ranking can be concluded from this table (--seeds 0,1,2).", highlight=False
+        )
+
+
+def _plus_minus(sd: float | None) -> str:
+    return "" if sd is None else f" ± {sd:.3f}"
+
+
+def _show_end(work: Path, tracking: str | None, recorder: Recorder, failures: list[Any], console: Console) -> None:
+    for failure in failures:
+        click.echo(f"agl-bench: failed: {failure.spec.title}: {failure.sentence} (details: {failure.details})", err=True)
+    if failures:
+        click.echo("agl-bench: the same command tries failed cells again", err=True)
+    if getattr(recorder, "dead", None):
+        click.echo(f"agl-bench: MLflow is incomplete; `agl-bench sync --work {work}` brings it up to date", err=True)
+    elif tracking != "none":
+        console.print(f"Results: {work}/cells; in the browser: agl-bench ui --work {work}", highlight=False)

@@ -1,0 +1,79 @@
+"""Everything agl-bench raises on purpose: what is wrong, which one, what to do instead.
+
+AglBenchError
+├── UnknownName        a selector, backbone, dataset, preset or key that nobody provides
+├── NameTaken          two plug-ins provide the same name
+├── BadPlugin          a plug-in breaks a rule of its door
+├── BadSpec            a setting outside its range, or settings that contradict each other
+├── BadSection         a tissue section that fails a check
+├── MissingData        a dataset's files are not where they should be
+├── FetchFailed        a download could not be started or did not pass its check
+├── BadWorkFolder      the work folder cannot be written, or holds something unreadable
+├── TrackerUnavailable the MLflow server does not answer
+└── Diverged           training produced a non-finite loss
+
+The command line prints the sentence and exits with status 2; it never shows a traceback for one of these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AglBenchError(Exception):
+    """Root of the tree. The message is one sentence for a person."""
+
+
+class UnknownName(AglBenchError):
+    """A name that nobody provides; suggests the nearest one and lists the rest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, remedy: str = "") -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        listing = f" Known: {', '.join(names)}." if names else f" There is no {kind} at all."
+        super().__init__(f"unknown {kind} '{name}'.{hint}{listing}{' ' + remedy if remedy else ''}")
+
+
+class NameTaken(AglBenchError):
+    """Two plug-ins provide the same name; names both providers."""
+
+    def __init__(self, name: str, first: str, second: str) -> None:
+        super().__init__(f"'{name}' is provided by both {first} and {second}")
+
+
+class BadPlugin(AglBenchError):
+    """A plug-in breaks a rule of its door: which plug-in, which rule, what was got."""
+
+
+class BadSpec(AglBenchError):
+    """A setting outside its range: field, value, allowed range."""
+
+
+class BadSection(AglBenchError):
+    """A section that fails a check: section, check, first offending spot or gene."""
+
+    def __init__(self, section: str, problem: str) -> None:
+        self.section, self.problem = section, problem
+        super().__init__(f"section '{section}': {problem}")
+
+
+class MissingData(AglBenchError):
+    """Files of a dataset are absent: which file, which command brings it."""
+
+
+class FetchFailed(AglBenchError):
+    """A download could not be started, finished or verified."""
+
+
+class BadWorkFolder(AglBenchError):
+    """The work folder cannot be created, written or read."""
+
+
+class TrackerUnavailable(AglBenchError):
+    """The tracking server does not answer or refuses."""
+
+
+class Diverged(AglBenchError):
+    """Training produced a non-finite loss: epoch and first non-finite gene."""

@@ -1,0 +1,1 @@
+"""The three doors (selector, backbone, dataset) and the nouns in their signatures."""

@@ -1,0 +1,107 @@
+"""The door for auxiliary selectors: turn one loss per gene into the one loss that is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from agl_bench.interfaces.genes import GeneSplit
+from agl_bench.maths.hypergradient import Hypergradient, Unrolled
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """All that a selector may know before training: leak-free by construction.
+
+    Attributes:
+        genes: the gene axis, with primary genes and ranks.
+        expression: (spots, genes) float32 of the training spots, normalised as the protocol says. Not to be changed.
+        generator: the selector's own randomness; the only one it may use.
+        detach_weight_sum: the protocol's choice for `Selector.weighted_mean`.
+    """
+
+    genes: GeneSplit
+    expression: Tensor
+    generator: torch.Generator
+    detach_weight_sum: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one forward pass of the model produced.
+
+    Attributes:
+        features: (spots, width).
+        prediction: (spots, genes).
+        target: (spots, genes).
+        row: (spots,) int64, rows in the store of training spots.
+        epoch: counts from 0.
+    """
+
+    features: Tensor
+    prediction: Tensor
+    target: Tensor
+    row: Tensor
+    epoch: int
+
+
+class Selector(nn.Module):
+    """Turns one loss per gene into the one loss that is trained on.
+
+    Write `forward`; everything else is data. Parameters registered in `__init__` are learnt: from the held-out spots
+    through `hypergradient` where `learns_from` is "validation", together with the model where it is "training".
+    Settings are keyword-only arguments of `__init__` with their range in the annotation (`agl_bench.LogRange`).
+
+    Rules of the door, checked by `agl-bench check NAME`: the result is a finite scalar on the graph; its slope is
+    positive on every primary gene; `forward` changes no state (it also runs inside look-aheads); random numbers come
+    from `view.generator` alone; the order of the genes does not matter; 0 and 1 auxiliary genes work.
+
+    Attributes:
+        learns_from: where parameters learn, if there are any.
+        learning_rate: of those parameters, Adam.
+        hypergradient: how their gradient is obtained where they learn from validation.
+        reference: the publication or idea that this selector implements.
+        view: what the constructor was given.
+    """
+
+    learns_from: Literal["training", "validation"] = "validation"
+    learning_rate: float = 3e-3
+    hypergradient: Hypergradient = Unrolled(1)
+    reference: str = ""
+
+    is_primary: Tensor
+
+    def __init__(self, view: TrainingView) -> None:
+        super().__init__()
+        self.genes = view.genes
+        self.detach_weight_sum = view.detach_weight_sum
+        self.register_buffer("is_primary", view.genes.primary, persistent=False)
+
+    def forward(self, losses: Tensor, step: Step) -> Tensor:
+        """The loss to train on.
+
+        Args:
+            losses: (genes,) one loss per gene of the batch.
+            step: what the forward pass produced.
+
+        Returns:
+            () a finite scalar.
+        """
+        raise NotImplementedError
+
+    def weighted_mean(self, losses: Tensor, weights: Tensor) -> Tensor:
+        """Σ w·l / Σ w with the weight of every primary gene fixed at 1.
+
+        The single home of the choice whether Σw is a constant for differentiation (`protocol.detach_weight_sum`, as
+        in the authors' released code) or not.
+
+        Args:
+            losses: (genes,).
+            weights: (genes,) ≥ 0; entries of primary genes are ignored.
+        """
+        weights = torch.where(self.is_primary, torch.ones_like(weights), weights)
+        total = weights.sum()
+        return (weights * losses).sum() / (total.detach() if self.detach_weight_sum else total)

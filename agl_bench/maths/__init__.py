@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: losses, metrics, hypergradients, seeds. Imports torch only."""

@@ -1,0 +1,124 @@
+"""Every condition that is held equal across selectors, as one value: TOML in, TOML out, two named presets.
+
+The defaults here *are* the preset `clean`; `benchmarks/clean.toml` spells them out and a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from agl_bench.errors import BadSpec, UnknownName
+from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, resolve, tunable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The conditions of a comparison. Two results may share a table only if their protocols are equal."""
+
+    # Genes and targets
+    min_genes_per_spot: Annotated[int, Range(0, 100_000)] = 50
+    min_spots_per_gene: Annotated[int, Range(0, 1_000_000)] = 1
+    normalisation: Literal["normalize_total+log1p", "log1p"] = "normalize_total+log1p"
+    primary_genes: Annotated[int, Range(1, 100_000)] = 50
+    primary_detection: Annotated[float, Range(0, 1)] = 0.25  # of the spots; a rarer gene is never primary
+    genes_from: Literal["training", "all"] = "training"  # spots that decide gene filter, primary genes and ranks
+
+    # Folds
+    folds: Annotated[int, Range(2, 100)] = 5
+    fold_shape: Literal["blocks", "random"] = "blocks"
+    buffer_um: Annotated[float, Range(0, 10_000)] = 112.0  # closer training spots are dropped; 112 µm = one patch
+    validation_share: Annotated[float, Range(0.01, 0.5)] = 0.2  # of the spots that are not test
+    held_out_share: Annotated[float, Range(0, 0.5)] = 0.15  # likewise, for the outer loss; 0 = use validation spots
+    leave_out: Literal["auto", "section", "donor"] = "auto"  # inter; auto = donor where two or more are known
+
+    # Patches
+    patch_um: Annotated[float, Range(1, 10_000)] = 112.0
+    augment: bool = True  # flips and quarter turns of training patches
+
+    # Training
+    loss: Literal["pearson", "squared_error"] = "pearson"
+    batch_size: Annotated[int, Range(2, 100_000)] = 64
+    batches_within_section: bool = True  # a batch never mixes sections
+    learning_rate: Annotated[float | Literal["backbone"], LogRange(1e-7, 10)] = "backbone"  # of the model, Adam
+    weight_decay: Annotated[float, Range(0, 1)] = 0.0
+    epochs: Annotated[int, Range(1, 1_000_000)] = 100
+    patience: Annotated[int, Range(1, 1_000_000)] = 20
+
+    # Outer steps, for selectors that learn from validation
+    outer_start: Annotated[int, Range(0, 1_000_000)] = 1  # first epoch that opens with outer steps
+    outer_every: Annotated[int, Range(1, 1_000_000)] = 1  # epochs
+    outer_augment: bool = False  # augment the batch of the outer loss
+    detach_weight_sum: bool = False  # treat Σw of the weighted mean as a constant (method of the released code)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, object]) -> Protocol:
+        """Build from plain values; unknown keys and values outside their range are errors."""
+        protocol = cls(**resolve("protocol", _known(), settings))  # type: ignore[arg-type]
+        if protocol.validation_share + protocol.held_out_share >= 0.9:
+            raise BadSpec(
+                f"protocol.validation_share + protocol.held_out_share = "
+                f"{protocol.validation_share + protocol.held_out_share:g} leaves no spots to train on; keep it below 0.9"
+            )
+        return protocol
+
+    def settings(self) -> dict[str, Value]:
+        """Plain values, ready for JSON or TOML."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point: protocol settings and plug-in settings."""
+
+    name: str
+    protocol: dict[str, object]
+    plugins: dict[str, dict[str, object]]
+
+
+def preset_names() -> list[str]:
+    """Presets that come with agl-bench."""
+    return sorted(path.stem for path in _preset_folder().glob("*.toml") if path.stem in ("clean", "paper", "smoke"))
+
+
+def load_preset(name: str) -> Preset:
+    """Read a preset that comes with agl-bench.
+
+    Raises:
+        UnknownName: with the names that exist.
+    """
+    if name not in preset_names():
+        raise UnknownName("preset", name, preset_names())
+    table = read_toml(_preset_folder() / f"{name}.toml", allowed=("protocol", "plugins"))
+    return Preset(name, table.get("protocol", {}), table.get("plugins", {}))
+
+
+def read_toml(path: Path, *, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """Read a TOML file whose top-level keys must be among `allowed`."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadSpec(f"cannot read {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSpec(f"{path} is not valid TOML: {error}") from None
+    for key in table:
+        if key not in allowed:
+            raise UnknownName(f"key of {path.name}", key, allowed)
+    return table
+
+
+@cache
+def _known() -> dict[str, Tunable]:
+    hints = typing.get_type_hints(Protocol, include_extras=True)
+    return {field.name: tunable(field.name, hints[field.name], field.default) for field in fields(Protocol)}  # type: ignore[arg-type]
+
+
+def _preset_folder() -> Path:
+    """Inside an installed wheel the presets lie beside this file; in a checkout they are in `benchmarks/`."""
+    installed = Path(__file__).parent / "presets"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "benchmarks"

@@ -1,0 +1,1 @@
+"""One model, one loop, one evaluation, for every selector. Receives objects, never names."""

@@ -1,0 +1,167 @@
+"""A folder of the user's own sections: `agl-bench run --datasets folder --set folder.path=/data/mine`.
+
+/data/mine/<section>/counts.h5ad      raw counts, spots × genes; obsm["spatial"] = (x, y) of the spot centres in pixels;
+                                      uns["um_per_px"]; uns["patient"] or uns["donor"] where it is known
+/data/mine/<section>/image.jpg        the slide (.jpg, .jpeg, .png, .tif, .tiff), or
+/data/mine/<section>/patches.h5       patches cut beforehand: img (patches, H, H, 3) uint8, barcode (patches,);
+                                      uns["patch_um"] in counts.h5ad says how much tissue they show, else it is taken
+                                      that they show what the protocol asks for
+/data/mine/<section>/embedding.h5     optional: embeddings (rows, width), barcodes (rows,)
+
+Where both an image and patches.h5 are there, the image is used, because it can give patches of any size. Spots without
+a patch in patches.h5 are left out and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import anndata
+
+from agl_bench import (
+    ArrayPatches,
+    BadSection,
+    BadSpec,
+    Dataset,
+    ImagePatches,
+    MissingData,
+    PatchSource,
+    Section,
+    read_embedding,
+    read_uns,
+)
+
+_IMAGES = ("image.jpg", "image.jpeg", "image.png", "image.tif", "image.tiff")
+_PARTS = ("counts.h5ad", "patches.h5", "embedding.h5", *_IMAGES)
+
+
+class Folder(Dataset):
+    """Sections in the subfolders of one folder.
+
+    Args:
+        path: the folder, absolute or relative to the data folder.
+        sections: names of the subfolders to use, in this order; all by default, sorted.
+    """
+
+    revision = "local"
+
+    def __init__(self, *, path: str = "", sections: tuple[str, ...] = ()) -> None:
+        self.path = path
+        self.chosen = sections
+
+    def folder(self, root: Path) -> Path:
+        """Where the subfolders are."""
+        if not self.path:
+            raise MissingData("dataset 'folder' does not know where to look; give --set folder.path=/your/folder")
+        return root / Path(self.path).expanduser()
+
+    def remedy(self) -> str:
+        """What to do about absent files."""
+        return "see `agl-bench show folder` for the files of a section"
+
+    def sections(self, root: Path) -> dict[str, str]:
+        """Names of the sections, each with its donor from uns["patient"] or uns["donor"]."""
+        return {name: _donor(read_uns(files[0], "patient", "donor")) for name, files in self._found(root).items()}
+
+    def load(self, root: Path) -> list[Section]:
+        """All sections with raw counts as stored."""
+        return [_read(name, files) for name, files in self._found(root).items()]
+
+    def files(self, root: Path) -> list[Path]:
+        """counts.h5ad, the image or patches.h5, and embedding.h5 of each section."""
+        return [path for files in self._found(root).values() for path in files]
+
+    def _found(self, root: Path) -> dict[str, list[Path]]:
+        """The files of each chosen section."""
+        base = self.folder(root)
+        if not base.is_dir():
+            raise MissingData(f"there is no folder {base}; {self.remedy()}")
+        there = sorted(entry.name for entry in base.iterdir() if any((entry / part).is_file() for part in _PARTS))
+        for name in self.chosen:
+            if name not in there:
+                listing = f"it has: {', '.join(there)}" if there else "it has none"
+                raise MissingData(f"{base} has no section '{name}' ({listing}); {self.remedy()}")
+            if self.chosen.count(name) > 1:
+                raise BadSpec(f"section '{name}' is chosen more than once; name each section once")
+        if not there:
+            raise MissingData(f"{base} has no subfolder with a counts.h5ad; {self.remedy()}")
+        return {name: self._files_of(base / name) for name in self.chosen or there}
+
+    def _files_of(self, folder: Path) -> list[Path]:
+        """The files of one section that are read, counts.h5ad first."""
+        counts, patches, embedding = folder / "counts.h5ad", folder / "patches.h5", folder / "embedding.h5"
+        images = [folder / image for image in _IMAGES if (folder / image).is_file()]
+        if len(images) > 1:
+            raise BadSection(folder.name, f"it has {images[0].name} and {images[1].name}; keep the one that is meant")
+        if not counts.is_file():
+            raise MissingData(f"section '{folder.name}': {counts} is not there; {self.remedy()}")
+        pictures = images or ([patches] if patches.is_file() else [])
+        features = [embedding] if embedding.is_file() else []
+        if not pictures and not features:
+            raise MissingData(
+                f"section '{folder.name}': {folder} has no image.jpg (.png, .tif), no patches.h5 and "
+                f"no embedding.h5; {self.remedy()}"
+            )
+        return [counts, *pictures, *features]
+
+
+def read_counts(path: Path, section: str) -> anndata.AnnData:
+    """An .h5ad file as stored.
+
+    Raises:
+        BadSection: if it cannot be read.
+    """
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:  # noqa: BLE001  (a damaged or foreign file makes anndata raise nearly anything)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadSection(section, f"{path} cannot be read as .h5ad ({reason}); replace it") from None
+
+
+def _read(name: str, files: list[Path]) -> Section:
+    by_name = {path.name: path for path in files}
+    counts = read_counts(by_name.pop("counts.h5ad"), name)
+    if "um_per_px" not in counts.uns:
+        raise BadSection(name, "uns['um_per_px'] is missing in counts.h5ad; set it to the size of an image pixel in µm")
+    um_per_px = _positive(counts.uns["um_per_px"], "um_per_px", name)
+    measured = counts.n_obs
+    embedding = by_name.pop("embedding.h5", None)
+    patches: PatchSource | None = None
+    for path in by_name.values():
+        if path.name == "patches.h5":
+            side_um = _positive(counts.uns["patch_um"], "patch_um", name) if "patch_um" in counts.uns else None
+            patches, kept = ArrayPatches.matched(path, counts.obs_names, side_um, section=name)
+            if len(kept) < counts.n_obs:
+                counts = counts[kept].copy()
+        elif "spatial" not in counts.obsm:
+            raise BadSection(
+                name, "obsm['spatial'] is missing in counts.h5ad; it has to be (x, y) of the spots in pixels"
+            )
+        else:
+            patches = ImagePatches(path, counts.obsm["spatial"], um_per_px, section=name)
+    return Section(
+        name,
+        counts,
+        um_per_px,
+        patches=patches,
+        embedding=read_embedding(embedding, counts.obs_names, section=name) if embedding else None,
+        donor=_donor(counts.uns),
+        dropped_spots=measured - counts.n_obs,
+    )
+
+
+def _positive(value: object, key: str, section: str) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise BadSection(section, f"uns['{key}'] in counts.h5ad is {value!r}; it has to be a positive number of µm")
+    return number
+
+
+def _donor(uns: Mapping[str, object]) -> str:
+    """Whom the tissue is from; "" where it is not written down."""
+    return next((str(uns[key]).strip() for key in ("patient", "donor") if str(uns.get(key, "")).strip()), "")

@@ -1,0 +1,29 @@
+"""Sections of HER2-positive breast tumours (Andersson et al. 2021), measured with Spatial Transcriptomics arrays.
+
+Spots are 100 µm wide and 200 µm apart, about 180 to a section, so a run takes minutes on a CPU. All four default
+sections are of patient C: with `leave_out = "auto"` there is one known donor, and sections are left out instead. Other
+sections in the folder (B4, of patient B, has few counts) are chosen with `--set her2st.sections=B4,C2,C3`.
+"""
+
+from __future__ import annotations
+
+from agl_bench_plugins.datasets.folder import Folder
+
+
+class Her2st(Folder):
+    """Sections in the subfolder her2st/ of the data folder.
+
+    Args:
+        sections: names of the sections to use, in this order.
+    """
+
+    citation = "Andersson et al. 2021, Nat Commun 12:6012, doi:10.1038/s41467-021-26271-2"
+    licence = "CC BY 4.0 (Zenodo 4751624)"
+    revision = "almaan/her2st 85df7411b987"
+
+    def __init__(self, *, sections: tuple[str, ...] = ("C2", "C3", "C4", "C5")) -> None:
+        super().__init__(path="her2st", sections=sections)
+
+    def remedy(self) -> str:
+        """What to do about absent files."""
+        return "set AGL_BENCH_DATA to the folder that holds her2st/"

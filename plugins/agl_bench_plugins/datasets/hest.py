@@ -1,0 +1,274 @@
+"""Slides of HEST-1k (Jaume et al. 2024), as MahmoodLab/hest on Hugging Face stores them.
+
+<data folder>/hest/st/<id>.h5ad            raw counts, spots × genes; obsm["spatial"] = (x, y) in pixels of the scan
+<data folder>/hest/patches/<id>.h5         img (patches, 224, 224, 3) uint8 at 0.5 µm for a pixel, barcode (patches, 1)
+<data folder>/hest/metadata/<id>.json      pixel_size_um_estimated, inter_spot_dist, patient
+
+The data are gated: they come with `agl-bench fetch NAME` once their licence is accepted. A copy of that folder made by
+other means works as well. Spots without a patch (no tissue, outside the scan) are left out and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from agl_bench_plugins.datasets.folder import read_counts
+from scipy.spatial import KDTree
+
+from agl_bench import ArrayPatches, BadSection, Dataset, FetchFailed, MissingData, Section
+
+_REPOSITORY = "MahmoodLab/hest"
+_PATCH_UM = 112.0  # 224 px at 0.5 µm
+_VISIUM_PITCH_UM = 100.0
+_INCOMING = ".incoming"  # downloads stay here until they are verified, so that a file in its place is a good one
+
+
+class HestSlides(Dataset):
+    """Some slides of HEST-1k; a subclass names them.
+
+    Args:
+        revision: branch, tag or commit of the repository to fetch from.
+
+    Attributes:
+        called: name of the plug-in, for messages.
+        ids: HEST ids, in order.
+    """
+
+    citation = "Jaume et al. 2024, HEST-1k, NeurIPS Datasets and Benchmarks, arXiv:2406.16192"
+    licence = "CC BY-NC-SA 4.0"
+    called: str
+    ids: tuple[str, ...] = ()
+
+    def __init__(self, *, revision: str = "main") -> None:
+        self.revision = revision
+
+    def sections(self, root: Path) -> dict[str, str]:
+        """The ids, each with the patient that its metadata name."""
+        self._require(root)
+        return {slide: _donor(_metadata(root, slide)) for slide in self.ids}
+
+    def load(self, root: Path) -> list[Section]:
+        """All slides with raw counts."""
+        self._require(root)
+        return [_read(root, slide) for slide in self.ids]
+
+    def files(self, root: Path) -> list[Path]:
+        """Counts, patches and, where they are there, metadata of each slide."""
+        self._require(root)
+        return [path for slide in self.ids for path in _paths(root, slide) if path.is_file()]
+
+    def fetch(self, root: Path) -> None:
+        """Download what is absent or differs from the repository; every file is verified before it gets its name."""
+        wanted = [f"{kind}/{slide}.{ending}" for slide in self.ids for kind, ending in _KINDS]
+        absent = [name for name in wanted if not (root / "hest" / name).is_file()]
+        token = os.environ.get("HF_TOKEN", "").strip()
+        offline = next((name for name in ("AGL_BENCH_OFFLINE", "HF_HUB_OFFLINE") if _is_on(name)), "")
+        if not absent and (offline or not token):
+            return  # every file was verified when it came
+        if offline:
+            raise FetchFailed(
+                f"{offline} forbids downloads, and {len(absent)} files of '{self.called}' are absent, the first is "
+                f"{root / 'hest' / absent[0]}; unset {offline}, or copy the files there"
+            )
+        if not token:
+            raise FetchFailed(f"HF_TOKEN is not set. {self._steps()}")
+        self._download(root / "hest", wanted, token)
+
+    def _download(self, folder: Path, wanted: list[str], token: str) -> None:
+        # Imported here: it takes longer than the rest of the plug-in, and only `fetch` needs it.
+        import huggingface_hub
+        from huggingface_hub import errors
+
+        # The library of the connection differs between versions of huggingface_hub (requests, httpx);
+        # its HTTPError is the base of every error of the connection that is no OSError.
+        broken = (OSError, ValueError, errors.HTTPError)
+        try:
+            api = huggingface_hub.HfApi(token=token)
+            # One commit for all files, even if the branch moves on meanwhile.
+            commit = api.dataset_info(_REPOSITORY, revision=self.revision).sha
+            listed = api.get_paths_info(_REPOSITORY, wanted, revision=commit, repo_type="dataset")
+            known = {entry.path: entry for entry in listed}
+            for name in wanted:
+                if name not in known:
+                    raise FetchFailed(
+                        f"{_REPOSITORY} on Hugging Face has no '{name}' at revision '{self.revision}'; check the id"
+                    )
+            for name in wanted:
+                place = folder / name
+                if place.is_file() and _is_same(place, known[name]):
+                    continue
+                huggingface_hub.hf_hub_download(
+                    _REPOSITORY, name, repo_type="dataset", revision=commit, local_dir=folder / _INCOMING, token=token
+                )
+                arrived = folder / _INCOMING / name
+                if not _is_same(arrived, known[name]):
+                    arrived.unlink()
+                    raise FetchFailed(
+                        f"{name} arrived damaged: its size or checksum is not what {_REPOSITORY} on Hugging Face "
+                        f"states; it was removed, run `{self._command()}` again"
+                    )
+                place.parent.mkdir(parents=True, exist_ok=True)
+                arrived.replace(place)
+        except errors.RevisionNotFoundError:
+            raise FetchFailed(
+                f"{_REPOSITORY} on Hugging Face has no revision '{self.revision}'; use main, a tag or a commit"
+            ) from None
+        except errors.RepositoryNotFoundError:  # also GatedRepoError; a token that is not valid reads as "not found"
+            raise FetchFailed(f"Hugging Face refused access to {_REPOSITORY}. {self._steps()}") from None
+        except errors.HfHubHTTPError as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status in (401, 403):
+                raise FetchFailed(f"Hugging Face refused access ({status}). {self._steps()}") from None
+            raise FetchFailed(
+                f"Hugging Face answered with an error ({_first_line(error)}); what has arrived is kept, "
+                f"run `{self._command()}` again later"
+            ) from None
+        except broken as error:
+            raise FetchFailed(
+                f"the download was interrupted ({_first_line(error)}); check the network and the space on the disk; "
+                f"what has arrived is kept, run `{self._command()}` again"
+            ) from None
+
+    def _command(self) -> str:
+        """What brings the files."""
+        return f"agl-bench fetch {self.called}"
+
+    def _steps(self) -> str:
+        return (
+            f"{_REPOSITORY} is gated: 1. log in to Hugging Face and accept the conditions on the page of the dataset "
+            f"{_REPOSITORY}; 2. create a token with read access in the settings of your account; "
+            f"3. export HF_TOKEN=...; 4. run `{self._command()}` again"
+        )
+
+    def _require(self, root: Path) -> None:
+        for slide in self.ids:
+            for path in _paths(root, slide)[:2]:  # metadata can be done without
+                if not path.is_file():
+                    raise MissingData(
+                        f"slide '{slide}': {path} is not there; run `{self._command()}`, "
+                        f"or set AGL_BENCH_DATA to the folder that holds hest/"
+                    )
+
+
+class Hest(HestSlides):
+    """Any slides of HEST-1k: `--datasets hest --set hest.ids=TENX65,TENX89`.
+
+    Args:
+        ids: HEST ids, in order. They name the sections.
+        revision: branch, tag or commit of the repository to fetch from.
+    """
+
+    called = "hest"
+
+    def __init__(self, *, ids: tuple[str, ...] = (), revision: str = "main") -> None:
+        super().__init__(revision=revision)
+        self.ids = ids
+
+    def _command(self) -> str:
+        return f"agl-bench fetch hest --set hest.ids={','.join(self.ids)}"
+
+    def fetch(self, root: Path) -> None:
+        """Download what is absent or differs from the repository."""
+        self._require_ids()
+        super().fetch(root)
+
+    def _require(self, root: Path) -> None:
+        self._require_ids()
+        super()._require(root)
+
+    def _require_ids(self) -> None:
+        if not self.ids:
+            raise MissingData("dataset 'hest' names no slides; give --set hest.ids=TENX65,TENX89 or others of HEST-1k")
+
+
+_KINDS = (("st", "h5ad"), ("patches", "h5"), ("metadata", "json"))
+
+
+def _paths(root: Path, slide: str) -> list[Path]:
+    """Counts, patches, metadata."""
+    return [root / "hest" / kind / f"{slide}.{ending}" for kind, ending in _KINDS]
+
+
+def _read(root: Path, slide: str) -> Section:
+    counts_path, patches_path, _ = _paths(root, slide)
+    metadata = _metadata(root, slide)
+    counts = read_counts(counts_path, slide)
+    # A few symbols stand for two Ensembl ids in 10x references. The first keeps its name, the next becomes NAME-1.
+    counts.var_names_make_unique()
+    um_per_px = _um_per_px(slide, metadata, counts.obsm.get("spatial"))  # from all spots, before some are left out
+    patches, kept = ArrayPatches.matched(patches_path, counts.obs_names, _PATCH_UM, section=slide)
+    dropped = counts.n_obs - len(kept)
+    return Section(
+        slide,
+        counts[kept].copy() if dropped else counts,
+        um_per_px,
+        patches=patches,
+        donor=_donor(metadata),
+        dropped_spots=dropped,
+    )
+
+
+def _metadata(root: Path, slide: str) -> dict[str, Any]:
+    path = _paths(root, slide)[2]
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadSection(slide, f"{path} cannot be read as JSON ({_first_line(error)}); fetch it again") from None
+    return table if isinstance(table, dict) else {}
+
+
+def _donor(metadata: dict[str, Any]) -> str:
+    """The patient; "" where the field is blank (NaN in the file), as for the slides of HEART."""
+    patient = metadata.get("patient")
+    return patient.strip() if isinstance(patient, str) else ""
+
+
+def _um_per_px(slide: str, metadata: dict[str, Any], positions: np.ndarray | None) -> float:
+    """Pixel size of the scan, µm."""
+    stated = _number(metadata.get("pixel_size_um_estimated"))
+    if stated:
+        return stated
+    # Not stated: neighbouring spots of Visium are 100 µm apart, so their distance in pixels gives the size of a pixel.
+    if positions is None or len(positions) < 2:
+        raise BadSection(
+            slide, "its metadata state no pixel_size_um_estimated, and there are no two spots to derive it"
+        )
+    distance, _ = KDTree(positions).query(positions, k=2)  # (spots, 2) px; column 0 is the spot itself
+    pitch_px = float(np.median(distance[:, 1]))
+    if not pitch_px > 0:
+        raise BadSection(slide, "its metadata state no pixel_size_um_estimated, and its spots lie on top of each other")
+    return (_number(metadata.get("inter_spot_dist")) or _VISIUM_PITCH_UM) / pitch_px
+
+
+def _number(value: object) -> float:
+    """A positive finite number, 0 for anything else."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
+
+
+def _is_same(path: Path, entry: Any) -> bool:
+    """Whether a file has the size and checksum that the repository states (`huggingface_hub` RepoFile)."""
+    if path.stat().st_size != entry.size:
+        return False
+    if entry.lfs is not None:
+        with path.open("rb") as file:
+            return bool(hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256)
+    # Small files are plain git objects: SHA-1 over a header and the content.
+    content = path.read_bytes()
+    git_object = b"blob %d\0" % len(content) + content
+    return bool(hashlib.sha1(git_object, usedforsecurity=False).hexdigest() == entry.blob_id)
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

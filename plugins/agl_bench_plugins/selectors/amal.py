@@ -1,0 +1,49 @@
+"""Adaptive mixing of auxiliary losses, one weight for each auxiliary gene.
+
+Source: Sivasubramanian et al., AAAI 2023 (AMAL), in the form that Shiku et al., AAAI 2026 compare with:
+
+    w_j = σ(l_j / τ) for auxiliary genes, l_j learnt;  w_j = 1 for primary genes
+
+l follows the gradient of the primary loss on held-out spots after one SGD step of the model.
+
+How it differs from the AMAL paper: that learns a weight for each *training sample* and loss, updates it every ten
+epochs with five repeats through the last layer alone and clips it to [0, 2]. A correlation over a batch has no loss for
+a single sample, so that weights are per gene here.
+
+How it differs from the AGL authors' code: there the weights are re-created every 20 epochs and used from epoch 100 on,
+while training stops after 20 epochs without gain, and the inner loss is a mean over 64 random subsets. Here the weights
+are carried over, used from the start, and learnt in every outer step that the protocol schedules.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from agl_bench import SGD, LogRange, Range, Selector, Step, TrainingView, Unrolled
+
+
+class Amal(Selector):
+    """One learnt weight for each auxiliary gene."""
+
+    reference = "Sivasubramanian et al., AAAI 2023, per gene as in Shiku et al., AAAI 2026"
+
+    def __init__(
+        self,
+        view: TrainingView,
+        *,
+        temperature: Annotated[float, LogRange(1e-3, 1.0)] = 0.01,
+        learning_rate: Annotated[float, LogRange(1e-4, 1e-1)] = 3e-3,
+        steps: Annotated[int, Range(1, 12)] = 1,
+        inner_rate: Annotated[float, LogRange(1e-4, 10)] = 0.5,
+    ) -> None:
+        super().__init__(view)
+        self.temperature, self.learning_rate = temperature, learning_rate
+        self.hypergradient = Unrolled(steps, SGD(inner_rate))
+        self.logits = nn.Parameter(torch.zeros(len(view.genes.names), dtype=view.expression.dtype))  # w = ½
+
+    def forward(self, losses: Tensor, step: Step) -> Tensor:
+        """Weighted mean with a weight for each gene."""
+        return self.weighted_mean(losses, torch.sigmoid(self.logits / self.temperature))

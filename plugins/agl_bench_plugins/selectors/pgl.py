@@ -1,0 +1,22 @@
+"""Primary Gene Learning: the auxiliary genes are ignored.
+
+Source: the baseline "PGL" of Shiku et al., AAAI 2026. Difference: the head keeps an output for every gene, so that all
+selectors start from the same weights; outputs of weight 0 receive no gradient, and the result equals that of a narrow
+head trained alone.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from agl_bench import Selector, Step
+
+
+class Pgl(Selector):
+    """Primary genes only, no auxiliary ones: the floor that a selector has to beat."""
+
+    reference = "Shiku et al., AAAI 2026 (PGL)"
+
+    def forward(self, losses: Tensor, step: Step) -> Tensor:
+        """Mean of the primary losses."""
+        return losses[self.is_primary].mean()
