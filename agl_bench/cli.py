@@ -88,7 +88,9 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table with per-fold values.")
 @click.option(
-    "--tracking", metavar="URI", help="MLflow: a tracking URI, or none.  [default: MLFLOW_TRACKING_URI or WORK/mlflow.db]"
+    "--tracking",
+    metavar="URI",
+    help="MLflow: a tracking URI, or none.  [default: MLFLOW_TRACKING_URI or WORK/mlflow.db]",
 )
 @_PLUGIN
 @_DATA
@@ -193,8 +195,8 @@ def show(name: str, files: tuple[Path, ...]) -> None:
         for key, value in Protocol.of(preset.protocol).settings().items():
             console.print(f"  protocol.{key} = {value}", highlight=False)
         for plugin, settings in preset.plugins.items():
-            for key, value in settings.items():
-                console.print(f"  {plugin}.{key} = {value}", highlight=False)
+            for key, given in settings.items():
+                console.print(f"  {plugin}.{key} = {given}", highlight=False)
         return
     entry = _discover(files).entry(name)
     cls = entry.load()
@@ -263,7 +265,7 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
         elif entry.kind == "backbone":
             verdicts = check_backbone(entry.load(), part.settings)
         else:
-            verdicts = check_dataset(make_dataset(entry, part), root, name=entry.name)
+            verdicts = check_dataset(make_dataset(entry, part), root)
         console.print(f"[bold]{entry.name}[/]  {entry.kind} of {entry.provider}")
         for verdict in verdicts:
             mark = "[green]ok[/]  " if verdict.problem is None else "[red]FAIL[/]"
@@ -277,7 +279,9 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
 
 
 @cli.command()
-@click.option("--tracking", metavar="URI", help="MLflow tracking URI.  [default: MLFLOW_TRACKING_URI or WORK/mlflow.db]")
+@click.option(
+    "--tracking", metavar="URI", help="MLflow tracking URI.  [default: MLFLOW_TRACKING_URI or WORK/mlflow.db]"
+)
 @_WORK
 def sync(work: Path, tracking: str | None) -> None:
     """Bring MLflow up to date with the finished cells of the work folder."""
@@ -308,7 +312,14 @@ def ui(work: Path, port: int, tracking: str | None) -> None:
     from agl_bench.bench.mlflow_recorder import serve
 
     _existing(work)
-    serve(work, tracking, port, click.echo)
+
+    def ready(links: dict[str, str]) -> None:
+        for what, address in links.items():
+            click.echo(f"{what}\n    {address}")
+        click.echo("Ctrl-C stops the server.")
+
+    click.echo("starting the MLflow server …")
+    serve(work, tracking, port=port, ready=ready)
 
 
 @cli.command()
@@ -508,9 +519,15 @@ def _show_table(results: list[Result], campaign: Campaign, console: Console) -> 
     summaries = summarise(results)
     for evaluation, backbone in dict.fromkeys((s.evaluation, s.backbone) for s in summaries):
         here = [s for s in summaries if (s.evaluation, s.backbone) == (evaluation, backbone)]
-        best = {d: max(statistics.fmean(s.pcc) for s in here if s.dataset == d) for d in campaign.datasets if any(s.dataset == d for s in here)}
+        best = {
+            d: max(statistics.fmean(s.pcc) for s in here if s.dataset == d)
+            for d in campaign.datasets
+            if any(s.dataset == d for s in here)
+        }
         table = Table(
-            title=f"{evaluation}-batch · backbone {backbone} · preset {campaign.preset}", title_justify="left", title_style="bold"
+            title=f"{evaluation}-batch · backbone {backbone} · preset {campaign.preset}",
+            title_justify="left",
+            title_style="bold",
         )
         table.add_column("selector", no_wrap=True)
         for dataset in best:
@@ -542,7 +559,8 @@ def _show_table(results: list[Result], campaign: Campaign, console: Console) -> 
     )
     if seeds < FEW_SEEDS:
         console.print(
-            f"Fewer than {FEW_SEEDS} seeds: no ranking can be concluded from this table (--seeds 0,1,2).", highlight=False
+            f"Fewer than {FEW_SEEDS} seeds: no ranking can be concluded from this table (--seeds 0,1,2).",
+            highlight=False,
         )
 
 
@@ -552,7 +570,9 @@ def _plus_minus(sd: float | None) -> str:
 
 def _show_end(work: Path, tracking: str | None, recorder: Recorder, failures: list[Any], console: Console) -> None:
     for failure in failures:
-        click.echo(f"agl-bench: failed: {failure.spec.title}: {failure.sentence} (details: {failure.details})", err=True)
+        click.echo(
+            f"agl-bench: failed: {failure.spec.title}: {failure.sentence} (details: {failure.details})", err=True
+        )
     if failures:
         click.echo("agl-bench: the same command tries failed cells again", err=True)
     if getattr(recorder, "dead", None):

@@ -61,9 +61,10 @@ class Protocol:
         """Build from plain values; unknown keys and values outside their range are errors."""
         protocol = cls(**resolve("protocol", _known(), settings))  # type: ignore[arg-type]
         if protocol.validation_share + protocol.held_out_share >= 0.9:
+            shares = protocol.validation_share + protocol.held_out_share
             raise BadSpec(
-                f"protocol.validation_share + protocol.held_out_share = "
-                f"{protocol.validation_share + protocol.held_out_share:g} leaves no spots to train on; keep it below 0.9"
+                f"protocol.validation_share + protocol.held_out_share = {shares:g} leaves no spots to train on; "
+                "keep it below 0.9"
             )
         return protocol
 

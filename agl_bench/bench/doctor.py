@@ -45,7 +45,11 @@ def diagnose(plugins: Plugins, root: Path, work: Path) -> list[Finding]:
     counts = [f"{len(plugins.names(kind))} {kind}s" for kind in ("selector", "backbone", "dataset")]
     findings.append(Finding("ok", "plug-ins", ", ".join(counts)))
     findings.append(
-        Finding("ok" if root.is_dir() else "note", "data folder", f"{root}" + ("" if root.is_dir() else " does not exist (AGL_BENCH_DATA)"))
+        Finding(
+            "ok" if root.is_dir() else "note",
+            "data folder",
+            f"{root}" + ("" if root.is_dir() else " does not exist (AGL_BENCH_DATA)"),
+        )
     )
     for name in plugins.names("dataset"):
         findings.append(_dataset(plugins, name, root))

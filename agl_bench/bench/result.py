@@ -67,7 +67,8 @@ def gene_table(genes: GeneSplit, fit: Fit, scores: Scores) -> pd.DataFrame:
 def mean_over_sections(values: np.ndarray) -> np.ndarray:
     """(sections, genes) -> (genes,), ignoring sections where a gene has no score."""
     scored = np.isfinite(values)
-    return np.where(scored, values, 0).sum(0) / np.where(scored.any(0), scored.sum(0), np.nan)
+    mean: np.ndarray = np.where(scored, values, 0).sum(0) / np.where(scored.any(0), scored.sum(0), np.nan)
+    return mean
 
 
 def epoch_table(records: list[EpochRecord]) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from agl_bench.bench.cells import CellStore
 from agl_bench.bench.recorder import Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
-from agl_bench.data.check import check_dataset
+from agl_bench.data.check import check_dataset, check_section
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
 from agl_bench.data.preprocess import SpotTable, tabulate
@@ -116,6 +116,8 @@ class Bench:
             self._sections = self._table = self._setting = None  # let go of the old before reading the new
             dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
             loaded = dataset.load(self.root)
+            for section in loaded:
+                check_section(section)
             check_dataset(part.name, loaded)
             self._sections = (part, loaded)
         return self._sections[1]
@@ -152,7 +154,9 @@ class Bench:
         )
         with torch.random.fork_rng(devices=[]):  # a selector that draws from the global generator harms only itself
             torch.manual_seed(0)
-            selector: Selector = self.plugins.entry(spec.selector.name, "selector").load()(view, **spec.selector.settings)
+            selector: Selector = self.plugins.entry(spec.selector.name, "selector").load()(
+                view, **spec.selector.settings
+            )
         return model, selector.to(self.device)
 
     def train(self, spec: RunSpec, plan: FoldPlan) -> Iterator[EpochRecord | Result]:
@@ -370,7 +374,9 @@ def _commit() -> str:
         return ""
     try:
         head, changes = (
-            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True).stdout
+            subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
             for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         )
     except (OSError, subprocess.SubprocessError):

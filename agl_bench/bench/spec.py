@@ -105,9 +105,10 @@ class RunSpec:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunSpec:
         """Inverse of `as_json`."""
-        rest = {k: content[k] for k in ("evaluation", "fold", "seed", "preset", "data", "device", "version")}
-        parts = {k: Part(**content[k]) for k in ("dataset", "backbone", "selector")}
-        return cls(**parts, **rest, protocol=Protocol.of(content["protocol"]))
+        plain = dict(content)
+        for name in ("dataset", "backbone", "selector"):
+            plain[name] = Part(**plain[name])
+        return cls(**plain | {"protocol": Protocol.of(content["protocol"])})
 
 
 CAMPAIGN_KEYS = ("preset", "selectors", "datasets", "evaluation", "backbone", "seeds", "fold", "protocol", "plugins")
@@ -167,7 +168,9 @@ class Campaign:
         for key in ("selectors", "datasets"):
             if not chosen[key]:
                 kind = key[:-1]
-                raise BadSpec(f"no {key} given; use --{key} {','.join(plugins.names(kind)[:2])},… ({_listing(plugins, kind)})")
+                raise BadSpec(
+                    f"no {key} given; use --{key} {','.join(plugins.names(kind)[:2])},… ({_listing(plugins, kind)})"
+                )
         for key, kind in (("selectors", "selector"), ("datasets", "dataset"), ("backbone", "backbone")):
             for name in chosen[key]:
                 plugins.entry(name, kind)

@@ -1,4 +1,4 @@
-"""The comparison at the end of a run: selectors × datasets, mean ± sd over folds and seeds, difference to a baseline."""
+"""The comparison at the end of a run: selectors × datasets, mean ± sd over folds and seeds, difference to PGL."""
 
 from __future__ import annotations
 

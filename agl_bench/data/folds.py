@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -133,7 +134,7 @@ def make_fold(plan: FoldPlan, table: SpotTable, protocol: Protocol, seed: int) -
     for name, rows in sets.items():
         if len(rows) < FEWEST_SPOTS and not (name == "held_out" and protocol.held_out_share == 0):
             raise BadSpec(
-                f"fold {plan.label} has {len(rows)} {name.replace('_', '-')} spots, at least {FEWEST_SPOTS} are needed; "
+                f"fold {plan.label} has {len(rows)} {name.replace('_', '-')} spots and needs at least {FEWEST_SPOTS}; "
                 f"use fewer folds, a smaller protocol.buffer_um or larger sections"
             )
     return Fold(**sets, dropped=before - sum(map(len, sets.values())))
@@ -145,7 +146,7 @@ def _partition(positions: np.ndarray, shares: Sequence[float], shape: str, rng: 
     if shape == "random":
         edges = np.round(np.cumsum([0.0, *shares]) / sum(shares) * len(positions)).astype(int)
         order = rng.permutation(len(positions))
-        for group, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for group, (start, end) in enumerate(pairwise(edges)):
             groups[order[start:end]] = group
         return groups
     angle = rng.uniform(0, math.tau)

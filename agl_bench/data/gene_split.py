@@ -39,9 +39,9 @@ def split_genes(table: SpotTable, training_rows: np.ndarray, protocol: Protocol)
     eligible = detected[columns] >= protocol.primary_detection * len(rows)
     if eligible.sum() < protocol.primary_genes:
         raise BadSpec(
-            f"protocol.primary_genes = {protocol.primary_genes} is more than the {eligible.sum()} genes that are detected "
-            f"in at least {protocol.primary_detection:.0%} of {len(rows)} spots; choose fewer primary genes or a smaller "
-            "protocol.primary_detection"
+            f"protocol.primary_genes = {protocol.primary_genes} is more than the {eligible.sum()} genes that are "
+            f"detected in at least {protocol.primary_detection:.0%} of {len(rows)} spots; choose fewer primary genes "
+            "or a smaller protocol.primary_detection"
         )
     names = np.asarray(table.genes)[columns]
     score = variability(seen[:, columns])

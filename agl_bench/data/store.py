@@ -92,15 +92,18 @@ def _patches(table: SpotTable, rows: np.ndarray, patch_px: int, patch_um: float)
 
 
 def _embedding(table: SpotTable, rows: np.ndarray) -> np.ndarray:
+    stacked = []
     for section in table.sections:
         if section.embedding is None:
             raise BadSpec(
                 f"section '{section.name}' has no embedding; put embedding.h5 (embeddings, barcodes) beside its counts "
                 "or use a backbone that sees patches"
             )
-    widths = {s.name: np.shape(s.embedding)[1] for s in table.sections}
+        stacked.append(np.asarray(section.embedding, dtype=np.float32))
+    widths = {section.name: e.shape[1] for section, e in zip(table.sections, stacked, strict=True)}
     if len(set(widths.values())) > 1:
         raise BadSpec(f"embeddings differ in width between sections: {widths}; compute them with one encoder")
-    stacked = [np.asarray(s.embedding, dtype=np.float32) for s in table.sections]
     offset = np.cumsum([0, *map(len, stacked)])
-    return np.concatenate(stacked)[offset[table.section[rows]] + table.source_row[rows]]
+    every: np.ndarray = np.concatenate(stacked)
+    here: np.ndarray = every[offset[table.section[rows]] + table.source_row[rows]]
+    return here

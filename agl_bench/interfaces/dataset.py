@@ -45,7 +45,7 @@ class Dataset(ABC):
         """Every file that `load` reads; their content makes the fingerprint. Empty for generated data."""
         return []
 
-    def fetch(self, root: Path) -> None:
+    def fetch(self, root: Path) -> None:  # noqa: B027  (optional)
         """Download what is not there yet, once, checked. Nothing to do by default.
 
         Raises:

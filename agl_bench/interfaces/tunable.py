@@ -36,7 +36,7 @@ class Range:
         return f"{self.low:g} … {self.high:g}{' (log)' if self.log else ''}"
 
 
-def LogRange(low: float, high: float) -> Range:  # noqa: N802  (reads as a type inside annotations)
+def LogRange(low: float, high: float) -> Range:
     """Closed interval searched on a logarithmic scale."""
     return Range(low, high, log=True)
 
@@ -82,7 +82,9 @@ def tunables(cls: type) -> dict[str, Tunable]:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
         if parameter.default is inspect.Parameter.empty or parameter.name not in hints:
-            raise BadPlugin(f"{cls.__name__}: keyword argument '{parameter.name}' needs a type annotation and a default")
+            raise BadPlugin(
+                f"{cls.__name__}: keyword argument '{parameter.name}' needs a type annotation and a default"
+            )
         found[parameter.name] = tunable(parameter.name, hints[parameter.name], parameter.default)
         try:
             found[parameter.name].parse(parameter.default, owner=cls.__name__)
@@ -110,9 +112,7 @@ def resolve(owner: str, known: Mapping[str, Tunable], given: Mapping[str, object
     for key in given:
         if key not in known:
             raise UnknownName(f"setting of {owner}", key, known)
-    return {
-        name: entry.parse(given.get(name, entry.default), owner=owner) for name, entry in known.items()
-    }
+    return {name: entry.parse(given.get(name, entry.default), owner=owner) for name, entry in known.items()}
 
 
 def _convert(kind: Any, value: object) -> Value | None:
@@ -124,7 +124,9 @@ def _convert(kind: Any, value: object) -> Value | None:
         return next((option for option in typing.get_args(kind) if str(option) == str(value)), None)
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
-        return tuple(str(item).strip() for item in items if str(item).strip()) if isinstance(items, list | tuple) else None
+        return (
+            tuple(str(item).strip() for item in items if str(item).strip()) if isinstance(items, list | tuple) else None
+        )
     if kind is bool:
         return {"true": True, "false": False}.get(str(value).lower())
     if isinstance(value, bool):

@@ -127,10 +127,10 @@ class Unrolled(Hypergradient):
         current = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         slots = {name: self.rule.start(p) for name, p in current.items()}
         for number in range(1, self.steps + 1):
-            gradients = torch.autograd.grad(
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
                 inner_loss(current), list(current.values()), create_graph=True, allow_unused=True
             )
-            moved = {}
+            moved: dict[str, Tensor] = {}
             for (name, p), g in zip(current.items(), gradients, strict=True):
                 if g is None:  # a parameter that the loss does not reach stays where it is, as in torch.optim
                     moved[name] = p

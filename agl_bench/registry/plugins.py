@@ -64,12 +64,15 @@ class Entry:
             module, _, attribute = self.target.partition(":")
             try:
                 cls = getattr(importlib.import_module(module), attribute)
-            except Exception as error:  # noqa: BLE001  (a stranger's module may raise anything)
-                raise BadPlugin(f"{self.kind} '{self.name}' of {self.provider} cannot be loaded: {_one_line(error)}") from error
+            except Exception as error:
+                raise BadPlugin(
+                    f"{self.kind} '{self.name}' of {self.provider} cannot be loaded: {_one_line(error)}"
+                ) from error
         base = getattr(importlib.import_module("agl_bench"), _BASES[self.kind])
         if not (isinstance(cls, type) and issubclass(cls, base)):
             raise BadPlugin(
-                f"{self.kind} '{self.name}' of {self.provider} must be a subclass of agl_bench.{base.__name__}, got {cls!r}"
+                f"{self.kind} '{self.name}' of {self.provider} must be a subclass of agl_bench.{base.__name__}, "
+                f"got {cls!r}"
             )
         return cls
 
@@ -147,7 +150,7 @@ class Plugins:
             remedy += f" Disabled: {', '.join(b.provider for b in self.broken)} (see agl-bench list)."
         raise UnknownName(kind or "plug-in", name, [e.name for e in known], remedy=remedy)
 
-    def _add(self, plugin: ModuleType | object, provider: str) -> None:
+    def _add(self, plugin: object, provider: str) -> None:
         """Check one plug-in alone, then register all of its names or none."""
         manager = pluggy.PluginManager(hooks.PROJECT)
         manager.add_hookspecs(hooks)
@@ -203,11 +206,12 @@ def _entry_points() -> Iterable[EntryPoint]:
     return sorted(unique.values(), key=lambda p: (p.dist is None or p.dist.name != "agl-bench", p.name, p.value))
 
 
-def _import_entry_point(point: EntryPoint) -> ModuleType | object:
+def _import_entry_point(point: EntryPoint) -> object:
     try:
-        return point.load()
+        plugin: object = point.load()
     except SystemExit as error:
         raise ImportError(f"the module called sys.exit({error.code})") from None
+    return plugin
 
 
 def _import_file(path: Path) -> ModuleType:

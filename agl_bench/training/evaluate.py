@@ -22,7 +22,7 @@ def predict(model: Model, store: SpotStore, rows: Tensor, columns: Tensor) -> Te
     model.eval()
     weight, bias = model.head.weight[columns], model.head.bias[columns]
     parts = [
-        torch.nn.functional.linear(model.backbone(store.spots(part)), weight, bias) for part in rows.split(BATCH)
+        torch.nn.functional.linear(model.backbone(store.spots(part)), weight, bias) for part in torch.split(rows, BATCH)
     ]
     model.train(was_training)
     return torch.cat(parts)
@@ -62,9 +62,7 @@ class Scores:
             }
 
 
-def evaluate(
-    model: Model, test: SpotStore, development: SpotStore, training_rows: Tensor, primary: Tensor
-) -> Scores:
+def evaluate(model: Model, test: SpotStore, development: SpotStore, training_rows: Tensor, primary: Tensor) -> Scores:
     """Score a trained model on test spots.
 
     Args:

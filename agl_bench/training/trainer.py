@@ -13,7 +13,7 @@ test spots are not in the store that it gets.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,7 +134,7 @@ class Trainer:
             if number == len(batches):
                 weights = self._effective_weights(loss, losses)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.detach()
             broken |= ~losses.detach().isfinite()
@@ -174,7 +174,7 @@ class Trainer:
         return float(total) / len(inner_batches)
 
     def _hypergradient(
-        self, inner: SpotBatch, outer: SpotBatch, own: list[Tensor], epoch: int
+        self, inner: SpotBatch, outer: SpotBatch, own: Sequence[Tensor], epoch: int
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outer loss after the look-ahead on `inner`, and its gradient for the selector's parameters.
 

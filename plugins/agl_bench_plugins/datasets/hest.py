@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agl_bench_plugins.datasets.folder import read_counts
 from scipy.spatial import KDTree
 
 from agl_bench import ArrayPatches, BadSection, Dataset, FetchFailed, MissingData, Section
+from agl_bench_plugins.datasets.folder import read_counts
 
 _REPOSITORY = "MahmoodLab/hest"
 _PATCH_UM = 112.0  # 224 px at 0.5 µm

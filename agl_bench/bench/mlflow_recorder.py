@@ -1,0 +1,888 @@
+"""Shows cells in MLflow: one run for each line of a table, and below it one for each fold and seed.
+
+A sink, never the truth. The tracker may vanish at any time: from then on the recorder says so once and does nothing,
+and `agl-bench sync` rebuilds everything from the cell store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NoReturn, TypeVar
+
+# Read by mlflow while it is imported, hence before it. A user's own values win.
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # The defaults retry a dead server for minutes at each call, while a GPU waits.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag  # noqa: E402
+
+from agl_bench.bench.recorder import CellLog, Recorder  # noqa: E402
+from agl_bench.bench.result import Result  # noqa: E402
+from agl_bench.bench.spec import RunSpec  # noqa: E402
+from agl_bench.data.folds import EVALUATIONS  # noqa: E402
+from agl_bench.errors import TrackerUnavailable  # noqa: E402
+from agl_bench.training.records import EpochRecord  # noqa: E402
+
+FLUSH_SECONDS = 5.0  # a running cell's curves are at most this old
+FLUSH_METRICS = 500  # MLflow takes 1000 in one request
+FLUSH_SETTINGS = 100  # MLflow takes 100 params, and 100 tags, in one request
+PROBE_SECONDS = 5.0
+HEADLINE = "test/pcc_gene_mean_section_mean"
+
+T = TypeVar("T")
+
+
+# --- where the tracker is -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """An MLflow tracking address.
+
+    Attributes:
+        uri: for MLflow.
+        artifacts: where files go if this process writes them itself; None = the server decides.
+    """
+
+    uri: str
+    artifacts: Path | None
+
+    @classmethod
+    def of(cls, work: Path, uri: str | None) -> Tracker:
+        """The given address, else that of MLFLOW_TRACKING_URI, else a database in the work folder.
+
+        Raises:
+            TrackerUnavailable: for an address that MLflow can no longer write to.
+        """
+        work = work.absolute()
+        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work / 'mlflow.db'}"
+        scheme = uri.partition(":")[0].partition("+")[0].lower()
+        if scheme == "sqlite":
+            return cls(uri, _database(uri).parent / "mlartifacts")
+        if scheme in ("http", "https", "databricks"):
+            return cls(uri, None)
+        if scheme in ("postgresql", "postgres", "mysql", "mssql"):
+            return cls(uri, work / "mlartifacts")
+        raise TrackerUnavailable(
+            f"cannot track to '{uri}': use sqlite:///PATH/mlflow.db, or the http(s) address of an MLflow server "
+            "(MLflow has retired plain folders)"
+        )
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is a web server already, with its own pages."""
+        return self.uri.startswith("http")
+
+    @property
+    def name(self) -> str:
+        """For messages: without a password."""
+        return re.sub(r"(?<=://)[^/@]*@", "", self.uri)
+
+    def probe(self) -> None:
+        """Ask whether somebody is there; takes some seconds at most, where MLflow itself would try for minutes.
+
+        Raises:
+            TrackerUnavailable: if not.
+        """
+        parts = urllib.parse.urlsplit(self.uri)
+        try:
+            if self.is_server:
+                address = urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+                with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=PROBE_SECONDS):
+                    pass
+            elif parts.scheme != "sqlite" and parts.hostname and parts.port:
+                socket.create_connection((parts.hostname, parts.port), PROBE_SECONDS).close()
+        except urllib.error.HTTPError:
+            return  # it answers, perhaps asking who we are: MLflow's own first request will tell
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise TrackerUnavailable(
+                f"no MLflow server answers at {self.name} ({_line(reason)}); start it, or leave --tracking and "
+                "MLFLOW_TRACKING_URI unset to track into the work folder"
+            ) from None
+
+
+def _database(uri: str) -> Path:
+    """File of a sqlite address."""
+    return Path(uri.partition(":///")[2].partition("?")[0]).absolute()
+
+
+@contextlib.contextmanager
+def _lock(work: Path) -> Iterator[None]:
+    """One process on this work folder at a time: two that create a database or a group at once fail or double it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".mlflow.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+def _view(level: str, widths: dict[str, int], charts: dict[str, str], **more: object) -> str:
+    """A saved view of the runs page, opened by `viewStateShareKey`.
+
+    Args:
+        level: of the runs to show.
+        widths: column -> pixels.
+        charts: metric -> BAR or LINE, shown before those that MLflow adds by itself.
+        more: further state of the page.
+    """
+    section = {"uuid": "agl", "name": "the question", "columns": 2, "cardHeight": 460}
+    switches = {"isReordered": False, "deleted": False, "isGenerated": False}
+    return json.dumps(
+        {
+            "searchFilter": f"tags.agl.level = '{level}'",
+            "orderByKey": f"metrics.`{HEADLINE}`",
+            "orderByAsc": False,
+            "selectedColumns": list(widths),
+            "columnWidths": widths,
+            "runsHiddenMode": "SHOW_ALL",
+            "compareRunSections": [section | switches | {"display": True}],
+            "compareRunCharts": [_chart(metric, kind) | switches for metric, kind in charts.items()],
+            **more,
+        }
+    )
+
+
+def _chart(metric: str, kind: str) -> dict[str, object]:
+    chart = {"type": kind, "uuid": metric, "metricSectionId": "agl", "metricKey": metric, "displayName": metric}
+    line = {
+        "selectedMetricKeys": [metric],
+        "xAxisKey": "step",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "lineSmoothness": 0,
+        "useGlobalXaxisKey": True,
+    }
+    return chart | {"runsCountToCompare": 20} | (line if kind == "LINE" else {})
+
+
+VIEWS = {
+    "leaderboard": _view(
+        "group",
+        {
+            f"metrics.`{HEADLINE}`": 255,
+            f"metrics.`{HEADLINE.replace('test/', 'test_sd/')}`": 275,
+            "metrics.`n_cells`": 80,
+            "metrics.`best/k`": 90,
+            "metrics.`best/epoch`": 100,
+            "metrics.`cost/seconds`": 110,
+            "params.`preset`": 150,
+        },
+        dict.fromkeys([HEADLINE, "best/k", "test/spearman_gene_mean_section_mean", "cost/seconds"], "BAR"),
+    ),
+    "curves": _view(
+        "cell",
+        {"params.`fold`": 90, "params.`seed`": 70, f"metrics.`{HEADLINE}`": 255, "metrics.`best/k`": 90},
+        dict.fromkeys(["selection/k", "validation/pcc", "train/loss", "outer/loss"], "LINE"),
+        groupBy={"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "agl.line"}]},
+    ),
+}
+_DESCRIPTION = (
+    "Auxiliary-gene selection, {evaluation}-slide. Each run tagged `agl.level = group` is one line of the table "
+    "(selector × dataset × backbone × settings) with the mean over its cells; below it, `agl.level = cell`, is one run "
+    "for each fold and seed with its curves. `test/pcc_gene_mean_section_mean` is the headline score; `selection/k` "
+    "counts the auxiliary genes that train along; `best/…` belongs to the epoch with the highest validation PCC, whose "
+    "model is tested. `agl-bench ui` prints the links to the ready views."
+)
+
+
+def _experiment(evaluation: str) -> str:
+    return f"agl-bench/{evaluation}"
+
+
+def links(base: str, experiments: Mapping[str, str]) -> dict[str, str]:
+    """Ready views: what is shown -> address.
+
+    Args:
+        base: address of the server.
+        experiments: evaluation -> id of its experiment.
+    """
+    page = "{base}/#/experiments/{id}/runs?workflowType=machine_learning&compareRunsMode={mode}{view}"
+    found = {}
+    for evaluation, number in experiments.items():
+        for what, mode, view in (
+            ("leaderboard", "TABLE", "leaderboard"),
+            ("scores as charts", "CHART", "leaderboard"),
+            ("curves, mean of each line", "CHART", "curves"),
+            ("all folds and seeds", "TABLE", ""),
+        ):
+            share = f"&viewStateShareKey={view}" if view else ""
+            found[f"{evaluation}: {what}"] = page.format(base=base.rstrip("/"), id=number, mode=mode, view=share)
+    return found
+
+
+def _params(spec: RunSpec) -> dict[str, object]:
+    """What all folds and seeds of a group share."""
+    values: dict[str, object] = {
+        "selector": spec.selector.name,
+        "dataset": spec.dataset.name,
+        "backbone": spec.backbone.name,
+        "evaluation": spec.evaluation,
+        "preset": spec.preset,
+        "version": spec.version,
+        "device": spec.device,
+    }
+    for kind in ("selector", "dataset", "backbone"):
+        values |= {f"{kind}.{k}": v for k, v in getattr(spec, kind).settings.items()}
+        values[f"{kind}.provider"] = getattr(spec, kind).provider
+    return values | {f"protocol.{k}": v for k, v in spec.protocol.settings().items()}
+
+
+def _group_name(spec: RunSpec) -> str:
+    return f"{spec.selector.name} · {spec.dataset.name} · {spec.backbone.name}"
+
+
+def _tags(spec: RunSpec, level: str) -> dict[str, str]:
+    """What runs are found by."""
+    tags = {
+        "agl.level": level,
+        "agl.group": spec.group,
+        "agl.line": f"{_group_name(spec)} · {spec.preset}",  # the group for readers, e.g. to average curves over
+        "agl.selector": spec.selector.name,
+        "agl.dataset": spec.dataset.name,
+        "agl.evaluation": spec.evaluation,
+        "agl.backbone": spec.backbone.name,
+        "agl.preset": spec.preset,
+        "mlflow.source.name": f"agl-bench {spec.version}",
+        "mlflow.source.type": "LOCAL",
+    }
+    if level == "cell":
+        tags |= {"agl.key": spec.key, "agl.fold": spec.fold, "agl.seed": str(spec.seed)}
+    return tags
+
+
+def _epoch_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Metrics of one row of `Result.epochs`."""
+    metrics = {
+        "train/loss": row["training_loss"],
+        "outer/loss": row["outer_loss"],
+        "validation/pcc": row["validation_pcc"],
+        "validation/nan_genes": row["validation_nan_genes"],
+        "selection/k": row["selected"],
+        "selection/effective": row["effective"],
+    }
+    return metrics | {f"selection/{k}": v for k, v in row.items() if k.startswith("parameter.")}
+
+
+def _outcome_metrics(result: Result) -> dict[str, float | None]:
+    """Metrics of a finished cell."""
+    tested = result.epochs[result.epochs["epoch"] == result.best_epoch]
+    metrics: dict[str, float | None] = {f"test/{k}": v for k, v in result.scores.items()}
+    metrics |= {f"cost/{k}": v for k, v in result.cost.items()}
+    metrics["best/epoch"] = result.best_epoch
+    if len(tested):
+        row = tested.iloc[-1]
+        metrics |= {"best/k": row["selected"], "best/validation_pcc": row["validation_pcc"]}
+    return metrics
+
+
+def _group_metrics(cells: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the finished cells of a group, and standard deviations of the test scores."""
+    metrics = {"n_cells": float(len(cells))}
+    for name in sorted({n for cell in cells for n in cell if n.startswith(("test/", "best/", "cost/"))}):
+        values = [cell[name] for cell in cells if name in cell]
+        metrics[name] = statistics.fmean(values)
+        if name.startswith("test/") and len(values) > 1:
+            metrics[name.replace("test/", "test_sd/", 1)] = statistics.stdev(values)
+    return metrics
+
+
+def _write_files(result: Result, folder: Path) -> None:
+    """Everything that is too long for a metric."""
+    result.genes.to_parquet(folder / "genes.parquet", index=False)
+    result.epochs.to_parquet(folder / "epochs.parquet", index=False)
+    content = {k: getattr(result, k) for k in ("scores", "best_epoch", "counts", "cost", "provenance")}
+    text = json.dumps({"spec": result.spec.as_json(), **content}, indent=1)
+    (folder / "result.json").write_text(text, encoding="utf-8")
+    if result.epochs["selected"].nunique() > 1:
+        k_trajectory(result).savefig(folder / "k_trajectory.png", dpi=120)
+
+
+def k_trajectory(result: Result) -> Figure:
+    """How the number of selected auxiliary genes and the validation PCC moved while a cell was trained."""
+    blue, vermilion, grey = "#0072B2", "#D55E00", "#595959"  # Okabe and Ito: told apart by colour-blind readers too
+    spec, epochs = result.spec, result.epochs
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    total = result.counts.get("auxiliary_genes")
+    of = f" of {total:,}" if total else ""
+    for axes, column, colour, label in (
+        (upper, "selected", blue, f"auxiliary genes selected{of}"),
+        (lower, "validation_pcc", vermilion, "validation PCC"),
+    ):
+        axes.plot(epochs["epoch"], epochs[column], color=colour, linewidth=2)
+        axes.axvline(result.best_epoch, color=grey, linewidth=1, linestyle="--")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        for _, row in epochs[epochs["epoch"] == result.best_epoch].iterrows():
+            axes.plot(row["epoch"], row[column], "o", color=colour, markersize=8, markeredgecolor="white")
+            value = f"k = {row[column]:,.0f} at epoch {row['epoch']:.0f}, whose model is tested"
+            right = row["epoch"] > epochs["epoch"].max() / 2
+            axes.annotate(
+                value if axes is upper else f"{row[column]:.3f}",
+                (row["epoch"], 0.95),  # above the curve, which the margins keep below
+                xycoords=axes.get_xaxis_transform(),
+                xytext=(-6 if right else 6, 0),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                va="center",
+            )
+    upper.margins(y=0.18)
+    lower.margins(y=0.25)
+    lower.set_xlabel("epoch")
+    upper.set_title(
+        f"{spec.selector.name} on {spec.dataset.name}, {spec.evaluation}-slide, fold {spec.fold}, seed {spec.seed}, "
+        f"{spec.backbone.name}",
+        loc="left",
+        fontsize=11,
+    )
+    return figure
+
+
+# --- the recorder ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Shown:
+    """A run that the tracker has."""
+
+    run_id: str
+    status: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status == "FINISHED"
+
+
+@dataclass
+class _Index:
+    """What an experiment holds, read page by page once instead of asked for cell by cell."""
+
+    cells: dict[str, list[_Shown]] = field(default_factory=dict)  # by RunSpec.key, newest first
+    groups: dict[str, _Shown] = field(default_factory=dict)  # by RunSpec.group
+    members: dict[str, set[str]] = field(default_factory=dict)  # group -> keys
+
+    def add(self, key: str, group: str, shown: _Shown) -> None:
+        """A cell, newer than those before."""
+        self.cells.setdefault(key, []).insert(0, shown)
+        self.members.setdefault(group, set()).add(key)
+
+    def finished(self, group: str) -> list[dict[str, float]]:
+        """Metrics of the finished cells of a group, each cell once."""
+        shown = (
+            next((s for s in self.cells.get(key, []) if s.is_finished), None)
+            for key in sorted(self.members.get(group, ()))
+        )
+        return [s.metrics for s in shown if s]
+
+
+class MlflowRecorder(Recorder):
+    """Shows cells in MLflow.
+
+    Attributes:
+        dead: why nothing is shown any more; None while all is well.
+        uri: where it is shown.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        client: MlflowClient,
+        experiments: dict[str, str],
+        work: Path,
+        warn: Callable[[str], None],
+    ) -> None:
+        """Use `connect`."""
+        self.dead: str | None = None
+        self.uri = tracker.name
+        self._tracker, self._client, self._experiments = tracker, client, experiments
+        self._work, self._warn = work, warn
+        self._indices: dict[str, _Index] = {}
+        self._touched: dict[str, RunSpec] = {}  # groups of this session, each with one of its specs
+        self._moment = 0
+
+    @classmethod
+    def connect(
+        cls, work: Path, uri: str | None = None, *, warn: Callable[[str], None] | None = None
+    ) -> MlflowRecorder:
+        """Reach the tracker; create its database and experiments where they do not exist.
+
+        Args:
+            work: work folder.
+            uri: address; None = MLFLOW_TRACKING_URI, or else a database in the work folder.
+            warn: says one line to the user; None = on stderr.
+
+        Raises:
+            TrackerUnavailable: within seconds, if it cannot be used.
+        """
+        tracker = Tracker.of(work, uri)
+        tracker.probe()
+        client = _client(tracker)
+        try:
+            with _lock(work):
+                experiments = {e: _make_experiment(client, tracker, e) for e in EVALUATIONS}
+        except TrackerUnavailable:
+            raise
+        except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
+            raise TrackerUnavailable(f"cannot track to {tracker.name}: {_line(error)}") from error
+        return cls(tracker, client, experiments, work.absolute(), warn or _to_stderr)
+
+    def open(self, spec: RunSpec) -> CellLog:
+        """A run for the cell, in place of any earlier one of the same key."""
+        return _Log(self, spec, self.guarded(lambda: self._start(spec), None))
+
+    def record(self, result: Result) -> bool:
+        """Show a finished cell unless it is shown as finished; one that a killed process left is replaced."""
+        return self.guarded(lambda: self._record(result), False)
+
+    def finish(self) -> None:
+        """Bring the means of every touched group up to date, other processes' cells included, and close them."""
+        self.guarded(self._finish, None)
+
+    def links(self, base: str | None = None) -> dict[str, str]:
+        """Ready views: what is shown -> address; none if the tracker is a database that nobody serves.
+
+        Args:
+            base: address of the server; None = the tracker itself.
+        """
+        base = base or (self._tracker.name if self._tracker.is_server else None)
+        return links(base, self._experiments) if base else {}
+
+    def guarded(self, action: Callable[[], T], otherwise: T) -> T:
+        """Do something with the tracker; if that fails, stop tracking for good and say so once."""
+        if self.dead is not None:
+            return otherwise
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001  (whatever a tracker raises, it may not cost a result)
+            self.dead = _line(error)
+            self._warn(
+                f"tracking stopped: {self.dead}; results are safe in {self._work / 'cells'}; run `agl-bench sync` when "
+                "the server is back"
+            )
+            return otherwise
+
+    # What follows talks to MLflow and may raise.
+
+    def log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float | None] | list[Metric] | None = None,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log in as few requests as MLflow allows."""
+        if not isinstance(metrics, list):
+            metrics = self.metrics(metrics or {}, 0)
+        param_list = [Param(_name_of(k), _text(v)) for k, v in (params or {}).items() if _text(v)]
+        tag_list = [RunTag(k, v) for k, v in (tags or {}).items()]
+        while metrics or param_list or tag_list:
+            self._client.log_batch(
+                run_id, metrics[:FLUSH_METRICS], param_list[:FLUSH_SETTINGS], tag_list[:FLUSH_SETTINGS]
+            )
+            metrics, param_list, tag_list = (
+                metrics[FLUSH_METRICS:],
+                param_list[FLUSH_SETTINGS:],
+                tag_list[FLUSH_SETTINGS:],
+            )
+
+    def metrics(self, values: Mapping[str, float | None], step: int) -> list[Metric]:
+        """As MLflow wants them; without those that have no value, since a NaN spoils sorting and charts."""
+        # At equal times and steps MLflow would show the larger value, not the later one.
+        self._moment = moment = max(_now(), self._moment + 1)
+        return [
+            Metric(_name_of(name), float(value), moment, step)
+            for name, value in values.items()
+            if value is not None and math.isfinite(value)
+        ]
+
+    def conclude(self, spec: RunSpec, run_id: str, result: Result) -> None:
+        """Log what is known at the end of a cell and bring its group up to date."""
+        outcome = self.metrics(_outcome_metrics(result), 0)
+        commit = str(result.provenance.get("commit") or "")
+        params = {"commit": commit} | {f"counts.{k}": v for k, v in result.counts.items()}
+        self.log(run_id, outcome, params, {"mlflow.source.git.commit": commit} if commit else {})
+        with tempfile.TemporaryDirectory(prefix="agl-bench-") as folder:
+            _write_files(result, Path(folder))
+            self._client.log_artifacts(run_id, folder)
+        self._client.set_terminated(run_id, "FINISHED")
+        index = self._index(spec.evaluation)
+        for shown in index.cells[spec.key]:
+            if shown.run_id == run_id:
+                shown.status, shown.metrics = "FINISHED", {m.key: m.value for m in outcome}
+        self._update_group(spec)
+
+    def abandon(self, spec: RunSpec, run_id: str, sentence: str) -> None:
+        """A cell failed."""
+        self.log(run_id, tags={"agl.error": sentence[:5000]})
+        self._client.set_terminated(run_id, "FAILED")
+        for shown in self._index(spec.evaluation).cells[spec.key]:
+            if shown.run_id == run_id:
+                shown.status = "FAILED"
+
+    def _start(self, spec: RunSpec, seconds: float = 0) -> str:
+        index = self._index(spec.evaluation)
+        for shown in index.cells.pop(spec.key, []):
+            self._client.delete_run(shown.run_id)
+        group = self._open_group(spec)
+        run = self._client.create_run(
+            self._experiments[spec.evaluation],
+            start_time=_now() - int(1000 * seconds),
+            tags=_tags(spec, "cell") | {"mlflow.parentRunId": group.run_id},
+            run_name=f"fold {spec.fold} · seed {spec.seed}",
+        )
+        index.add(spec.key, spec.group, _Shown(run.info.run_id, "RUNNING"))
+        self.log(run.info.run_id, params=_params(spec) | {"fold": spec.fold, "seed": spec.seed})
+        self._log_dataset(run.info.run_id, spec)
+        return str(run.info.run_id)
+
+    def _record(self, result: Result) -> bool:
+        spec = result.spec
+        self._touched[spec.group] = spec
+        if any(s.is_finished for s in self._index(spec.evaluation).cells.get(spec.key, [])):
+            return False
+        run_id = self._start(spec, result.cost.get("seconds", 0))
+        rows = result.epochs.to_dict("records")
+        self.log(run_id, [m for row in rows for m in self.metrics(_epoch_metrics(row), int(row["epoch"]))])
+        self.conclude(spec, run_id, result)
+        return True
+
+    def _finish(self) -> None:
+        self._indices.clear()  # other processes may have finished cells of the same groups
+        for spec in self._touched.values():
+            group = self._index(spec.evaluation).groups.get(spec.group)
+            if group is None:
+                continue  # every cell of it was recorded as finished, and somebody has deleted the group
+            self._update_group(spec)
+            if not group.is_finished:
+                self._client.set_terminated(group.run_id, "FINISHED")
+                group.status = "FINISHED"
+
+    def _index(self, evaluation: str) -> _Index:
+        """What the experiment holds; read at the first need."""
+        if evaluation not in self._indices:
+            index, token = _Index(), None
+            while True:
+                page = self._client.search_runs(
+                    [self._experiments[evaluation]],
+                    max_results=1000,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+                for run in page:
+                    _enter(index, run)
+                token = page.token
+                if not token:
+                    break
+            self._indices[evaluation] = index
+        return self._indices[evaluation]
+
+    def _open_group(self, spec: RunSpec) -> _Shown:
+        self._touched[spec.group] = spec
+        groups = self._index(spec.evaluation).groups
+        if spec.group not in groups:
+            with _lock(self._work):
+                groups[spec.group] = self._find_group(spec) or self._make_group(spec)
+        group = groups[spec.group]
+        if group.status != "RUNNING":
+            self._client.update_run(group.run_id, status="RUNNING")
+            group.status = "RUNNING"
+        return group
+
+    def _find_group(self, spec: RunSpec) -> _Shown | None:
+        """A group that another process has made in the meantime."""
+        found = self._client.search_runs(
+            [self._experiments[spec.evaluation]],
+            f"tags.agl.level = 'group' and tags.agl.group = '{spec.group}'",
+            max_results=1,
+        )
+        return _shown(found[0]) if found else None
+
+    def _make_group(self, spec: RunSpec) -> _Shown:
+        run = self._client.create_run(
+            self._experiments[spec.evaluation],
+            tags=_tags(spec, "group"),
+            run_name=_group_name(spec),
+        )
+        self.log(run.info.run_id, params=_params(spec))
+        self._log_dataset(run.info.run_id, spec)
+        return _Shown(run.info.run_id, "RUNNING")
+
+    def _update_group(self, spec: RunSpec) -> None:
+        index = self._index(spec.evaluation)
+        group, metrics = index.groups.get(spec.group), _group_metrics(index.finished(spec.group))
+        if group is not None and metrics != group.metrics:
+            self.log(group.run_id, metrics)
+            group.metrics = metrics
+
+    def _log_dataset(self, run_id: str, spec: RunSpec) -> None:
+        part = spec.dataset
+        dataset = Dataset(
+            name=part.name,
+            digest=(spec.data or "unknown")[:36],
+            source_type="agl-bench",
+            source=json.dumps({"provider": part.provider, "settings": part.settings}),
+        )
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "benchmark")])])
+
+
+class _Log(CellLog):
+    """The run of one cell; curves go out in batches."""
+
+    def __init__(self, recorder: MlflowRecorder, spec: RunSpec, run_id: str | None) -> None:
+        self._recorder, self._spec, self._run_id = recorder, spec, run_id
+        self._waiting: list[Metric] = []
+        self._flushed = time.monotonic()
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Keep, and log if enough has come together."""
+        row = vars(record) | {f"parameter.{k}": v for k, v in record.parameters.items()}
+        self._waiting += self._recorder.metrics(_epoch_metrics(row), record.epoch)
+        if len(self._waiting) >= FLUSH_METRICS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self._recorder.guarded(self._flush, None)
+
+    def close(self, result: Result) -> None:
+        """Log the rest."""
+        run_id = self._run_id
+        if run_id is not None:
+            self._recorder.guarded(self._flush, None)
+            self._recorder.guarded(lambda: self._recorder.conclude(self._spec, run_id, result), None)
+
+    def fail(self, sentence: str) -> None:
+        """Log what there is and why it ends."""
+        run_id = self._run_id
+        if run_id is not None:
+            self._recorder.guarded(self._flush, None)
+            self._recorder.guarded(lambda: self._recorder.abandon(self._spec, run_id, sentence), None)
+
+    def _flush(self) -> None:
+        if self._run_id is not None:
+            self._recorder.log(self._run_id, self._waiting)
+        self._waiting, self._flushed = [], time.monotonic()
+
+
+def _enter(index: _Index, run: Run) -> None:
+    tags, shown = run.data.tags, _shown(run)
+    if tags.get("agl.level") == "group":
+        index.groups.setdefault(tags["agl.group"], shown)
+    elif tags.get("agl.level") == "cell":
+        index.add(tags["agl.key"], tags["agl.group"], shown)
+
+
+def _shown(run: Run) -> _Shown:
+    return _Shown(run.info.run_id, run.info.status, dict(run.data.metrics))
+
+
+def _client(tracker: Tracker) -> MlflowClient:
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+
+
+def _make_experiment(client: MlflowClient, tracker: Tracker, evaluation: str) -> str:
+    """Id of the experiment; its tags are brought up to date."""
+    name = _experiment(evaluation)
+    tags = {
+        "mlflow.experimentKind": "custom_model_development",  # else the page opens on charts for language models
+        "mlflow.note.content": _DESCRIPTION.format(evaluation=evaluation),
+        **{f"mlflow.sharedViewState.{view}": state for view, state in VIEWS.items()},
+    }
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        place = (tracker.artifacts / evaluation).as_uri() if tracker.artifacts else None
+        return str(client.create_experiment(name, artifact_location=place, tags=tags))
+    if found.lifecycle_stage != "active":
+        raise TrackerUnavailable(
+            f"experiment '{name}' of {tracker.name} has been deleted; restore it with "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
+        )
+    for key, value in tags.items():
+        if found.tags.get(key) != value:
+            client.set_experiment_tag(found.experiment_id, key, value)
+    return str(found.experiment_id)
+
+
+def _name_of(text: str) -> str:
+    """A name that MLflow accepts."""
+    return re.sub(r"[^\w\-. :/]", "_", text)[:250]
+
+
+def _text(value: object) -> str:
+    """A setting as text; long ones are cut here, since MLflow would cut them without a word."""
+    text = ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return text if len(text) <= 500 else text[:499] + "…"
+
+
+def _line(error: object) -> str:
+    """First line of an error, as part of a sentence."""
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0].strip().rstrip(".;:")
+    return first if len(first) <= 300 else first[:299] + "…"
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# --- the pages ------------------------------------------------------------------------------------------------------
+
+
+def serve(
+    work: Path,
+    uri: str | None = None,
+    *,
+    port: int = 5000,
+    ready: Callable[[dict[str, str]], None],
+    patience: float = 120.0,
+) -> None:
+    """Serve MLflow's pages on this machine until Ctrl-C or SIGTERM. If the tracker is a server, only name its links.
+
+    Args:
+        work: work folder.
+        uri: as for `MlflowRecorder.connect`.
+        port: on 127.0.0.1.
+        ready: called once with the links when the pages can be opened.
+        patience: seconds to wait for that; a cold start takes up to half a minute.
+
+    Raises:
+        TrackerUnavailable: if nothing has been recorded, the port is taken, or the server does not start.
+    """
+    tracker = Tracker.of(work, uri)
+    if tracker.is_server:
+        tracker.probe()
+        ready(_known_links(tracker, tracker.name))
+        return
+    if tracker.uri.startswith("sqlite") and not _database(tracker.uri).is_file():
+        raise TrackerUnavailable(f"there is no {_database(tracker.uri)}; run `agl-bench run` first")
+    tracker.probe()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise TrackerUnavailable(f"port {port} is taken ({_line(error)}); choose another with --port") from None
+    known = _known_links(tracker, f"http://127.0.0.1:{port}")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracker.uri, "--workers", "1"]
+    command += ["--artifacts-destination", str(tracker.artifacts), "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else it keeps a pool of idle workers
+    with tempfile.TemporaryFile("w+b") as log, _ended_by_sigterm():
+        server = subprocess.Popen(
+            command,
+            cwd=work,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches us only, and we end the server and its workers together
+        )
+        try:
+            _wait_until_up(server, port, patience, log)
+            ready(known)
+            status = server.wait()
+            raise TrackerUnavailable(f"the MLflow server ended with status {status}: {_last_line(log)}")
+        except KeyboardInterrupt:
+            return
+        finally:
+            _end(server)
+
+
+def _known_links(tracker: Tracker, base: str) -> dict[str, str]:
+    """Links to the experiments that hold runs."""
+    try:
+        client = _client(tracker)
+        found = {e: client.get_experiment_by_name(_experiment(e)) for e in EVALUATIONS}
+        ids = {
+            e: str(x.experiment_id)
+            for e, x in found.items()
+            if x and client.search_runs([x.experiment_id], max_results=1)
+        }
+    except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
+        raise TrackerUnavailable(f"cannot read {tracker.name}: {_line(error)}") from error
+    if not ids:
+        raise TrackerUnavailable(
+            f"{tracker.name} holds no runs of agl-bench; run `agl-bench run` or `agl-bench sync` first"
+        )
+    return links(base, ids)
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], port: int, patience: float, log: IO[bytes]) -> None:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise TrackerUnavailable(f"the MLflow server does not start: {_last_line(log)}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.3)  # not up yet
+    raise TrackerUnavailable(f"the MLflow server is not up after {patience:.0f} s: {_last_line(log)}")
+
+
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return _line(lines[-1]) if lines else "it said nothing"
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM acts as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(10)
+            break

@@ -1,0 +1,404 @@
+"""The rules of the three doors, as checks: for `agl-bench check`, and for a plug-in's own tests.
+
+    from agl_bench.testing import SelectorContract
+    from my_package import MySelector
+
+    class TestMySelector(SelectorContract):
+        selector = MySelector
+
+Each rule is one method whose docstring is the rule; the command line and pytest run the same methods.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agl_bench.data import check as sections_check
+from agl_bench.errors import AglBenchError
+from agl_bench.interfaces.backbone import Backbone
+from agl_bench.interfaces.dataset import Dataset
+from agl_bench.interfaces.genes import GeneSplit
+from agl_bench.interfaces.selector import Selector, Step, TrainingView
+from agl_bench.interfaces.spots import Spots
+from agl_bench.interfaces.tunable import tunables
+
+__all__ = [
+    "BackboneContract",
+    "DatasetContract",
+    "SelectorContract",
+    "Verdict",
+    "check_backbone",
+    "check_dataset",
+    "check_selector",
+    "toy_genes",
+    "toy_spots",
+    "toy_view",
+]
+
+SPOTS, PRIMARY, AUXILIARY, WIDTH = 24, 5, 40, 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One rule and what is wrong with it, None = kept."""
+
+    rule: str
+    problem: str | None
+
+
+def toy_genes(primary: int = PRIMARY, auxiliary: int = AUXILIARY) -> GeneSplit:
+    """A gene axis with primary and auxiliary genes interleaved and a ranking that is not the column order."""
+    count = primary + auxiliary
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
+    is_primary = torch.zeros(count, dtype=torch.bool)
+    is_primary[order[:primary]] = True
+    rank = torch.full((count,), -1)
+    rank[order[primary:]] = torch.arange(auxiliary)
+    score = torch.linspace(2, -2, max(count, 2), dtype=torch.float64)[:count]
+    return GeneSplit(tuple(f"GENE{i:05d}" for i in range(count)), is_primary, rank, score[order.argsort()])
+
+
+def toy_view(genes: GeneSplit | None = None, seed: int = 0) -> TrainingView:
+    """A view over random training expression."""
+    genes = genes or toy_genes()
+    expression = torch.rand(SPOTS, len(genes.names), generator=torch.Generator().manual_seed(2))
+    return TrainingView(genes, expression, torch.Generator().manual_seed(seed))
+
+
+def toy_spots(count: int = SPOTS, *, patch_px: int = 32, embedding: int = 16) -> Spots:
+    """Random spots with patches, positions and embeddings."""
+    generator = torch.Generator().manual_seed(3)
+    return Spots(
+        patches=torch.rand(count, 3, patch_px, patch_px, generator=generator),
+        position=1000 * torch.rand(count, 2, generator=generator),
+        section=torch.zeros(count, dtype=torch.int64),
+        embedding=torch.rand(count, embedding, generator=generator),
+    )
+
+
+def toy_step(genes: GeneSplit, seed: int = 4) -> tuple[Tensor, Step]:
+    """Losses (genes,) on the graph of a linear model, and the step that made them."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.rand(SPOTS, WIDTH, generator=generator)
+    weight = torch.rand(len(genes.names), WIDTH, generator=generator, requires_grad=True)
+    prediction = features @ weight.T
+    target = torch.rand(SPOTS, len(genes.names), generator=generator)
+    losses = (prediction - target).square().mean(0)
+    return losses, Step(features, prediction, target, torch.arange(SPOTS), epoch=0)
+
+
+class SelectorContract:
+    """Rules of the selector door. Set `selector` to the class, `settings` to what the constructor needs."""
+
+    selector: ClassVar[type[Selector]]
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    def make(self, view: TrainingView | None = None) -> Selector:
+        """An instance on the toy view."""
+        return self.selector(view or toy_view(), **self.settings)
+
+    def test_settings_are_tunable(self) -> None:
+        """Every setting is a keyword-only argument with an annotation and a default inside its range."""
+        tunables(self.selector)
+
+    def test_says_where_it_is_from(self) -> None:
+        """`reference` names the publication or idea, and the class has a docstring."""
+        assert self.selector.reference, "reference is empty"
+        assert (self.selector.__doc__ or "").strip(), "the class has no docstring"
+
+    def test_returns_a_finite_scalar_on_the_graph(self) -> None:
+        """`forward` returns a finite scalar that depends on the losses."""
+        selector = self.make()
+        losses, step = toy_step(selector.genes)
+        total = selector(losses, step)
+        assert isinstance(total, Tensor) and total.shape == (), (
+            f"got {type(total).__name__} {getattr(total, 'shape', '')}"
+        )
+        assert bool(total.isfinite()), f"got {total.item()}"
+        assert total.requires_grad, "the result is not on the graph"
+
+    def test_every_primary_gene_counts(self) -> None:
+        """The slope of the result is positive on every primary gene, and finite everywhere."""
+        selector = self.make()
+        slope = _slope(selector)
+        assert bool(slope.isfinite().all()), "a slope is not finite"
+        lowest = float(slope[selector.genes.primary].min())
+        assert lowest > 0, f"the lowest slope of a primary gene is {lowest:g}"
+
+    def test_forward_is_pure(self) -> None:
+        """`forward` changes neither state nor inputs, and gives the same result twice (it also runs in look-aheads)."""
+        selector = self.make()
+        losses, step = toy_step(selector.genes)
+        before, given = copy.deepcopy(selector.state_dict()), losses.detach().clone()
+        first, second = selector(losses, step), selector(losses, step)
+        assert torch.equal(first, second), f"{first.item()} then {second.item()}"
+        assert torch.equal(losses.detach(), given), "the losses were changed in place"
+        changed = [n for n, t in selector.state_dict().items() if not torch.equal(t, before[n])]
+        assert not changed, f"state changed: {', '.join(changed)}"
+
+    def test_leaves_the_view_as_it_is(self) -> None:
+        """Building a selector does not change the training expression."""
+        view = toy_view()
+        before = view.expression.clone()
+        self.make(view)
+        assert torch.equal(view.expression, before), "view.expression was changed"
+
+    def test_randomness_comes_from_the_view(self) -> None:
+        """Random numbers come from `view.generator` alone: equal seeds give equal selectors."""
+        state, numpy_state = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002  (it is what is checked)
+        first, second = self.make(toy_view(seed=5)), self.make(toy_view(seed=5))
+        _slope(first)
+        assert torch.equal(torch.get_rng_state(), state), "torch's global generator was used"
+        assert str(np.random.get_state()) == numpy_state, "numpy's global generator was used"  # noqa: NPY002
+        assert torch.equal(_slope(first), _slope(second)), "equal seeds gave different selectors"
+
+    def test_parameters_get_gradients(self) -> None:
+        """Every learnt parameter gets a finite gradient from its declared source."""
+        selector = self.make()
+        own = [(n, p) for n, p in selector.named_parameters() if p.requires_grad]
+        if not own:
+            return
+        if selector.learns_from == "training":
+            losses, step = toy_step(selector.genes)
+            gradients = torch.autograd.grad(selector(losses, step), [p for _, p in own], allow_unused=True)
+        else:
+            gradients = _hypergradients(selector, [p for _, p in own])
+        for (name, _), gradient in zip(own, gradients, strict=True):
+            assert gradient is not None, f"{name} is not reached"
+            assert bool(gradient.isfinite().all()), f"the gradient of {name} is not finite"
+        total = sum(float(g.abs().sum()) for g in gradients if g is not None)
+        assert total > 0, "no parameter gets a gradient"
+
+    def test_gene_order_does_not_matter(self) -> None:
+        """Permuting the genes permutes the slopes and leaves the result."""
+        genes = toy_genes()
+        order = torch.randperm(len(genes.names), generator=torch.Generator().manual_seed(6))
+        moved = GeneSplit(
+            tuple(genes.names[i] for i in order), genes.primary[order], genes.rank[order], genes.score[order]
+        )
+        view = toy_view(genes)
+        other = TrainingView(moved, view.expression[:, order], torch.Generator().manual_seed(0))
+        a, b = _slope(self.make(view)), _slope(self.make(other), order)
+        assert torch.allclose(a[order], b, atol=1e-6), "slopes do not follow the genes"
+
+    def test_few_auxiliary_genes(self) -> None:
+        """0 and 1 auxiliary genes work."""
+        for auxiliary in (0, 1):
+            slope = _slope(self.make(toy_view(toy_genes(PRIMARY, auxiliary))))
+            assert bool(slope.isfinite().all()), f"not finite with {auxiliary} auxiliary genes"
+
+    def test_unscored_genes(self) -> None:
+        """Genes without a score (NaN) and genes that do not vary work."""
+        genes = toy_genes()
+        score = genes.score.clone()
+        score[genes.rank >= AUXILIARY - 3] = math.nan
+        view = toy_view(GeneSplit(genes.names, genes.primary, genes.rank, score, unscored=3))
+        view.expression[:, genes.rank >= AUXILIARY - 3] = 0
+        assert bool(_slope(self.make(view)).isfinite().all()), "a slope is not finite"
+
+    def test_state_round_trip(self) -> None:
+        """`state_dict` holds everything: a fresh instance with the state loaded acts the same."""
+        selector = self.make(toy_view(seed=7))
+        with torch.no_grad():
+            for parameter in selector.parameters():
+                parameter.add_(0.01)
+        other = self.make(toy_view(seed=8))
+        other.load_state_dict(selector.state_dict())
+        assert torch.equal(_slope(selector), _slope(other)), "the loaded selector acts differently"
+
+    def test_moves_between_devices(self) -> None:
+        """Every tensor moves with `.to`: checked by changing the type of floating-point state."""
+        selector = self.make().double()
+        losses, step = toy_step(selector.genes)
+        total = selector(losses.double(), step)
+        assert total.dtype == torch.float64, f"got {total.dtype} after .double(): a tensor is not a buffer"
+
+
+class BackboneContract:
+    """Rules of the backbone door. Set `backbone` to the class, `settings` to what the constructor needs."""
+
+    backbone: ClassVar[type[Backbone]]
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    def spots(self, count: int) -> Spots:
+        """Toy spots of the size that the backbone wants."""
+        known = tunables(self.backbone)
+        default = known["patch_px"].default if "patch_px" in known else self.backbone.patch_px
+        return toy_spots(count, patch_px=int(self.settings.get("patch_px", default)))
+
+    def make(self) -> Backbone:
+        """An instance on toy spots."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.backbone(self.spots(4), **self.settings)
+
+    def test_settings_are_tunable(self) -> None:
+        """Every setting is a keyword-only argument with an annotation and a default inside its range."""
+        tunables(self.backbone)
+
+    def test_width_is_true(self) -> None:
+        """`forward` returns (spots, width), finite float32."""
+        backbone = self.make()
+        features = backbone(self.spots(3))
+        assert features.shape == (3, backbone.width), f"got {tuple(features.shape)}, width says {backbone.width}"
+        assert bool(features.isfinite().all()), "features are not finite"
+
+    def test_one_spot(self) -> None:
+        """A batch of one spot works in evaluation mode and keeps its axis."""
+        backbone = self.make().eval()
+        features = backbone(self.spots(1))
+        assert features.shape == (1, backbone.width), f"got {tuple(features.shape)}"
+
+    def test_evaluation_is_per_spot(self) -> None:
+        """In evaluation mode the features of a spot do not depend on the other spots of its batch."""
+        backbone = self.make().eval()
+        spots = self.spots(4)
+        alone = Spots(
+            None if spots.patches is None else spots.patches[:1],
+            spots.position[:1],
+            spots.section[:1],
+            None if spots.embedding is None else spots.embedding[:1],
+        )
+        with torch.no_grad():
+            assert torch.allclose(backbone(spots)[:1], backbone(alone), atol=1e-4), "the batch matters"
+
+    def test_same_seed_same_weights(self) -> None:
+        """Equal seeds give equal weights."""
+        first, second = self.make().state_dict(), self.make().state_dict()
+        assert all(torch.equal(t, second[n]) for n, t in first.items()), "weights differ"
+
+    def test_second_order(self) -> None:
+        """A second derivative exists: selectors that learn from validation need it."""
+        backbone = self.make()
+        own = [p for p in backbone.parameters() if p.requires_grad]
+        if not own:
+            return
+        features = backbone(self.spots(4))
+        first = torch.autograd.grad(features.square().sum(), own, create_graph=True, allow_unused=True)
+        size = torch.stack([g.square().sum() for g in first if g is not None]).sum()
+        second = torch.autograd.grad(size, own, allow_unused=True)
+        assert any(g is not None and bool(g.isfinite().all()) for g in second), "no finite second derivative"
+
+
+class DatasetContract:
+    """Rules of the dataset door. Give an instance as `dataset` and the data folder as `root`."""
+
+    dataset: ClassVar[Dataset]
+    root: ClassVar[Path] = Path("data")
+
+    def test_says_what_it_is(self) -> None:
+        """Citation, licence and revision are there."""
+        for name in ("citation", "licence", "revision"):
+            assert getattr(self.dataset, name), f"{name} is empty"
+
+    def test_names_before_loading(self) -> None:
+        """`sections` names exactly what `load` returns, in order, with the same donors."""
+        named = self.dataset.sections(self.root)
+        loaded = {s.name: s.donor for s in self.dataset.load(self.root)}
+        assert list(named.items()) == list(loaded.items()), f"{named} before, {loaded} after loading"
+
+    def test_sections_are_sound(self) -> None:
+        """Counts, names, coordinates, patches and embeddings pass the checks of every run."""
+        sections = self.dataset.load(self.root)
+        for section in sections:
+            sections_check.check_section(section)
+        sections_check.check_dataset(type(self.dataset).__name__.lower(), sections)
+
+    def test_loads_the_same_twice(self) -> None:
+        """Two loads give the same counts and patches."""
+        for first, second in zip(self.dataset.load(self.root), self.dataset.load(self.root), strict=True):
+            a, b = first.counts.to_df().to_numpy(), second.counts.to_df().to_numpy()
+            assert np.array_equal(a, b), f"counts of {first.name} differ"
+            if first.patches is not None and second.patches is not None:
+                rows = np.arange(min(8, first.counts.n_obs))
+                one, two = (patches.read(rows, 32, 112.0) for patches in (first.patches, second.patches))
+                assert np.array_equal(one, two), f"patches of {first.name} differ"
+
+    def test_files_exist(self) -> None:
+        """Every file of `files` exists: they make the fingerprint."""
+        absent = [str(p) for p in self.dataset.files(self.root) if not p.is_file()]
+        assert not absent, f"absent: {', '.join(absent)}"
+
+
+def check_selector(cls: type, settings: Mapping[str, Any]) -> list[Verdict]:
+    """Run every rule of the selector door."""
+    return _verdicts(type("Checked", (SelectorContract,), {"selector": cls, "settings": dict(settings)})())
+
+
+def check_backbone(cls: type, settings: Mapping[str, Any]) -> list[Verdict]:
+    """Run every rule of the backbone door."""
+    return _verdicts(type("Checked", (BackboneContract,), {"backbone": cls, "settings": dict(settings)})())
+
+
+def check_dataset(dataset: Dataset, root: Path) -> list[Verdict]:
+    """Run every rule of the dataset door."""
+    return _verdicts(type("Checked", (DatasetContract,), {"dataset": dataset, "root": root})())
+
+
+def _verdicts(contract: object) -> list[Verdict]:
+    rules: list[tuple[str, Callable[[], None]]] = [
+        (name, method)
+        for base in reversed(type(contract).__mro__)
+        for name in vars(base)
+        if name.startswith("test_") and inspect.ismethod(method := getattr(contract, name))
+    ]
+    return [Verdict(inspect.getdoc(method) or name, _problem(method)) for name, method in rules]
+
+
+def _problem(method: Callable[[], None]) -> str | None:
+    try:
+        method()
+    except AssertionError as error:
+        return str(error).partition("\n")[0] or "not kept"
+    except AglBenchError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001  (the plug-in under test may raise anything)
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return None
+
+
+def _slope(selector: Selector, order: Tensor | None = None) -> Tensor:
+    """∂total/∂losses (genes,) on the toy step, whose genes are permuted by `order`."""
+    genes = selector.genes
+    if order is None:
+        losses, step = toy_step(genes)
+    else:
+        plain, made = toy_step(toy_genes(genes.primary_count, genes.auxiliary_count))
+        losses = plain[order]
+        step = Step(made.features, made.prediction[:, order], made.target[:, order], made.row, made.epoch)
+    (slope,) = torch.autograd.grad(selector(losses, step), losses, allow_unused=True)
+    return torch.zeros_like(losses) if slope is None else slope
+
+
+def _hypergradients(selector: Selector, own: list[nn.Parameter]) -> tuple[Tensor, ...]:
+    """What the trainer would use: through a look-ahead of a linear model."""
+    genes = selector.genes
+    generator = torch.Generator().manual_seed(9)
+    features = torch.rand(SPOTS, WIDTH, generator=generator)
+    target = torch.rand(SPOTS, len(genes.names), generator=generator)
+    # All genes share one hidden layer: without anything shared no gene could help another.
+    start = {
+        "shared": torch.randn(WIDTH, WIDTH, generator=generator),
+        "head": torch.randn(len(genes.names), WIDTH, generator=generator),
+    }
+
+    def losses_at(at: Mapping[str, Tensor]) -> tuple[Tensor, Step]:
+        hidden = torch.tanh(features @ at["shared"])
+        prediction = hidden @ at["head"].T
+        losses = (prediction - target).square().mean(0)
+        return losses, Step(hidden, prediction, target, torch.arange(SPOTS), epoch=0)
+
+    _, gradients = selector.hypergradient(
+        lambda at: selector(*losses_at(at)), lambda at: losses_at(at)[0][genes.primary].mean(), start, own, rate=1e-2
+    )
+    return gradients

@@ -1,0 +1,105 @@
+"""From sections to one normalised table, against scanpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scanpy
+from anndata import AnnData
+from scipy import sparse
+
+from agl_bench.data.preprocess import SpotTable, tabulate
+from agl_bench.errors import BadSection, BadSpec
+from agl_bench.interfaces.spots import Section
+from agl_bench.protocol import Protocol
+
+EVERY_SPOT = Protocol(min_genes_per_spot=0)
+
+
+def section(name: str, genes: str, spots: int = 12, *, mean: float = 2.0, form: type = sparse.csr_matrix) -> Section:
+    """Poisson counts; one gene for each letter."""
+    rng = np.random.default_rng(sum(map(ord, name)))
+    counts = AnnData(form(rng.poisson(mean, (spots, len(genes))).astype(np.float32)))
+    counts.var_names = list(genes)
+    counts.obs_names = [f"{name}{i}" for i in range(spots)]
+    counts.obsm["spatial"] = rng.uniform(0, 100, (spots, 2))
+    return Section(name, counts, um_per_px=0.5)
+
+
+def dense(table: SpotTable) -> np.ndarray:
+    return table.expression.toarray()
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
+@pytest.mark.parametrize("normalisation", ["normalize_total+log1p", "log1p"])
+def test_normalisation_is_that_of_scanpy(normalisation: str, form: type) -> None:
+    one = section("S", "ABCDEFGH", form=form)
+    before = np.array(one.counts.to_df())
+    table = tabulate([one], Protocol(min_genes_per_spot=1, normalisation=normalisation))
+    expected = AnnData(before.copy())
+    if normalisation != "log1p":
+        scanpy.pp.normalize_total(expected, target_sum=1e4)
+    scanpy.pp.log1p(expected)
+    assert table.expression.dtype == np.float32 and sparse.issparse(table.expression)
+    np.testing.assert_allclose(dense(table), expected.X, rtol=1e-6)
+    np.testing.assert_array_equal(one.counts.to_df(), before)  # the section stays as measured
+
+
+def test_each_spot_sums_to_ten_thousand() -> None:
+    table = tabulate([section("S", "ABCDEFGH")], EVERY_SPOT)
+    np.testing.assert_allclose(np.expm1(dense(table).astype(np.float64)).sum(1), 1e4, rtol=1e-5)
+
+
+def test_a_spot_does_not_depend_on_other_spots() -> None:
+    one = section("S", "ABCDEFGH")
+    part = Section("S", one.counts[3:5].copy(), 0.5)
+    np.testing.assert_array_equal(dense(tabulate([one], EVERY_SPOT))[3:5], dense(tabulate([part], EVERY_SPOT)))
+
+
+def test_common_genes_in_the_order_of_the_first_section() -> None:
+    one, two = section("one", "DXBAC"), section("two", "ABCDE", spots=5)
+    table = tabulate([one, two], Protocol(min_genes_per_spot=0, normalisation="log1p"))
+    assert table.genes == ("D", "B", "A", "C") and len(table) == 17
+    expected = np.concatenate([np.log1p(s.counts.to_df()[list("DBAC")]) for s in (one, two)])
+    np.testing.assert_allclose(dense(table), expected, rtol=1e-6)
+    assert table.section.tolist() == [0] * 12 + [1] * 5
+    assert table.source_row.tolist() == [*range(12), *range(5)]
+    assert table.position.dtype == np.float32
+    places = np.concatenate([s.counts.obsm["spatial"] for s in (one, two)])
+    np.testing.assert_allclose(table.position, places * 0.5, rtol=1e-6)
+
+
+def test_size_normalisation_counts_common_genes_only() -> None:
+    one, two = section("one", "DXBAC"), section("two", "ABCDE")
+    table = tabulate([one, two], EVERY_SPOT)
+    np.testing.assert_allclose(np.expm1(dense(table).astype(np.float64)).sum(1), 1e4, rtol=1e-5)
+
+
+def test_spots_with_few_genes_are_dropped_and_counted() -> None:
+    one, two = section("one", "ABCDEF", mean=1), section("two", "FEDCBAZ", mean=1)
+    two.dropped_spots = 3  # by the reader
+    protocol = Protocol(min_genes_per_spot=4)
+    table = tabulate([one, two], protocol)
+    detected = [(s.counts.to_df()[list("ABCDEF")] > 0).sum(1).to_numpy() for s in (one, two)]  # Z is not common
+    kept = [np.flatnonzero(d >= 4) for d in detected]
+    assert all(0 < len(k) < 12 for k in kept)
+    np.testing.assert_array_equal(table.source_row, np.concatenate(kept))
+    assert table.dropped_spots == 24 - len(table) + 3
+    assert len(table) == table.expression.shape[0] == len(table.position)
+
+
+def test_an_empty_spot_stays_zero() -> None:
+    one = section("S", "ABC")
+    one.counts.X[2] = 0
+    table = tabulate([one], EVERY_SPOT)
+    assert (dense(table)[2] == 0).all() and np.isfinite(dense(table)).all()
+
+
+def test_no_common_gene() -> None:
+    with pytest.raises(BadSpec, match="sections one, two, three have no gene in common"):
+        tabulate([section("one", "ABC"), section("two", "BCD"), section("three", "XYZ")], EVERY_SPOT)
+
+
+def test_a_section_without_a_usable_spot_is_named() -> None:
+    with pytest.raises(BadSection, match="section 'two': no spot has 4 detected genes; lower protocol.min_genes"):
+        tabulate([section("one", "ABCDEF", mean=9), section("two", "ABCDEF", mean=0)], Protocol(min_genes_per_spot=4))

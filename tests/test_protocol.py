@@ -1,0 +1,118 @@
+"""The conditions of a comparison: defaults, presets, errors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+from agl_bench.errors import BadSpec, UnknownName
+from agl_bench.interfaces.tunable import resolve, tunables
+from agl_bench.protocol import Protocol, load_preset, preset_names, read_toml
+from agl_bench.registry.plugins import Plugins
+
+NAMES = {field.name for field in fields(Protocol)}
+
+
+def test_clean_is_the_defaults_and_mentions_every_field() -> None:
+    clean = load_preset("clean")
+    assert set(clean.protocol) == NAMES
+    assert Protocol.of(clean.protocol) == Protocol() == Protocol.of({})
+    assert not clean.plugins
+    for name, value in clean.protocol.items():
+        assert type(value) is type(getattr(Protocol(), name)), name
+
+
+def test_defaults_are_inside_their_ranges() -> None:
+    assert Protocol.of(asdict(Protocol())) == Protocol()
+
+
+def test_presets_load() -> None:
+    assert preset_names() == ["clean", "paper", "smoke"]
+    assert Protocol.of(load_preset("smoke").protocol).epochs == 3
+    paper = Protocol.of(load_preset("paper").protocol)
+    assert set(load_preset("paper").protocol) == NAMES
+    assert (paper.genes_from, paper.fold_shape, paper.normalisation) == ("all", "random", "log1p")
+    assert (paper.held_out_share, paper.buffer_um, paper.detach_weight_sum) == (0, 0, True)
+    assert (paper.batch_size, paper.learning_rate, paper.epochs, paper.patience) == (128, 3e-5, 1000, 20)
+
+
+@pytest.mark.parametrize("name", ["clean", "paper", "smoke"])
+def test_plugin_settings_of_presets_fit_their_plugins(name: str) -> None:
+    plugins = Plugins.discover()
+    for plugin, settings in load_preset(name).plugins.items():
+        resolve(plugin, tunables(plugins.entry(plugin).load()), settings)
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(UnknownName, match=r"unknown preset 'papers'. Did you mean 'paper'\? Known: clean, paper, smoke"):
+        load_preset("papers")
+
+
+def test_an_unknown_key_gets_a_suggestion() -> None:
+    with pytest.raises(UnknownName, match=r"unknown setting of protocol 'batchsize'. Did you mean 'batch_size'\?"):
+        Protocol.of({"batchsize": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("folds", 1),
+        ("folds", 2.5),
+        ("folds", "many"),
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("learning_rate", "fast"),
+        ("learning_rate", 0),
+        ("learning_rate", "nan"),
+        ("validation_share", 0),
+        ("held_out_share", 0.6),
+        ("buffer_um", -1),
+        ("fold_shape", "stripes"),
+        ("augment", "yes"),
+        ("augment", 1),
+        ("normalisation", ["log1p"]),
+    ],
+)
+def test_bad_values_are_named(name: str, value: object) -> None:
+    with pytest.raises(BadSpec, match=rf"protocol\.{name} = .* is not allowed; it takes "):
+        Protocol.of({name: value})
+
+
+def test_no_spots_to_train_on() -> None:
+    with pytest.raises(BadSpec, match=r"protocol\.validation_share \+ protocol\.held_out_share = 1 leaves no spots"):
+        Protocol.of({"validation_share": 0.5, "held_out_share": 0.5})
+
+
+@pytest.mark.parametrize("name", ["clean", "paper", "smoke"])
+def test_settings_round_trip(name: str) -> None:
+    protocol = Protocol.of(load_preset(name).protocol)
+    assert Protocol.of(protocol.settings()) == protocol
+    as_text = {n: str(v).lower() if isinstance(v, bool) else str(v) for n, v in protocol.settings().items()}
+    assert Protocol.of(as_text) == protocol
+
+
+def test_equal_protocols_are_one_key() -> None:
+    assert len({Protocol(), Protocol.of({}), Protocol.of({"folds": "5"}), Protocol.of({"folds": 4})}) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "sentence"),
+    [
+        (b"folds = 3", UnknownName, r"unknown key of my\.toml 'folds'"),
+        (b"[protocl]", UnknownName, "Did you mean 'protocol'"),
+        (b"[protocol", BadSpec, r"my\.toml is not valid TOML"),
+        (b"\xff\xfe", BadSpec, r"my\.toml is not valid TOML"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, content: bytes, error: type[Exception], sentence: str) -> None:
+    path = tmp_path / "my.toml"
+    path.write_bytes(content)
+    with pytest.raises(error, match=sentence):
+        read_toml(path, allowed=("protocol", "plugins"))
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match=r"cannot read .*absent\.toml: No such file"):
+        read_toml(tmp_path / "absent.toml", allowed=())
