@@ -158,17 +158,19 @@ def _view(level: str, widths: dict[str, int], charts: dict[str, str], **more: ob
         charts: metric -> BAR or LINE, shown before those that MLflow adds by itself.
         more: further state of the page.
     """
-    section = {"uuid": "agl", "name": "the question", "columns": 2, "cardHeight": 460}
-    switches = {"isReordered": False, "deleted": False, "isGenerated": False}
+    section = {"uuid": "agl", "name": "overview", "columns": 2, "cardHeight": 460}
+    switches = {"deleted": False, "isGenerated": False}
     return json.dumps(
         {
             "searchFilter": f"tags.agl.level = '{level}'",
             "orderByKey": f"metrics.`{HEADLINE}`",
             "orderByAsc": False,
             "selectedColumns": list(widths),
+            "columnOrder": list(widths),
             "columnWidths": widths,
             "runsHiddenMode": "SHOW_ALL",
-            "compareRunSections": [section | switches | {"display": True}],
+            "compareRunSections": [section | switches | {"display": True, "isReordered": True}],
+            "isAccordionReordered": True,  # ours first, not in alphabetical order
             "compareRunCharts": [_chart(metric, kind) | switches for metric, kind in charts.items()],
             **more,
         }
@@ -194,13 +196,13 @@ VIEWS = {
     "leaderboard": _view(
         "group",
         {
+            "params.`preset`": 100,  # first: lines of different presets are not to be compared
             f"metrics.`{HEADLINE}`": 255,
             f"metrics.`{HEADLINE.replace('test/', 'test_sd/')}`": 275,
             "metrics.`n_cells`": 80,
             "metrics.`best/k`": 90,
             "metrics.`best/epoch`": 100,
             "metrics.`cost/seconds`": 110,
-            "params.`preset`": 150,
         },
         dict.fromkeys([HEADLINE, "best/k", "test/spearman_gene_mean_section_mean", "cost/seconds"], "BAR"),
     ),
@@ -492,7 +494,8 @@ class MlflowRecorder(Recorder):
         try:
             return action()
         except Exception as error:  # noqa: BLE001  (whatever a tracker raises, it may not cost a result)
-            self.dead = _line(error)
+            silent = "Max retries exceeded" in str(error) or "timed out" in str(error)
+            self.dead = f"{self.uri} does not answer" if silent else _line(error)
             self._warn(
                 f"tracking stopped: {self.dead}; results are safe in {self._work / 'cells'}; run `agl-bench sync` when "
                 "the server is back"
@@ -566,7 +569,7 @@ class MlflowRecorder(Recorder):
             self._experiments[spec.evaluation],
             start_time=_now() - int(1000 * seconds),
             tags=_tags(spec, "cell") | {"mlflow.parentRunId": group.run_id},
-            run_name=f"fold {spec.fold} · seed {spec.seed}",
+            run_name=f"{spec.selector.name} · fold {spec.fold} · seed {spec.seed}",  # legends show nothing else
         )
         index.add(spec.key, spec.group, _Shown(run.info.run_id, "RUNNING"))
         self.log(run.info.run_id, params=_params(spec) | {"fold": spec.fold, "seed": spec.seed})
@@ -720,7 +723,7 @@ def _make_experiment(client: MlflowClient, tracker: Tracker, evaluation: str) ->
     """Id of the experiment; its tags are brought up to date."""
     name = _experiment(evaluation)
     tags = {
-        "mlflow.experimentKind": "custom_model_development",  # else the page opens on charts for language models
+        "mlflow.experimentKind": "custom_model_development",  # yet only workflowType in a link decides how it opens
         "mlflow.note.content": _DESCRIPTION.format(evaluation=evaluation),
         **{f"mlflow.sharedViewState.{view}": state for view, state in VIEWS.items()},
     }

@@ -292,7 +292,12 @@ def preflight(cells: Sequence[tuple[RunSpec, FoldPlan]], bench: Bench, store: Ce
         if combination in seen or (not again and store.read(spec.key) is not None):
             continue
         seen.add(combination)
-        bench.build(spec, bench.setting(spec, plan))
+        try:
+            bench.build(spec, bench.setting(spec, plan))
+        except AglBenchError:
+            raise
+        except Exception:  # noqa: BLE001  (a plug-in's own fault: recorded when its cell runs, costs no other)
+            continue
 
 
 def fingerprints(campaign: Campaign, plugins: Plugins, root: Path, cache: Path | None) -> dict[str, str]:

@@ -12,8 +12,9 @@ test spots are not in the store that it gets.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,39 +162,40 @@ class Trainer:
         augment_outer = self._augmentation("outer", epoch) if self.protocol.outer_augment else None
         inner_batches = self._batches(self.rows.train, "inner", epoch)
         held_out = self._endless(self.rows.held_out, epoch)
-        own = [p for p in self.selector.parameters() if p.requires_grad]
+        own = {n: p for n, p in self.selector.named_parameters() if p.requires_grad}
         total = torch.zeros((), device=self.store.device, dtype=torch.float64)
         for rows in inner_batches:
             outer, gradients = self._hypergradient(
                 self.store.batch(rows, augment), self.store.batch(next(held_out), augment_outer), own, epoch
             )
-            for parameter, gradient in zip(own, gradients, strict=True):
-                parameter.grad = gradient
+            for name, parameter in own.items():
+                parameter.grad = gradients[name]
             self.outer_optimizer.step()
             total += outer
         return float(total) / len(inner_batches)
 
     def _hypergradient(
-        self, inner: SpotBatch, outer: SpotBatch, own: Sequence[Tensor], epoch: int
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self, inner: SpotBatch, outer: SpotBatch, own: Mapping[str, Tensor], epoch: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Outer loss after the look-ahead on `inner`, and its gradient for the selector's parameters.
 
-        Batch statistics (BatchNorm) are those of the batch at hand, as in training; running statistics are updated on
-        copies, so that nothing leaks out of a look-ahead.
+        Normalisation layers use the statistics of the batch at hand, as in training, and keep no running ones; other
+        buffers are copies. Nothing leaks out of a look-ahead.
         """
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
 
-        def losses_at(parameters_at: object, batch: SpotBatch) -> tuple[Tensor, Step]:
-            return self._forward(batch, epoch, state={**parameters_at, **buffers})  # type: ignore[dict-item]
+        def inner_loss(at: Mapping[str, Tensor], selector_at: Mapping[str, Tensor]) -> Tensor:
+            losses, step = self._forward(inner, epoch, state={**at, **buffers})
+            loss: Tensor = functional_call(self.selector, dict(selector_at), (losses, step))
+            return loss
 
-        def inner_loss(at: object) -> Tensor:
-            return self._combine(*losses_at(at, inner))
+        def outer_loss(at: Mapping[str, Tensor]) -> Tensor:
+            losses, _ = self._forward(outer, epoch, state={**at, **buffers})
+            return losses[self.primary_columns].mean()
 
-        def outer_loss(at: object) -> Tensor:
-            return losses_at(at, outer)[0][self.primary_columns].mean()
-
-        return self.selector.hypergradient(inner_loss, outer_loss, parameters, own, self.rate)
+        with _without_running_statistics(self.model):
+            return self.selector.hypergradient(inner_loss, outer_loss, parameters, own, self.rate)
 
     def _forward(self, batch: SpotBatch, epoch: int, state: dict[str, Tensor] | None = None) -> tuple[Tensor, Step]:
         """Losses (genes,) of a batch, with the model's own parameters or those of `state`."""
@@ -251,3 +253,16 @@ class Trainer:
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies of the states of model and selector."""
         return tuple({n: t.clone() for n, t in m.state_dict().items()} for m in (self.model, self.selector))  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _without_running_statistics(model: Model) -> Iterator[None]:
+    """Normalisation layers neither update nor read running statistics inside (they are in training mode)."""
+    layers = [m for m in model.modules() if getattr(m, "track_running_stats", False)]
+    try:
+        for layer in layers:
+            layer.track_running_stats = False  # type: ignore[assignment]
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True  # type: ignore[assignment]

@@ -1,0 +1,102 @@
+"""A grid that trains in a second, its results made up or real."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from agl_bench.bench.cells import CellStore
+from agl_bench.bench.recorder import NoRecorder
+from agl_bench.bench.result import Result
+from agl_bench.bench.run import Bench, choose_device, fingerprints, run_cells
+from agl_bench.bench.spec import Campaign
+from agl_bench.registry.plugins import Plugins
+
+SMALL = {
+    "synthetic.sections": 2,
+    "synthetic.spots": 40,
+    "synthetic.programme_genes": 30,
+    "synthetic.artefact_genes": 20,
+    "synthetic.noise_genes": 30,
+    "synthetic.patch_px": 16,
+    "tiny.patch_px": 16,
+    "tiny.channels": 8,
+    "protocol.primary_genes": 5,
+    "protocol.min_genes_per_spot": 5,
+    "protocol.buffer_um": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def same_conditions():
+    """`choose_device` sets up the process; put back what it changes."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Settings of the small grid."""
+    return [f"{k}={v}" for k, v in SMALL.items()]
+
+
+@pytest.fixture(scope="session")
+def words(small):
+    """The small grid as words of the command line, without the selectors."""
+    grid = ["--datasets", "synthetic", "--preset", "smoke", "--evaluation", "inter", "--tracking", "none"]
+    return [*grid, "--device", "cpu", *(w for s in small for w in ("--set", s))]
+
+
+@pytest.fixture(scope="session")
+def grid(small):
+    """Make a campaign on the small grid; returns its cells and the bench that runs them."""
+
+    def grid(*selectors, files=(), more=(), **lists):
+        plugins = Plugins.discover(files, strict=True)
+        lists = {"datasets": ["synthetic"], "evaluation": ["inter"], "preset": "smoke"} | lists
+        campaign = Campaign.of(plugins, selectors=selectors, assignments=[*small, *more], **lists)
+        root = Path(os.devnull)
+        known = fingerprints(campaign, plugins, root, None)
+        cells = campaign.cells(plugins, root, device="cpu", fingerprint=known)
+        return cells, Bench(plugins, root, choose_device("cpu"))
+
+    return grid
+
+
+@pytest.fixture(scope="session")
+def run(grid):
+    """Run the small grid into a work folder; returns the events."""
+
+    def run(work, *selectors, again=False, **options):
+        cells, bench = grid(*selectors, **options)
+        return list(run_cells(cells, bench, CellStore(work), NoRecorder(), again=again))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_result(grid):
+    """A made-up result of a real cell."""
+    known = {}
+
+    def make_result(selector="pgl", fold="D1", seed=0, pcc=0.5, selected=(3, 4), best=1, seconds=1.0):
+        if (selector, seed) not in known:
+            known[selector, seed] = {spec.fold: spec for spec, _ in grid(selector, seeds=[str(seed)])[0]}
+        genes = pd.DataFrame({"gene": ["A", "B"], "primary": [True, False], "weight": [1.0, 0.5]})
+        epochs = pd.DataFrame({"epoch": range(len(selected)), "selected": selected, "validation_pcc": 0.1})
+        return Result(
+            spec=known[selector, seed][fold],
+            scores={"pcc_gene_mean_section_mean": pcc, "other": 1.0},
+            genes=genes,
+            epochs=epochs,
+            best_epoch=best,
+            counts={"train_spots": 10},
+            cost={"seconds": seconds},
+            provenance={"python": "3"},
+        )
+
+    return make_result

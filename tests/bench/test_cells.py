@@ -1,0 +1,142 @@
+"""The store: what is there is whole, whatever happened before."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from agl_bench.bench.cells import CellStore
+from agl_bench.errors import BadWorkFolder
+
+DEAD = 99_999_999  # above any system's largest process id
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CellStore(tmp_path / "work")
+
+
+@pytest.fixture
+def result(make_result):
+    return make_result()
+
+
+def hidden(store):
+    return sorted(path.name for path in store.cells.glob(".*"))
+
+
+def test_round_trip(store, result):
+    assert store.read(result.spec.key) is None
+    store.write(result)
+    again = store.read(result.spec.key)
+    pd.testing.assert_frame_equal(again.genes, result.genes)
+    pd.testing.assert_frame_equal(again.epochs, result.epochs)
+    for name in ("scores", "best_epoch", "counts", "cost", "provenance", "pcc"):
+        assert getattr(again, name) == getattr(result, name)
+    assert again.spec.as_json() == json.loads(json.dumps(result.spec.as_json()))
+    assert hidden(store) == []
+
+
+def test_write_twice_keeps_the_later(store, make_result):
+    for pcc in (0.1, 0.2):
+        store.write(make_result(pcc=pcc))
+    assert [r.pcc for r in store] == [0.2]
+    assert hidden(store) == []
+
+
+def test_iteration_skips_what_is_no_cell(store, make_result):
+    for fold in ("D1", "D2"):
+        store.write(make_result(fold=fold))
+    (store.cells / "notes.txt").write_text("mine")
+    (store.cells / ".hidden").mkdir()
+    assert [r.spec.key for r in store] == sorted(make_result(fold=f).spec.key for f in ("D1", "D2"))
+
+
+def test_what_a_killed_process_left_is_swept(store, result):
+    store.write(result)
+    key = result.spec.key
+    half = store.cells / f".new-other-{DEAD}"
+    half.mkdir()
+    (half / "genes.parquet").write_bytes(b"PAR1")
+    (store.cells / f".old-{key}-{DEAD}").mkdir()
+    store = CellStore(store.work)
+    assert hidden(store) == []
+    assert store.read(key) is not None
+
+
+def test_killed_between_the_two_renames(store, result):
+    store.write(result)
+    key = result.spec.key
+    (store.cells / key).rename(store.cells / f".old-{key}-{DEAD}")
+    shutil.copytree(store.cells / f".old-{key}-{DEAD}", store.cells / f".new-{key}-{DEAD}")
+    store = CellStore(store.work)
+    assert hidden(store) == []
+    assert store.read(key).pcc == result.pcc
+
+
+def test_what_a_living_process_writes_stays(store):
+    half = store.cells / ".new-other-1"
+    half.mkdir()
+    CellStore(store.work)
+    assert half.is_dir()
+
+
+@pytest.mark.parametrize("name", ["genes.parquet", "epochs.parquet", "result.json"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "absent", "empty"])
+def test_damage_counts_as_absent_and_is_set_aside(store, result, name, damage):
+    store.write(result)
+    path = store.cells / result.spec.key / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(content[:-7])
+    elif damage == "changed":
+        path.write_bytes(content.replace(b'"', b"'") if name == "result.json" else content[:-9] + b"x" + content[-8:])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    assert store.read(result.spec.key) is None
+    assert hidden(store) == [f".damaged-{result.spec.key}"]
+    assert list(store) == []
+    store.write(result)
+    assert store.read(result.spec.key) is not None
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '{"format": 1}', '{"format": 1, "digests": [], "spec": 3}'])
+def test_json_of_another_shape(store, result, content):
+    store.write(result)
+    (store.cells / result.spec.key / "result.json").write_text(content)
+    assert store.read(result.spec.key) is None
+
+
+def test_copy_under_another_key_is_not_that_cell(store, make_result):
+    one, other = make_result(fold="D1").spec.key, make_result(fold="D2").spec.key
+    store.write(make_result(fold="D1"))
+    shutil.copytree(store.cells / one, store.cells / other)
+    assert store.read(other) is None
+    assert store.read(one) is not None
+
+
+def test_success_removes_the_failure(store, result):
+    details = store.write_failure(result.spec, "it broke", "Traceback: lines")
+    assert details.read_text().startswith("it broke\n\nTraceback")
+    assert json.loads((details.parent / "spec.json").read_text())["fold"] == "D1"
+    store.write_failure(result.spec, "again", "")
+    store.write(result)
+    assert list(store.failed.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["work", "work/cells", "work/failed"])
+def test_a_file_in_place_of_a_folder(tmp_path, place):
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    with pytest.raises(BadWorkFolder, match=r"cannot write to the work folder .*work.*; choose another with --work"):
+        CellStore(tmp_path / "work")
+
+
+def test_a_place_where_nobody_can_write():
+    from pathlib import Path
+
+    with pytest.raises(BadWorkFolder, match="cannot write to the work folder /proc/agl"):
+        CellStore(Path("/proc/agl"))

@@ -1,0 +1,323 @@
+"""What the tracker shows, that it can be rebuilt, and that it costs nothing but a line when it goes away."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from agl_bench.bench.mlflow_recorder import HEADLINE, MlflowRecorder, serve
+from agl_bench.bench.result import Result, epoch_table
+from agl_bench.bench.spec import Part, RunSpec
+from agl_bench.errors import TrackerUnavailable
+from agl_bench.protocol import Protocol
+from agl_bench.training.records import EpochRecord
+
+
+def make_spec(selector: str = "cutting", fold: str = "C1.0", seed: int = 0, evaluation: str = "intra") -> RunSpec:
+    return RunSpec(
+        dataset=Part("toy", {}, "tests 1", "a"),
+        backbone=Part("flat", {"width": 8}, "tests 1", "b"),
+        selector=Part(selector, {"temperature": 0.5}, "tests 1", "c"),
+        evaluation=evaluation,
+        fold=fold,
+        seed=seed,
+        protocol=Protocol(),
+        preset="clean",
+        data="0123456789abcdef0123",
+        device="cpu",
+    )
+
+
+def make_records(*, moving: bool = True) -> list[EpochRecord]:
+    return [
+        EpochRecord(
+            epoch=e,
+            training_loss=1.0 - e / 10,
+            validation_pcc=float("nan") if e == 0 else 0.1 * e,
+            validation_nan_genes=0,
+            outer_loss=None if e == 0 else 0.9,
+            selected=5 - e if moving else 5,
+            effective=4.5,
+            parameters={"cut[off]": 0.5 - e / 10},
+        )
+        for e in range(4)
+    ]
+
+
+def make_result(spec: RunSpec, pcc: float = 0.3, *, moving: bool = True) -> Result:
+    genes = pd.DataFrame(
+        {"gene": ["A", "B"], "primary": [True, False], "weight": [1.0, 0.25], "pearson": [pcc, np.nan]}
+    )
+    return Result(
+        spec=spec,
+        scores={"pcc_gene_mean_section_mean": pcc, "pcc_nan_genes": 0.0, "mse_gene_mean": float("nan")},
+        genes=genes,
+        epochs=epoch_table(make_records(moving=moving)),
+        best_epoch=3,
+        counts={"test_spots": 40, "auxiliary_genes": 5},
+        cost={"seconds": 2.0},
+        provenance={"commit": "abc123"},
+    )
+
+
+def run_cell(recorder: MlflowRecorder, result: Result) -> None:
+    log = recorder.open(result.spec)
+    for record in make_records(moving=result.epochs["selected"].nunique() > 1):
+        log.epoch(record)
+    log.close(result)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    return tmp_path / "a work folder"
+
+
+def connect(work: Path, warnings: list[str] | None = None) -> MlflowRecorder:
+    return MlflowRecorder.connect(
+        work, f"sqlite:///{work / 'mlflow.db'}", warn=warnings.append if warnings is not None else None
+    )
+
+
+def runs(work: Path, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    ids = [e.experiment_id for e in client.search_experiments() if e.name.startswith("agl-bench/")]
+    return list(client.search_runs(ids, run_view_type=view))
+
+
+def by_level(work: Path) -> tuple[list[Run], list[Run]]:
+    found = runs(work)
+    return tuple([r for r in found if r.data.tags["agl.level"] == level] for level in ("group", "cell"))  # type: ignore[return-value]
+
+
+def contents(work: Path) -> list[object]:
+    """Everything shown but ids, times and the order in which it came."""
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    found = []
+    for run in runs(work):
+        tags = {k: v for k, v in run.data.tags.items() if k != "mlflow.parentRunId"}
+        curves = {
+            k: sorted({(m.step, m.value) for m in client.get_metric_history(run.info.run_id, k)})
+            for k in run.data.metrics
+            if tags["agl.level"] == "cell"
+        }
+        inputs = [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs]
+        files = sorted(f.path for f in client.list_artifacts(run.info.run_id))
+        found.append(
+            (run.info.run_name, run.info.status, run.data.metrics, run.data.params, tags, curves, inputs, files)
+        )
+    return sorted(found, key=str)
+
+
+def test_one_run_for_each_group_and_below_it_one_for_each_cell(work: Path) -> None:
+    recorder = connect(work)
+    for fold, pcc in (("C1.0", 0.2), ("C1.1", 0.4)):
+        run_cell(recorder, make_result(make_spec(fold=fold), pcc))
+    run_cell(recorder, make_result(make_spec("steady"), moving=False))
+    recorder.finish()
+    assert recorder.dead is None
+
+    groups, cells = by_level(work)
+    assert {r.info.run_name for r in groups} == {"cutting · toy · flat", "steady · toy · flat"}
+    assert {r.info.status for r in groups + cells} == {"FINISHED"}
+    line = next(r for r in groups if r.data.tags["agl.selector"] == "cutting")
+    below = [r for r in cells if r.data.tags["mlflow.parentRunId"] == line.info.run_id]
+    assert {r.info.run_name for r in below} == {"cutting · fold C1.0 · seed 0", "cutting · fold C1.1 · seed 0"}
+    assert line.data.metrics[HEADLINE] == pytest.approx(0.3)
+    assert line.data.metrics["test_sd/pcc_gene_mean_section_mean"] == pytest.approx(0.02**0.5)
+    assert line.data.metrics["n_cells"] == 2
+    assert line.data.metrics["best/k"] == 2
+    assert "fold" not in line.data.params
+
+    cell = next(r for r in below if r.data.tags["agl.fold"] == "C1.0")
+    assert cell.data.tags["agl.key"] == make_spec(fold="C1.0").key
+    expected = {
+        "selector": "cutting",
+        "selector.temperature": "0.5",
+        "backbone.width": "8",
+        "seed": "0",
+        "fold": "C1.0",
+    }
+    expected |= {"protocol.epochs": "100", "preset": "clean", "commit": "abc123", "counts.test_spots": "40"}
+    assert expected.items() <= cell.data.params.items()
+    assert cell.data.metrics[HEADLINE] == 0.2
+    assert "test/mse_gene_mean" not in cell.data.metrics, "a NaN spoils charts"
+    (given,) = cell.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest, given.tags[0].value) == ("toy", make_spec().data, "benchmark")
+
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+
+    def history(name: str) -> list[tuple[int, float]]:
+        return [(m.step, m.value) for m in client.get_metric_history(cell.info.run_id, name)]
+
+    assert history("selection/k") == [(0, 5), (1, 4), (2, 3), (3, 2)]
+    assert [s for s, _ in history("validation/pcc")] == [s for s, _ in history("outer/loss")] == [1, 2, 3]
+    assert len(history("selection/parameter.cut_off_")) == 4
+    files = {f.path for f in client.list_artifacts(cell.info.run_id)}
+    assert files == {"genes.parquet", "epochs.parquet", "result.json", "k_trajectory.png"}
+    steady = next(r for r in cells if r.data.tags["agl.selector"] == "steady")
+    assert "k_trajectory.png" not in {f.path for f in client.list_artifacts(steady.info.run_id)}
+    assert (work / "mlartifacts").is_dir()
+
+    again = connect(work)
+    assert not again.record(make_result(make_spec(fold="C1.0"), 0.2))
+    again.finish()
+    assert len(runs(work, ViewType.ALL)) == 5
+
+
+def test_sync_rebuilds_what_was_shown(work: Path, tmp_path: Path) -> None:
+    results = [make_result(make_spec(fold=f, evaluation=e), 0.2) for e in ("intra", "inter") for f in ("C1", "C2")]
+    live, synced = connect(work / "live"), connect(work / "synced")
+    for result in results:
+        run_cell(live, result)
+        assert synced.record(result)
+        assert not synced.record(result)
+    live.finish()
+    synced.finish()
+    assert contents(work / "live") == contents(work / "synced")
+    assert len(runs(work / "synced")) == 6
+
+
+def test_what_a_killed_or_failed_process_left_is_replaced(work: Path) -> None:
+    spec, failed = make_spec(), make_spec(fold="C1.1")
+    killed = connect(work)
+    killed.open(spec).epoch(make_records()[0])
+    killed.open(failed).fail("diverged at epoch 3")
+    sentences = {r.data.tags.get("agl.error") for r in by_level(work)[1]}
+    assert sentences == {None, "diverged at epoch 3"}
+
+    recorder = connect(work)
+    assert recorder.record(make_result(spec))
+    run_cell(recorder, make_result(failed))
+    recorder.finish()
+    groups, cells = by_level(work)
+    assert [r.info.status for r in groups + cells] == ["FINISHED"] * 3
+    assert groups[0].data.metrics["n_cells"] == 2
+
+
+def test_again_replaces_a_finished_cell(work: Path) -> None:
+    recorder = connect(work)
+    run_cell(recorder, make_result(make_spec(), 0.2))
+    run_cell(recorder, make_result(make_spec(), 0.1))
+    (group,), (cell,) = by_level(work)
+    assert cell.data.metrics[HEADLINE] == group.data.metrics[HEADLINE] == 0.1
+
+
+def test_cells_of_another_process_count(work: Path) -> None:
+    first, second = connect(work), connect(work)
+    first.open(make_spec())  # both have read the experiment before the other adds to it
+    run_cell(second, make_result(make_spec(fold="C1.1"), 0.4))
+    run_cell(first, make_result(make_spec(), 0.2))
+    first.finish()
+    (group,), cells = by_level(work)
+    assert len(cells) == 2
+    assert group.data.metrics["n_cells"] == 2
+
+
+def test_a_tracker_that_dies_costs_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    recorder = connect(work, warnings)
+    log = recorder.open(make_spec())
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("connection refused\nand many more words")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse)
+    for record in make_records():
+        log.epoch(record)
+    log.close(make_result(make_spec()))
+    recorder.open(make_spec(fold="C1.1")).fail("whatever")
+    assert recorder.record(make_result(make_spec())) is False
+    recorder.finish()
+    assert recorder.dead == "connection refused"
+    (line,) = warnings
+    assert line.startswith("tracking stopped: connection refused; results are safe in ")
+    assert "agl-bench sync" in line and "\n" not in line
+
+
+def test_a_server_that_dies_is_given_up_soon(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"experiment": {"experiment_id": "7", "name": "x", "lifecycle_stage": "active", "tags": []}}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    warnings: list[str] = []
+    recorder = MlflowRecorder.connect(work, f"http://127.0.0.1:{server.server_port}", warn=warnings.append)
+    assert recorder.links()["intra: leaderboard"].startswith(
+        f"http://127.0.0.1:{server.server_port}/#/experiments/7/runs?"
+    )
+    server.shutdown()
+    server.server_close()
+    began = time.monotonic()
+    run_cell(recorder, make_result(make_spec()))
+    assert time.monotonic() - began < 20
+    assert len(warnings) == 1
+    assert recorder.dead == f"http://127.0.0.1:{server.server_port} does not answer"
+
+
+def test_no_server_no_wait(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    began = time.monotonic()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    with pytest.raises(TrackerUnavailable, match="no MLflow server answers") as caught:
+        MlflowRecorder.connect(work)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(TrackerUnavailable, match="no MLflow server answers"):
+        MlflowRecorder.connect(work, f"postgresql://user:secret@127.0.0.1:{port}/db")
+    assert time.monotonic() - began < 10
+    with pytest.raises(TrackerUnavailable, match="retired plain folders"):
+        MlflowRecorder.connect(work, "file:///tmp/mlruns")
+
+
+def test_views_and_links(work: Path) -> None:
+    recorder = connect(work)
+    tags = MlflowClient(f"sqlite:///{work / 'mlflow.db'}").get_experiment_by_name("agl-bench/intra").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert {"mlflow.sharedViewState.leaderboard", "mlflow.sharedViewState.curves"} <= set(tags)
+    assert recorder.links() == {}, "nobody serves a database file"
+    links = recorder.links("http://localhost:5000/")
+    assert len(links) == 8
+    assert all(link.startswith("http://localhost:5000/#/experiments/") for link in links.values())
+
+
+def test_serve_says_what_is_missing(work: Path) -> None:
+    with pytest.raises(TrackerUnavailable, match="run `agl-bench run` first"):
+        serve(work, f"sqlite:///{work / 'mlflow.db'}", ready=print)
+    connect(work)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(TrackerUnavailable, match="is taken"):
+            serve(work, f"sqlite:///{work / 'mlflow.db'}", port=taken.getsockname()[1], ready=print)
+    with pytest.raises(TrackerUnavailable, match="holds no runs"):
+        serve(work, f"sqlite:///{work / 'mlflow.db'}", port=0, ready=print)
+
+
+def test_long_settings_are_cut_in_sight(work: Path) -> None:
+    recorder = connect(work)
+    spec = dataclasses.replace(make_spec(), backbone=Part("flat", {"layers": ("conv",) * 300}, "tests 1", "b"))
+    recorder.open(spec)
+    assert recorder.dead is None
+    assert by_level(work)[1][0].data.params["backbone.layers"].endswith("…")

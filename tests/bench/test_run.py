@@ -1,0 +1,322 @@
+"""Whole runs on generated sections: repeatable, restartable, and equal for all selectors."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from agl_bench_plugins.datasets.synthetic import Synthetic
+
+from agl_bench.bench.cells import CellStore
+from agl_bench.bench.run import Bench, Failed, Finished
+from agl_bench.bench.table import as_json
+from agl_bench.cli import main
+
+SELECTORS = ("pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal")
+FEWER = ("random_k.k=20", "hvg_k.k=20")  # fewer than there are: which ones are chosen matters
+
+HANGING = """
+    import os, time
+    from pathlib import Path
+    from agl_bench import Selector, hookimpl
+
+    class Hanging(Selector):
+        '''Waits for ever in its first step if it is told to.'''
+        reference = "test"
+
+        def forward(self, losses, step):
+            place = os.environ.get("AGL_TEST_HANG")
+            if place:
+                Path(place).touch()
+                time.sleep(300)
+            return losses[self.is_primary].mean()
+
+    @hookimpl
+    def register_selectors():
+        return {"hanging": Hanging}
+"""
+RAISING = """
+    import os
+    from agl_bench import Selector, hookimpl
+
+    class Raising(Selector):
+        '''Fails in fold D1 until it is mended.'''
+        reference = "test"
+
+        def forward(self, losses, step):
+            if step.epoch == 1 and "AGL_TEST_BREAK" in os.environ:
+                raise {"error": ValueError("on\\npurpose"), "stop": KeyboardInterrupt()}[os.environ["AGL_TEST_BREAK"]]
+            return losses[self.is_primary].mean()
+
+    @hookimpl
+    def register_selectors():
+        return {"raising": Raising}
+"""
+PROBE = """
+    import torch
+    from agl_bench import Selector, hookimpl
+
+    SEEN = {}
+
+    class Quiet(Selector):
+        '''Notes what it is shown.'''
+        reference = "test"
+
+        def __init__(self, view):
+            super().__init__(view)
+            self.seen = SEEN[type(self).__name__] = {"view": view, "steps": []}
+            self.disturb()
+
+        def disturb(self):
+            pass
+
+        def forward(self, losses, step):
+            self.disturb()
+            kept = (step.epoch, step.row.clone(), step.target.clone(), step.prediction.detach().clone())
+            self.seen["steps"].append(kept)
+            return losses[self.is_primary].mean()
+
+    class Noisy(Quiet):
+        '''Also draws from every generator that it should not touch.'''
+
+        def disturb(self):
+            torch.rand(7)
+            torch.rand(7, generator=self.seen["view"].generator)
+
+    @hookimpl
+    def register_selectors():
+        return {"quiet": Quiet, "noisy": Noisy}
+"""
+
+
+def plugin(folder, name, source):
+    path = folder / f"{name}.py"
+    path.write_text(textwrap.dedent(source))
+    return path
+
+
+def finished(events):
+    return {(e.result.spec.selector.name, e.result.spec.fold): e.result for e in events if isinstance(e, Finished)}
+
+
+def same(first, second):
+    """Bit for bit, cost apart."""
+    pd.testing.assert_frame_equal(first.genes, second.genes, check_exact=True)
+    pd.testing.assert_frame_equal(
+        first.epochs.drop(columns="seconds"), second.epochs.drop(columns="seconds"), check_exact=True
+    )
+    assert first.scores == second.scores
+    assert (first.best_epoch, first.counts) == (second.best_epoch, second.counts)
+
+
+def inodes(store):
+    return {p.parent.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in store.cells.glob("[!.]*/result.json")}
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory, run):
+    """Work folder of all selectors on one fold."""
+    work = tmp_path_factory.mktemp("complete")
+    run(work, *SELECTORS, fold=["D1"], more=FEWER)
+    return work
+
+
+def test_same_command_same_bits(complete, run, tmp_path):
+    first = {r.spec.selector.name: r for r in CellStore(complete)}
+    assert set(first) == set(SELECTORS)
+    torch.rand(3)  # the state of the global generator does not matter
+    second = {name: r for (name, _), r in finished(run(tmp_path, *SELECTORS, fold=["D1"], more=FEWER)).items()}
+    for name in SELECTORS:
+        same(first[name], second[name])
+        assert first[name].spec == second[name].spec
+    assert len({r.genes["weight"].to_numpy().tobytes() for r in first.values()}) == len(SELECTORS)
+
+
+def test_a_cell_does_not_depend_on_its_neighbours(complete, run, tmp_path):
+    (alone,) = finished(run(tmp_path, "amal", fold=["D1"], more=FEWER)).values()
+    same({r.spec.selector.name: r for r in CellStore(complete)}["amal"], alone)
+
+
+def test_result_is_complete(complete):
+    for result in CellStore(complete):
+        genes, counts = result.genes, result.counts
+        assert genes["primary"].sum() == counts["primary_genes"] == 5
+        assert (~genes["primary"]).sum() == counts["auxiliary_genes"]
+        assert genes.loc[genes["primary"], "weight"].mean() == pytest.approx(1, abs=1e-4)
+        assert genes.loc[~genes["primary"], ["pearson", "spearman", "mse"]].isna().all(axis=None)
+        assert np.isfinite(result.pcc)
+        assert result.epochs["epoch"].tolist() == [0, 1, 2]
+        assert counts["train_spots"] + counts["held_out_spots"] + counts["validation_spots"] == 40
+        assert counts["test_spots"] == 40
+
+
+def test_finished_cells_are_not_trained_again(complete, run, monkeypatch):
+    def fail(*_):
+        raise AssertionError("a finished cell was trained")
+
+    monkeypatch.setattr(Bench, "train", fail)
+    before = inodes(CellStore(complete))
+    events = run(complete, *SELECTORS, fold=["D1"], more=FEWER)
+    assert all(isinstance(e, Finished) and e.kept for e in events)
+    assert inodes(CellStore(complete)) == before
+    assert isinstance(run(complete, "pgl", fold=["D1"], again=True)[-1], Failed)
+
+
+def test_a_raising_selector_costs_its_own_cells_only(tmp_path, words, monkeypatch, capsys):
+    work, path = tmp_path / "work", plugin(tmp_path, "raising", RAISING)
+    words = ["run", "--selectors", "pgl,raising,agl", "--plugin", str(path), "--work", str(work), *words]
+    monkeypatch.setenv("AGL_TEST_BREAK", "error")
+    assert status(words) == 1
+    said = capsys.readouterr()
+    failed = [line for line in said.err.splitlines() if "failed:" in line]
+    assert len(failed) == 2
+    assert "synthetic · inter · tiny · raising · fold D1 · seed 0: ValueError: on purpose" in failed[0]
+    assert "Traceback" not in said.err + said.out
+    store = CellStore(work)
+    assert sorted(r.spec.selector.name for r in store) == ["agl", "agl", "pgl", "pgl"]
+    records = [p / "error.txt" for p in store.failed.iterdir()]
+    assert len(records) == 2
+    assert all("Traceback" in p.read_text() for p in records)
+
+    before = inodes(store)
+    monkeypatch.delenv("AGL_TEST_BREAK")
+    assert status(words) == 0
+    assert "4 cells were finished before and kept" in capsys.readouterr().out
+    assert before.items() < inodes(store).items()
+    assert len(list(store)) == 6
+    assert list(store.failed.iterdir()) == []
+
+
+def test_ctrl_c(tmp_path, words, monkeypatch, capsys):
+    work, path = tmp_path / "work", plugin(tmp_path, "raising", RAISING)
+    monkeypatch.setenv("AGL_TEST_BREAK", "stop")
+    words = ["run", "--selectors", "pgl,raising", "--plugin", str(path), "--work", str(work), *words]
+    assert status(words) == 130
+    err = capsys.readouterr().err
+    assert err.strip() == "agl-bench: interrupted; finished cells are kept, the same command continues"
+    assert len(list(CellStore(work))) == 1
+
+
+def status(words):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return caught.value.code or 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_halfway_and_continued(number, tmp_path, words, run):
+    work, path, hangs = tmp_path / "work", plugin(tmp_path, "hanging", HANGING), tmp_path / "hangs"
+    command = ["run", "--selectors", "pgl,hanging,agl", "--plugin", str(path), "--work", str(work), *words]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from agl_bench.cli import main; main()", *command],
+        env=os.environ | {"AGL_TEST_HANG": str(hangs)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(1200):
+            if hangs.exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert hangs.exists(), process.communicate()[1]
+        process.send_signal(number)
+        err = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+    if number == signal.SIGTERM:
+        assert process.returncode == 130
+        assert err.splitlines()[-1] == "agl-bench: interrupted; finished cells are kept, the same command continues"
+        assert "Traceback" not in err
+    store = CellStore(work)
+    (done,) = store
+    assert (done.spec.selector.name, done.spec.fold) == ("pgl", "D1")
+
+    before = inodes(store)
+    assert status(command) == 0
+    assert before.items() < inodes(store).items()
+    uninterrupted = finished(run(tmp_path / "other", "pgl,hanging,agl", files=[path]))
+    continued = {(r.spec.selector.name, r.spec.fold): r for r in store}
+    assert set(continued) == set(uninterrupted)
+    for place, result in continued.items():
+        same(result, uninterrupted[place])
+    tables = [
+        [(line["selector"], line["pcc_mean"], line["difference_to_baseline_mean"]) for line in as_json(r)["lines"]]
+        for r in ([continued[place] for place in uninterrupted], list(uninterrupted.values()))
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_all_selectors_work_under_equal_conditions(tmp_path, grid, run):
+    path = plugin(tmp_path, "probe", PROBE)
+    cells, bench = grid("quiet,noisy", "dkgsb", files=[path], fold=["D1"])
+    settings, models = [], []
+    for spec, plan in cells:
+        setting = bench.setting(spec, plan)
+        settings.append(setting)
+        models.append(bench.build(spec, setting)[0].state_dict())
+    for setting in settings[1:]:
+        for name in ("train", "held_out", "validation", "test"):
+            assert np.array_equal(getattr(setting.fold, name), getattr(settings[0].fold, name))
+        assert setting.genes.names == settings[0].genes.names
+        assert torch.equal(setting.genes.rank, settings[0].genes.rank)
+    for model in models[1:]:
+        assert all(torch.equal(tensor, models[0][name]) for name, tensor in model.items())
+
+    run(tmp_path / "work", "noisy,quiet", files=[path], fold=["D1"])
+    (module,) = (m for n, m in sys.modules.items() if n.startswith("agl_bench_file_probe"))
+    quiet, noisy = module.SEEN["Quiet"]["steps"], module.SEEN["Noisy"]["steps"]
+    assert len(quiet) == len(noisy) >= 3
+    for one, other in zip(quiet, noisy, strict=True):
+        assert one[0] == other[0]
+        for a, b in zip(one[1:], other[1:], strict=True):  # rows, targets, predictions
+            assert torch.equal(a, b)
+
+
+def test_a_selector_sees_training_spots_only(tmp_path, grid):
+    path = plugin(tmp_path, "probe", PROBE)
+    cells, bench = grid("quiet", files=[path], fold=["D1"])
+    setting = bench.setting(*cells[0])
+    _, selector = bench.build(cells[0][0], setting)
+    assert selector.seen["view"].expression.shape[0] == len(setting.fold.train)
+
+
+@pytest.mark.parametrize(("evaluation", "fold"), [("inter", "D2"), ("intra", "S1.1")])
+@pytest.mark.parametrize("selector", ["hvg_k", "dkgsb"])
+def test_test_spots_decide_nothing_before_the_test(evaluation, fold, selector, grid, monkeypatch):
+    options = {"evaluation": [evaluation], "fold": [fold], "more": [*FEWER, "protocol.min_genes_per_spot=0"]}
+    cells, bench = grid(selector, **options)
+    ((spec, plan),) = cells
+    test = bench.setting(spec, plan).fold.test
+    rows = bench._table[1].source_row[test]
+    before = list(bench.train(spec, plan))[-1]
+    load = Synthetic.load
+
+    def permuted(self, root):
+        sections = load(self, root)
+        (section,) = (s for s in sections if s.name in plan.test_sections)
+        order = np.random.default_rng(0).permutation(len(rows))
+        counts = section.counts.X.tolil()
+        counts[rows] = section.counts.X[rows[order]]
+        section.counts.X = counts.tocsr()
+        return sections
+
+    monkeypatch.setattr(Synthetic, "load", permuted)
+    cells, bench = grid(selector, **options)
+    after = list(bench.train(*cells[0]))[-1]
+    assert before.scores != after.scores
+    columns = ["gene", "primary", "rank", "score", "weight"]
+    pd.testing.assert_frame_equal(before.genes[columns], after.genes[columns], check_exact=True)
+    pd.testing.assert_frame_equal(
+        before.epochs.drop(columns="seconds"), after.epochs.drop(columns="seconds"), check_exact=True
+    )

@@ -1,0 +1,209 @@
+"""No broken plug-in costs anything but itself, and nothing heavy loads before a name is used."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from agl_bench.errors import BadPlugin, UnknownName
+from agl_bench.registry.plugins import STRICT, Plugins
+
+EXAMPLE = Path(__file__).parents[2] / "plugins/agl-bench-example/src"
+FIRST_PARTY = {
+    "selector": ["pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal"],
+    "backbone": ["tiny", "resnet18", "timm", "embedding"],
+    "dataset": ["synthetic", "folder", "her2st", "hest", "heart", "bowel_a", "bowel_b", "ovary"],
+}
+GOOD = """
+    from agl_bench import Selector, hookimpl
+
+    class Mine(Selector):
+        '''Mine alone.'''
+
+    @hookimpl
+    def register_selectors():
+        return {"mine": Mine}
+"""
+
+
+def hook(value: str, name: str = "register_selectors", arguments: str = "") -> str:
+    return f"""
+        from agl_bench import Backbone, Selector, hookimpl
+
+        class Some(Backbone): pass
+
+        @hookimpl
+        def {name}({arguments}):
+            {value}
+    """
+
+
+# what is wrong -> source of the module, a word of the reason
+BROKEN = {
+    "import error": ("import nowhere_at_all", "nowhere_at_all"),
+    "syntax error": ("def broken(:", "SyntaxError"),
+    "exit at import": ("import sys; sys.exit(3)", "sys.exit(3)"),
+    "exit in a hook": (hook("raise SystemExit(3)"), "3"),
+    "signature": (hook("return {}", arguments="extra"), "extra"),
+    "misspelt hook": (hook("return {}", name="register_selector"), "register_selector"),
+    "raising hook": (hook("raise OSError('no licence file')"), "no licence file"),
+    "list": (hook("return ['mine']"), "got list"),
+    "not a class": (hook("return {'mine': 3}"), "subclass of agl_bench.Selector, got 3"),
+    "other kind": (hook("return {'mine': Some}"), "subclass of agl_bench.Selector"),
+    "clash": (hook("return {'mine': Selector, 'pgl': Selector}"), "'pgl' is provided by both agl-bench "),
+    "clash across kinds": (hook("return {'synthetic': Selector}"), "'synthetic' is provided by both"),
+    "no hook": ("x = 1", "is @hookimpl missing?"),
+    "unmarked hook": ("def register_selectors(): return {}", "is @hookimpl missing?"),
+    "missing module": (hook("return {'mine': 'nowhere_at_all:Mine'}"), "nowhere_at_all"),
+    "missing submodule": (hook("return {'mine': 'agl_bench.nowhere_at_all:Mine'}"), "agl_bench.nowhere_at_all"),
+    "missing class": (hook("return {'mine': 'agl_bench.errors:Mine'}"), "there is no class Mine"),
+    "bad name": (hook("return {'My Selector': Selector}"), "'My Selector' is not a usable name"),
+    "name is no text": (hook("return {3: Selector}"), "3 is not a usable name"),
+    "reserved name": (hook("return {'protocol': Selector}"), "protocol"),
+}
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Install a module as a distribution of its own, as pip would: a .dist-info folder beside it on sys.path."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+
+    def install(source: str, name: str = "stranger", module: str | None = None) -> str:
+        module = module or f"{name}_module_{len(list(tmp_path.iterdir()))}"
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+        info = tmp_path / f"{name}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[agl_bench]\n{name} = {module}\n")
+        return module
+
+    yield install
+    for name in set(sys.modules) - before:
+        if "_module_" in name:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_plugin_disables_itself_alone(case, install):
+    source, reason = BROKEN[case]
+    module = install(source)
+    plugins = Plugins.discover(strict=False)
+    assert [b.provider for b in plugins.broken] == [f"stranger 1.2 ({module})"]
+    assert reason in plugins.broken[0].reason
+    assert "\n" not in plugins.broken[0].reason
+    assert {kind: plugins.names(kind) for kind in FIRST_PARTY} == FIRST_PARTY
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_strict_makes_it_an_error(case, install, monkeypatch):
+    source, reason = BROKEN[case]
+    install(source)
+    monkeypatch.setenv(STRICT, "1")
+    with pytest.raises(BadPlugin, match="plug-in stranger 1.2") as caught:
+        Plugins.discover()
+    assert reason in str(caught.value)
+
+
+def test_two_strangers_with_one_name(install):
+    install(GOOD, "alpha")
+    install(GOOD, "beta")
+    plugins = Plugins.discover(strict=False)
+    assert plugins.entry("mine").provider == "alpha 1.2"
+    assert [b.reason for b in plugins.broken] == ["'mine' is provided by both alpha 1.2 and beta 1.2"]
+
+
+def test_good_beside_broken(install):
+    install(GOOD, "good")
+    install("raise RuntimeError('on purpose')", "bad")
+    plugins = Plugins.discover(strict=False)
+    assert len(plugins.broken) == 1
+    entry = plugins.entry("mine", "selector")
+    assert (entry.provider, entry.summary) == ("good 1.2", "Mine alone.")
+    assert entry.load().__name__ == "Mine"
+
+
+def test_heavy_import_fails_only_when_the_name_is_used(install, tmp_path):
+    (tmp_path / "late_module_x.py").write_text("import nowhere_at_all\n\nclass Late:\n    '''Later.'''\n")
+    install(hook("return {'late': 'late_module_x:Late'}"))
+    plugins = Plugins.discover(strict=True)
+    assert plugins.entry("late").summary == "Later."
+    with pytest.raises(BadPlugin, match="selector 'late' of stranger 1.2 cannot be loaded.*nowhere_at_all"):
+        plugins.entry("late").load()
+
+
+def test_string_to_a_class_of_another_kind(install):
+    install(hook("return {'odd': 'agl_bench.bench.cells:CellStore'}"))
+    with pytest.raises(BadPlugin, match="must be a subclass of agl_bench.Selector"):
+        Plugins.discover(strict=True).entry("odd").load()
+
+
+def test_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(GOOD))
+    plugins = Plugins.discover([path])
+    assert plugins.entry("mine").provider == str(path)
+    assert plugins.entry("mine").source == path
+    assert plugins.entry("mine").digest()
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_file_is_an_error(case, tmp_path):
+    source, reason = BROKEN[case]
+    path = tmp_path / "stranger.py"
+    path.write_text(textwrap.dedent(source))
+    with pytest.raises(BadPlugin) as caught:
+        Plugins.discover([path], strict=False)
+    assert str(caught.value).startswith(f"plug-in {path}: ")
+    assert reason in str(caught.value)
+
+
+def test_file_that_is_not_there(tmp_path):
+    with pytest.raises(BadPlugin, match="no such file"):
+        Plugins.discover([tmp_path / "nothing.py"])
+
+
+def test_unknown_name_suggests_lists_and_names_providers(install):
+    install("raise RuntimeError", "bad")
+    plugins = Plugins.discover(strict=False)
+    with pytest.raises(UnknownName) as caught:
+        plugins.entry("dkgbs", "selector")
+    message = str(caught.value)
+    assert "unknown selector 'dkgbs'. Did you mean 'dkgsb'?" in message
+    assert "Known: agl, amal, dkgsb, hvg_k, pgl, random_k." in message
+    assert "Provided by agl-bench " in message
+    assert "Disabled: bad 1.2" in message
+    assert "tiny" not in message  # a backbone
+    with pytest.raises(UnknownName, match="'tiny' is a backbone"):
+        plugins.entry("tiny", "selector")
+
+
+def test_help_and_list_import_nothing_heavy(install, tmp_path):
+    info = tmp_path / "agl_bench_example-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: agl-bench-example\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[agl_bench]\nagl-bench-example = agl_bench_example\n")
+    script = textwrap.dedent("""
+        import contextlib, io, json, sys
+        from agl_bench.cli import main
+        out = io.StringIO()
+        for words in (["--help"], ["run", "--help"], ["list"], ["list", "--json"]):
+            out.seek(0), out.truncate()
+            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(out):
+                main(words)
+        heavy = sorted({"torch", "scanpy", "mlflow", "anndata", "timm", "scipy", "pandas"} & set(sys.modules))
+        print(json.dumps({"heavy": heavy, "list": json.loads(out.getvalue())}))
+    """)
+    path = os.pathsep.join([str(tmp_path), str(EXAMPLE)])
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["heavy"] == []
+    assert "correlated_k" in [e["name"] for e in said["list"]["entries"]]
+    assert said["list"]["broken"] == []
