@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agl_bench.errors import AglBenchError, BadSpec
+from agl_bench.errors import AglBenchError, BadSpec, UnknownName
+
+# Read by OpenMP when torch is imported. By default an idle thread spins for milliseconds before it sleeps; where
+# another process wants its core, every small operation waits for that, and a cell takes forty times as long.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
     from rich.console import Console
@@ -118,8 +122,8 @@ def run(
 
     plugins = _discover(files)
     campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise BadSpec(f"--json {json_file}: the folder {json_file.parent} does not exist")
+    if json_file is not None and (json_file.is_dir() or not os.access(json_file.absolute().parent, os.W_OK)):
+        raise BadSpec(f"--json {json_file} cannot be written; name a file in a folder that exists and can be written")
 
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
@@ -198,7 +202,11 @@ def show(name: str, files: tuple[Path, ...]) -> None:
             for key, given in settings.items():
                 console.print(f"  {plugin}.{key} = {given}", highlight=False)
         return
-    entry = _discover(files).entry(name)
+    plugins = _discover(files)
+    names = [e.name for e in plugins.entries()]
+    if name not in names:
+        raise UnknownName("plug-in or preset", name, [*names, *preset_names()])
+    entry = plugins.entry(name)
     cls = entry.load()
     module = sys.modules[cls.__module__]
     console.print(f"[bold]{name}[/]  {entry.kind} of {entry.provider}\n")
@@ -246,11 +254,12 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
     from agl_bench.bench.spec import Campaign, make_dataset
     from agl_bench.testing import check_backbone, check_dataset, check_selector
 
-    path = Path(name)
-    if path.suffix == ".py":
-        files = (*files, path)
-    plugins = _discover(files)
-    entries = [e for e in plugins.entries() if e.provider == name] if path.suffix == ".py" else [plugins.entry(name)]
+    if name.endswith(".py"):
+        plugins = _discover((*files, Path(name)))
+        entries = [e for e in plugins.entries() if e.provider == Path(name).name]
+    else:
+        plugins = _discover(files)
+        entries = [plugins.entry(name)]
     console = _console()
     broken = 0
     for entry in entries:
@@ -570,9 +579,8 @@ def _plus_minus(sd: float | None) -> str:
 
 def _show_end(work: Path, tracking: str | None, recorder: Recorder, failures: list[Any], console: Console) -> None:
     for failure in failures:
-        click.echo(
-            f"agl-bench: failed: {failure.spec.title}: {failure.sentence} (details: {failure.details})", err=True
-        )
+        where = f" (details: {failure.details})" if failure.details else ""
+        click.echo(f"agl-bench: failed: {failure.spec.title}: {failure.sentence}{where}", err=True)
     if failures:
         click.echo("agl-bench: the same command tries failed cells again", err=True)
     if getattr(recorder, "dead", None):

@@ -46,7 +46,9 @@ def test_plugin_settings_of_presets_fit_their_plugins(name: str) -> None:
 
 
 def test_an_unknown_preset_is_named() -> None:
-    with pytest.raises(UnknownName, match=r"unknown preset 'papers'. Did you mean 'paper'\? Known: clean, paper, smoke"):
+    with pytest.raises(
+        UnknownName, match=r"unknown preset 'papers'. Did you mean 'paper'\? Known: clean, paper, smoke"
+    ):
         load_preset("papers")
 
 

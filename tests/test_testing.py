@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from agl_bench_plugins.backbones.embedding import Embedding
-from agl_bench_plugins.backbones.timm import ResNet18, Timm
-from agl_bench_plugins.backbones.tiny import Tiny
-from agl_bench_plugins.datasets.synthetic import Synthetic
-from agl_bench_plugins.selectors.pgl import Pgl
 from torch import nn
 
 from agl_bench import ArrayPatches, Backbone, Selector
 from agl_bench.registry.plugins import Plugins
 from agl_bench.testing import check_backbone, check_dataset, check_selector
+from agl_bench_plugins.backbones.embedding import Embedding
+from agl_bench_plugins.backbones.timm import ResNet18, Timm
+from agl_bench_plugins.backbones.tiny import Tiny
+from agl_bench_plugins.datasets.synthetic import Synthetic
+from agl_bench_plugins.selectors.pgl import Pgl
 
 PLUGINS = Plugins.discover(strict=True)
 
@@ -213,7 +213,7 @@ class Untyped(Pgl):
     ("cls", "rule", "problem"),
     [
         (Counting, "changes neither state nor inputs", "calls"),
-        (InPlace, "changes neither state nor inputs", "changed in place"),
+        (InPlace, "changes neither state nor inputs", "then"),
         (GlobalTorch, "`view.generator` alone", "torch's global generator"),
         (GlobalNumpy, "`view.generator` alone", "numpy's global generator"),
         (NoScalar, "returns a finite scalar", "got Tensor"),

@@ -47,16 +47,22 @@ class CellStore:
         self._sweep()
 
     def read(self, key: str) -> Result | None:
-        """The finished cell, or None. A damaged one is set aside as `cells/.damaged-<key>` and counts as absent."""
+        """The finished cell, or None.
+
+        A damaged one is set aside as `cells/.damaged-<key>`; one that another version of agl-bench has written stays
+        where it is. Both count as absent.
+        """
         folder = self.cells / key
         if not folder.is_dir():
             return None
         try:
             return _read(folder)
-        except (OSError, ValueError, KeyError, TypeError, AglBenchError):
+        except _Damaged:
             aside = self.cells / f".damaged-{key}"
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
+            return None
+        except (KeyError, TypeError, AglBenchError):
             return None
 
     def __iter__(self) -> Iterator[Result]:
@@ -123,15 +129,26 @@ class CellStore:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+class _Damaged(Exception):
+    """What was written is not what is there."""
+
+
 def _read(folder: Path) -> Result:
-    content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise _Damaged from error
     if content["format"] != FORMAT:
-        raise ValueError(f"format {content['format']}")
+        raise KeyError(content["format"])
     for name in _TABLES:
-        if _digest(folder / f"{name}.parquet") != content["digests"][name]:
-            raise ValueError(f"{name}.parquet does not match its digest")
+        path = folder / f"{name}.parquet"
+        if not path.is_file() or _digest(path) != content["digests"][name]:
+            raise _Damaged(name)
+    spec = RunSpec.from_json(content["spec"])
+    if spec.key != folder.name:
+        raise _Damaged(spec.key)
     return Result(
-        spec=RunSpec.from_json(content["spec"]),
+        spec=spec,
         genes=pd.read_parquet(folder / "genes.parquet"),
         epochs=pd.read_parquet(folder / "epochs.parquet"),
         **{k: content[k] for k in ("scores", "best_epoch", "counts", "cost", "provenance")},

@@ -214,7 +214,7 @@ VIEWS = {
     ),
 }
 _DESCRIPTION = (
-    "Auxiliary-gene selection, {evaluation}-slide. Each run tagged `agl.level = group` is one line of the table "
+    "Auxiliary-gene selection, {evaluation}-batch. Each run tagged `agl.level = group` is one line of the table "
     "(selector × dataset × backbone × settings) with the mean over its cells; below it, `agl.level = cell`, is one run "
     "for each fold and seed with its curves. `test/pcc_gene_mean_section_mean` is the headline score; `selection/k` "
     "counts the auxiliary genes that train along; `best/…` belongs to the epoch with the highest validation PCC, whose "
@@ -369,7 +369,7 @@ def k_trajectory(result: Result) -> Figure:
     lower.margins(y=0.25)
     lower.set_xlabel("epoch")
     upper.set_title(
-        f"{spec.selector.name} on {spec.dataset.name}, {spec.evaluation}-slide, fold {spec.fold}, seed {spec.seed}, "
+        f"{spec.selector.name} on {spec.dataset.name}, {spec.evaluation}-batch, fold {spec.fold}, seed {spec.seed}, "
         f"{spec.backbone.name}",
         loc="left",
         fontsize=11,

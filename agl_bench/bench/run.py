@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from agl_bench.bench.cells import CellStore
-from agl_bench.bench.recorder import Recorder
+from agl_bench.bench.recorder import CellLog, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset, check_section
@@ -74,7 +74,7 @@ class Failed:
 
     spec: RunSpec
     sentence: str
-    details: Path
+    details: Path | None
 
 
 Event = Started | EpochDone | Finished | Failed
@@ -251,33 +251,42 @@ def run_cells(
         recorder: where they are shown.
         again: run finished cells anew.
     """
-    for spec, plan in cells:
-        kept = None if again else store.read(spec.key)
-        if kept is not None:
-            recorder.record(kept)
-            yield Finished(kept, kept=True)
-            continue
-        yield Started(spec)
-        log = recorder.open(spec)
+    try:
+        for spec, plan in cells:
+            kept = None if again else store.read(spec.key)
+            if kept is not None:
+                recorder.record(kept)
+                yield Finished(kept, kept=True)
+            else:
+                yield Started(spec)
+                yield from _run_cell(spec, plan, bench, store, recorder.open(spec))
+    finally:
+        recorder.finish()
+
+
+def _run_cell(spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog) -> Iterator[Event]:
+    try:
+        for item in bench.train(spec, plan):
+            if isinstance(item, Result):
+                store.write(item)
+                log.close(item)
+                yield Finished(item, kept=False)
+            else:
+                log.epoch(item)
+                yield EpochDone(spec, item)
+    except Exception as error:  # noqa: BLE001  (a plug-in may raise anything; it may cost its own cell only)
+        sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
+        sentence = " ".join(sentence.split())
+        details: Path | None
         try:
-            for item in bench.train(spec, plan):
-                if isinstance(item, Result):
-                    store.write(item)
-                    log.close(item)
-                    yield Finished(item, kept=False)
-                else:
-                    log.epoch(item)
-                    yield EpochDone(spec, item)
-        except Exception as error:  # noqa: BLE001  (a plug-in may raise anything; it may cost its own cell only)
-            sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
-            sentence = " ".join(sentence.split())
             details = store.write_failure(spec, sentence, traceback.format_exc())
-            log.fail(sentence)
-            yield Failed(spec, sentence, details)
-        except (KeyboardInterrupt, GeneratorExit):
-            log.fail("interrupted")
-            raise
-    recorder.finish()
+        except OSError as full:  # the very fault that ended the cell, e.g. a full disk
+            details, sentence = None, f"{sentence}; nor can its failure be recorded: {full.strerror or full}"
+        log.fail(sentence)
+        yield Failed(spec, sentence, details)
+    except (KeyboardInterrupt, GeneratorExit):
+        log.fail("interrupted")
+        raise
 
 
 def preflight(cells: Sequence[tuple[RunSpec, FoldPlan]], bench: Bench, store: CellStore, *, again: bool) -> None:

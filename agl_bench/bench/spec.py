@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One cell of the grid. Equal specs give equal results on one machine.
+    """One cell of the grid. Equal specs give equal results on one machine with one number of threads.
 
     Attributes:
         dataset, backbone, selector: the three plug-ins with their settings.
@@ -160,6 +160,13 @@ class Campaign:
             UnknownName, BadSpec: for anything that nobody knows or that is out of range.
         """
         table = read_toml(file, allowed=CAMPAIGN_KEYS) if file else {}
+        plugin_tables = table.get("plugins", {})
+        if not (
+            isinstance(table.get("protocol", {}), dict)
+            and isinstance(plugin_tables, dict)
+            and all(isinstance(t, dict) for t in plugin_tables.values())
+        ):
+            raise BadSpec(f"{file}: settings stand in tables, [protocol] and [plugins.NAME], each line KEY = VALUE")
         defaults = {"backbone": ["tiny"], "evaluation": list(EVALUATIONS), "seeds": ["0"], "fold": []}
         chosen = {
             key: _names(lists.get(key) or table.get(key) or defaults.get(key) or ())

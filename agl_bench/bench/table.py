@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
                         "key": r.spec.key,
                         "fold": r.spec.fold,
                         "seed": r.spec.seed,
-                        "scores": r.scores,
+                        "scores": {k: v if math.isfinite(v) else None for k, v in r.scores.items()},
                         "selected": k,
                         "best_epoch": r.best_epoch,
                         "counts": r.counts,

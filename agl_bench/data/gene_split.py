@@ -76,9 +76,13 @@ def variability(expression: sparse.csr_matrix) -> np.ndarray:
     import anndata
     import scanpy
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bins with one gene; handled by scanpy as the method describes
-        table = scanpy.pp.highly_variable_genes(
-            anndata.AnnData(expression), flavor="seurat", n_bins=20, n_top_genes=expression.shape[1], inplace=False
-        )
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # bins with one gene; handled by scanpy as the method describes
+            table = scanpy.pp.highly_variable_genes(
+                anndata.AnnData(expression), flavor="seurat", n_bins=20, n_top_genes=expression.shape[1], inplace=False
+            )
+    finally:
+        torch.set_num_threads(threads)  # scanpy's numba kernels reset OpenMP's number of threads for the whole process
     return np.asarray(table["dispersions_norm"], dtype=np.float64)

@@ -63,7 +63,8 @@ def tabulate(sections: Sequence[Section], protocol: Protocol) -> SpotTable:
         if not len(kept):
             raise BadSection(
                 section.name,
-                f"no spot has {protocol.min_genes_per_spot} detected genes; lower protocol.min_genes_per_spot",
+                f"no spot has {protocol.min_genes_per_spot} detected genes among the {len(genes)} that all sections "
+                "have; lower protocol.min_genes_per_spot or leave out the section that lacks genes",
             )
         dropped += counts.shape[0] - len(kept) + section.dropped_spots
         blocks.append(_normalise(counts[kept], protocol))

@@ -24,12 +24,14 @@ from types import ModuleType
 import pluggy
 
 from agl_bench.errors import AglBenchError, BadPlugin, NameTaken, UnknownName
+from agl_bench.protocol import preset_names
 from agl_bench.registry import hooks
 
 GROUP = "agl_bench"
 STRICT = "AGL_BENCH_STRICT_PLUGINS"
 KINDS = {"selector": "register_selectors", "backbone": "register_backbones", "dataset": "register_datasets"}
 _BASES = {"selector": "Selector", "backbone": "Backbone", "dataset": "Dataset"}
+RESERVED = ("protocol", *preset_names())
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
@@ -112,16 +114,16 @@ class Plugins:
         for point in _entry_points():
             provider = f"{point.dist.name} {point.dist.version}" if point.dist else point.name
             try:
-                plugins._add(_import_entry_point(point), provider)
-            except Exception as error:
+                plugins._add(point.load(), provider)
+            except (Exception, SystemExit) as error:
                 # A stranger's module may raise anything, at import, in a hook or in a __repr__.
                 if strict:
                     raise BadPlugin(f"plug-in {provider} ({point.value}): {_one_line(error)}") from error
                 plugins.broken.append(Broken(f"{provider} ({point.value})", _one_line(error)))
         for path in files:
             try:
-                plugins._add(_import_file(path), str(path))
-            except Exception as error:
+                plugins._add(_import_file(path), path.name)
+            except (Exception, SystemExit) as error:
                 raise BadPlugin(f"plug-in {path}: {_one_line(error)}") from error
         return plugins
 
@@ -175,6 +177,8 @@ class Plugins:
 def _entry(kind: str, name: object, provider: str, target: object) -> Entry:
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise BadPlugin(f"{name!r} is not a usable name: lower-case letters, digits, '_' and '-', first a letter")
+    if name in RESERVED:
+        raise BadPlugin(f"'{name}' is not a usable name: `--set {name}.…` and `show {name}` mean something else")
     if isinstance(target, str):
         module, _, attribute = target.partition(":")
         spec = importlib.util.find_spec(module)
@@ -206,14 +210,6 @@ def _entry_points() -> Iterable[EntryPoint]:
     return sorted(unique.values(), key=lambda p: (p.dist is None or p.dist.name != "agl-bench", p.name, p.value))
 
 
-def _import_entry_point(point: EntryPoint) -> object:
-    try:
-        plugin: object = point.load()
-    except SystemExit as error:
-        raise ImportError(f"the module called sys.exit({error.code})") from None
-    return plugin
-
-
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BadPlugin("no such file")
@@ -225,10 +221,8 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException as error:
+    except BaseException:
         del sys.modules[name]
-        if isinstance(error, SystemExit):
-            raise ImportError(f"the module called sys.exit({error.code})") from None
         raise
     return module
 
@@ -240,4 +234,6 @@ def _digest(path: Path) -> str:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({text})"
     return text if isinstance(error, AglBenchError) else f"{type(error).__name__}: {text}"

@@ -110,7 +110,7 @@ class Trainer:
                 outer_loss=outer_loss,
                 selected=int((auxiliary > 0.5).sum()),
                 effective=float(auxiliary.sum()),
-                parameters={n: float(p) for n, p in self.selector.named_parameters() if p.numel() == 1},
+                parameters={n: float(p.detach()) for n, p in self.selector.named_parameters() if p.numel() == 1},
                 is_best=is_best,
                 seconds=time.perf_counter() - started,
             )

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from agl_bench_plugins.datasets.synthetic import Synthetic
 
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.run import Bench, Failed, Finished
 from agl_bench.bench.table import as_json
 from agl_bench.cli import main
+from agl_bench_plugins.datasets.synthetic import Synthetic
 
 SELECTORS = ("pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal")
 FEWER = ("random_k.k=20", "hvg_k.k=20")  # fewer than there are: which ones are chosen matters
@@ -281,6 +281,30 @@ def test_all_selectors_work_under_equal_conditions(tmp_path, grid, run):
         assert one[0] == other[0]
         for a, b in zip(one[1:], other[1:], strict=True):  # rows, targets, predictions
             assert torch.equal(a, b)
+
+
+def test_the_number_of_threads_stays():
+    """Scanpy's first numba kernel sets OpenMP's number of threads for the whole process, torch's included.
+
+    It decides speed and bits, and does so once for each process, hence one of its own.
+    """
+    script = """
+        import numpy as np, torch
+        from scipy import sparse
+        from agl_bench.data.gene_split import variability
+        counts = np.random.default_rng(0).poisson(1.0, (40, 60)).astype(np.float32)
+        before = torch.get_num_threads()
+        variability(sparse.csr_matrix(np.log1p(counts)))
+        print(before, torch.get_num_threads())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["1", "1"]
 
 
 def test_a_selector_sees_training_spots_only(tmp_path, grid):

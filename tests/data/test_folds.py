@@ -9,7 +9,6 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from agl_bench_plugins.datasets.synthetic import hexagonal_grid
 from scipy import sparse
 from scipy.spatial import cKDTree
 
@@ -18,6 +17,7 @@ from agl_bench.data.preprocess import SpotTable
 from agl_bench.errors import BadSpec
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
+from agl_bench_plugins.datasets.synthetic import hexagonal_grid
 
 NO_BUFFER = Protocol(buffer_um=0)
 SETS = ("train", "held_out", "validation", "test")
@@ -100,7 +100,8 @@ def test_blocks_are_compact() -> None:
     table = table_of({"A": 900})
     for part in range(5):
         blocks, random = (
-            make_fold(intra(part), table, replace(NO_BUFFER, fold_shape=shape), seed=0) for shape in ("blocks", "random")
+            make_fold(intra(part), table, replace(NO_BUFFER, fold_shape=shape), seed=0)
+            for shape in ("blocks", "random")
         )
         for name in SETS:
             rows, scattered = getattr(blocks, name), getattr(random, name)
@@ -209,7 +210,9 @@ def test_nothing_to_leave_out(donors: dict[str, str], settings: dict[str, object
 
 
 def test_too_many_folds() -> None:
-    with pytest.raises(BadSpec, match=r"protocol\.folds = 20 leaves fewer than 3 test spots .* section 'A', .* 59 spots"):
+    with pytest.raises(
+        BadSpec, match=r"protocol\.folds = 20 leaves fewer than 3 test spots .* section 'A', .* 59 spots"
+    ):
         make_fold(intra(0), table_of({"A": 59}), replace(NO_BUFFER, folds=20), seed=0)
     assert len(make_fold(intra(0), table_of({"A": 60}), replace(NO_BUFFER, folds=20), seed=0).test) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,9 @@ def scores_of(expression: np.ndarray) -> np.ndarray:
     for b in np.unique(bins):
         here = dispersion[bins == b]
         known = here[~np.isnan(here)]
-        score[bins == b] = (here - known.mean()) / known.std(ddof=1) if len(known) > 1 else np.where(here == here, 1, here)
+        score[bins == b] = (
+            (here - known.mean()) / known.std(ddof=1) if len(known) > 1 else np.where(here == here, 1, here)
+        )
     return score
 
 
@@ -72,6 +75,22 @@ def test_variability_is_that_of_scanpy_and_of_the_formula(table: SpotTable) -> N
     np.testing.assert_allclose(score, scores_of(before), rtol=1e-4, atol=1e-4)
     assert score.dtype == np.float64
     np.testing.assert_array_equal(np.isnan(score), ~before.any(0))
+
+
+def test_variability_leaves_the_threads_of_torch(table: SpotTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba starts its threads in scanpy's first call and sets those of every OpenMP library with them."""
+    threads, original = torch.get_num_threads(), scanpy.pp.highly_variable_genes
+
+    def meddling(*arguments: Any, **settings: Any) -> Any:
+        torch.set_num_threads(threads + 1)
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(scanpy.pp, "highly_variable_genes", meddling)
+    try:
+        variability(table.expression)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_primary_genes_have_the_highest_scores_and_ranks_follow(table: SpotTable) -> None:

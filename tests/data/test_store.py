@@ -43,7 +43,9 @@ def table() -> SpotTable:
     return tabulate([make_section(n, s) for n, s in SIZES.items()], Protocol(min_genes_per_spot=2))
 
 
-def store_of(table: SpotTable, rows: np.ndarray, sees: str = "patches", columns: tuple[int, ...] = (0, 1, 2, 3)) -> SpotStore:
+def store_of(
+    table: SpotTable, rows: np.ndarray, sees: str = "patches", columns: tuple[int, ...] = (0, 1, 2, 3)
+) -> SpotStore:
     return SpotStore(table, rows, np.array(columns), sees=sees, patch_px=PX, patch_um=UM, device=CPU)  # type: ignore[arg-type]
 
 

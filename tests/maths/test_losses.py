@@ -22,7 +22,9 @@ def pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 def test_is_one_minus_the_correlation() -> None:
     prediction, target = pair()
     loss = pearson_loss(prediction, target).detach().numpy()
-    expected = [1 - np.corrcoef(p, y)[0, 1] for p, y in zip(prediction.detach().numpy().T, target.numpy().T, strict=True)]
+    expected = [
+        1 - np.corrcoef(p, y)[0, 1] for p, y in zip(prediction.detach().numpy().T, target.numpy().T, strict=True)
+    ]
     np.testing.assert_allclose(loss, expected, rtol=0, atol=1e-8)  # EPSILON over the product of the norms
 
 

@@ -21,7 +21,9 @@ def pair(spots: int = 40, *, ties: bool = False) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [(pearson, scipy.stats.pearsonr), (spearman, scipy.stats.spearmanr)], ids=["pearson", "spearman"]
+    ("ours", "theirs"),
+    [(pearson, scipy.stats.pearsonr), (spearman, scipy.stats.spearmanr)],
+    ids=["pearson", "spearman"],
 )
 def test_correlations_are_those_of_scipy(ours: object, theirs: object, ties: bool) -> None:
     prediction, target = pair(ties=ties)

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from agl_bench_plugins.datasets.folder import Folder
-from agl_bench_plugins.datasets.her2st import Her2st
 from PIL import Image
 
 from agl_bench import BadSection, BadSpec, MissingData, Section
 from agl_bench.data.check import check_dataset, check_section
 from agl_bench.interfaces.tunable import tunables
+from agl_bench_plugins.datasets.folder import Folder
+from agl_bench_plugins.datasets.her2st import Her2st
 
 BARCODES = ["AA-1", "BB-1", "CC-1"]
 POSITIONS = np.array([[20.0, 10], [50, 30], [70, 5]])

@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from agl_bench_plugins.datasets.bowel_a import BowelA
-from agl_bench_plugins.datasets.bowel_b import BowelB
-from agl_bench_plugins.datasets.heart import Heart
-from agl_bench_plugins.datasets.hest import Hest, HestSlides
-from agl_bench_plugins.datasets.ovary import Ovary
 from huggingface_hub import errors
 
 from agl_bench import BadSection, FetchFailed, MissingData
 from agl_bench.data.check import check_section
 from agl_bench.interfaces.tunable import tunables
+from agl_bench_plugins.datasets.bowel_a import BowelA
+from agl_bench_plugins.datasets.bowel_b import BowelB
+from agl_bench_plugins.datasets.heart import Heart
+from agl_bench_plugins.datasets.hest import Hest, HestSlides
+from agl_bench_plugins.datasets.ovary import Ovary
 
 # The library that huggingface_hub connects with: httpx or its successor, by version.
 hub_http = importlib.import_module(errors.HTTPError.__module__.partition(".")[0])

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import scanpy as sc
 import torch
+
+from agl_bench import Section
 from agl_bench_plugins.datasets.synthetic import (
     ARTEFACTS,
     PATCH_UM,
@@ -20,8 +22,6 @@ from agl_bench_plugins.datasets.synthetic import (
     render,
     smooth_fields,
 )
-
-from agl_bench import Section
 
 NOWHERE = Path("/does/not/exist")  # generated data reads no file
 SMALL = {"spots": 40, "patch_px": 16, "programme_genes": 20, "artefact_genes": 10, "noise_genes": 30}

@@ -104,7 +104,7 @@ def test_strict_makes_it_an_error(case, install, monkeypatch):
     source, reason = BROKEN[case]
     install(source)
     monkeypatch.setenv(STRICT, "1")
-    with pytest.raises(BadPlugin, match="plug-in stranger 1.2") as caught:
+    with pytest.raises(BadPlugin, match=r"plug-in stranger 1\.2") as caught:
         Plugins.discover()
     assert reason in str(caught.value)
 
@@ -132,13 +132,13 @@ def test_heavy_import_fails_only_when_the_name_is_used(install, tmp_path):
     install(hook("return {'late': 'late_module_x:Late'}"))
     plugins = Plugins.discover(strict=True)
     assert plugins.entry("late").summary == "Later."
-    with pytest.raises(BadPlugin, match="selector 'late' of stranger 1.2 cannot be loaded.*nowhere_at_all"):
+    with pytest.raises(BadPlugin, match=r"selector 'late' of stranger 1\.2 cannot be loaded.*nowhere_at_all"):
         plugins.entry("late").load()
 
 
 def test_string_to_a_class_of_another_kind(install):
     install(hook("return {'odd': 'agl_bench.bench.cells:CellStore'}"))
-    with pytest.raises(BadPlugin, match="must be a subclass of agl_bench.Selector"):
+    with pytest.raises(BadPlugin, match=r"must be a subclass of agl_bench\.Selector"):
         Plugins.discover(strict=True).entry("odd").load()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from agl_bench_plugins.datasets.synthetic import Synthetic
 from torch import Tensor, nn
 
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
@@ -23,6 +22,7 @@ from agl_bench.interfaces.spots import Spots
 from agl_bench.protocol import Protocol
 from agl_bench.training.model import Model, build_model
 from agl_bench.training.trainer import DevelopmentRows, Trainer
+from agl_bench_plugins.datasets.synthetic import Synthetic
 
 PX, UM = 16, 112.0
 CPU = torch.device("cpu")
@@ -83,6 +83,12 @@ class Toy:
             self.protocol,
             seed=seed,
         )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """The work is so small that threads would only wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

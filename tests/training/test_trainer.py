@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from agl_bench_plugins.selectors.agl import Agl
-from agl_bench_plugins.selectors.amal import Amal
-from agl_bench_plugins.selectors.dkgsb import Dkgsb
-from agl_bench_plugins.selectors.hvg_k import HvgK
-from agl_bench_plugins.selectors.pgl import Pgl
-from agl_bench_plugins.selectors.random_k import RandomK
 from scipy import sparse
 from torch import Tensor, nn
 
@@ -25,6 +20,12 @@ from agl_bench.errors import BadPlugin, Diverged
 from agl_bench.training.evaluate import evaluate, predict
 from agl_bench.training.records import EpochRecord
 from agl_bench.training.trainer import Trainer
+from agl_bench_plugins.selectors.agl import Agl
+from agl_bench_plugins.selectors.amal import Amal
+from agl_bench_plugins.selectors.dkgsb import Dkgsb
+from agl_bench_plugins.selectors.hvg_k import HvgK
+from agl_bench_plugins.selectors.pgl import Pgl
+from agl_bench_plugins.selectors.random_k import RandomK
 
 SELECTORS: dict[type[Selector], dict[str, Any]] = {
     Pgl: {},
@@ -70,7 +71,9 @@ def test_pgl_is_a_narrow_head_trained_alone(make_toy: Callable, dtype: torch.dty
     for a, b in zip(run(one), run(two), strict=True):
         assert a.validation_pcc == pytest.approx(b.validation_pcc, rel=0, abs=tolerance)
         assert a.training_loss == pytest.approx(b.training_loss, rel=0, abs=tolerance)
-    torch.testing.assert_close(primary_predictions(one), primary_predictions(two), rtol=0, atol=tolerance)
+    # The correlation leaves the offset free: its gradient is rounding alone, which Adam blows up to a step.
+    a, b = (p - p.mean(0) for p in map(primary_predictions, (one, two)))
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
     assert torch.equal(one.model.head.weight[~wide.genes.primary], auxiliary)  # no gradient, no motion
 
 
@@ -81,7 +84,9 @@ def test_one_epoch_is_adam_on_the_mean_of_the_losses(make_toy: Callable) -> None
     optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, weight_decay=0.1)
     rows = torch.from_numpy(toy.rows.train)
     prediction, target = reference(toy.development.spots(rows))[1], toy.development.expression[rows]
-    correlation = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(prediction.T, target.T, strict=True)])
+    correlation = torch.stack(
+        [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(prediction.T, target.T, strict=True)]
+    )
     loss = (1 - correlation.nan_to_num(0.0)).mean()  # a gene that does not vary has loss 1
     loss.backward()
     optimizer.step()
@@ -211,11 +216,11 @@ def test_a_pass_goes_once_over_the_training_spots(make_toy: Callable) -> None:
         outer_pass, training_pass = rows[: 2 * len(rows) // 3], rows[2 * len(rows) // 3 :]
         inner, held_out = outer_pass[::2], outer_pass[1::2]
         for batches in (inner, training_pass):
-            assert Counter(sum(batches, [])) == Counter(toy.rows.train.tolist())
+            assert Counter(chain(*batches)) == Counter(toy.rows.train.tolist())
             assert all(len(set(section[b])) == 1 for b in batches)
             sizes = [len(b) for b in batches]
             assert max(sizes) <= 12 and max(sizes) - min(sizes) <= 1
-        assert set(sum(held_out, [])) == set(toy.rows.held_out.tolist())
+        assert set(chain(*held_out)) == set(toy.rows.held_out.tolist())
         log.clear()
 
 
@@ -242,11 +247,10 @@ def test_augmentation_is_where_the_protocol_says(make_toy: Callable, augment: bo
 
 @pytest.mark.parametrize(("start", "every", "due"), [(0, 1, [0, 1, 2, 3]), (1, 2, [1, 3]), (3, 1, [3]), (9, 1, [])])
 def test_outer_steps_are_taken_when_the_protocol_says(make_toy: Callable, start: int, every: int, due: list) -> None:
-    trainer = make_toy(outer_start=start, outer_every=every).trainer(Dkgsb, start=0.4)
+    trainer = make_toy(outer_start=start, outer_every=every).trainer(Dkgsb)
     records = run(trainer)
     assert [r.epoch for r in records if r.outer_loss is not None] == due
-    cutoffs = [Dkgsb(trainer.selector_view, start=0.4).cutoff.item()] if hasattr(trainer, "selector_view") else []
-    cutoffs += [r.parameters["cutoff"] for r in records]
+    cutoffs = [r.parameters["cutoff"] for r in records]
     moved = [e for e in range(1, 4) if cutoffs[e] != cutoffs[e - 1]]
     assert moved == [e for e in due if e > 0]
     assert all(r.outer_loss is None for r in run(make_toy().trainer(Agl)))
@@ -273,7 +277,7 @@ def test_the_best_state_is_restored(make_toy: Callable, selector: type[Selector]
     assert not equal(states[-1][0], states[fit.best_epoch][0]) and not equal(states[-1][1], states[fit.best_epoch][1])
     assert float(trainer._validate().nanmean(1).nanmean()) == fit.validation_pcc
     if selector is Dkgsb:
-        assert records[fit.best_epoch].parameters["cutoff"] == float(trainer.selector.cutoff)
+        assert records[fit.best_epoch].parameters["cutoff"] == trainer.selector.cutoff.item()
         assert records[fit.best_epoch].selected == int((fit.effective_weights[~trainer.primary] > 0.5).sum())
 
 
@@ -302,16 +306,23 @@ class Normed(Backbone):
     def __init__(self, example: Spots) -> None:
         super().__init__(example)
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6)
+            nn.Conv2d(3, 4, 3, stride=4),
+            nn.BatchNorm2d(4),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(64, 6),
+            nn.BatchNorm1d(6),
         )
 
     def forward(self, spots: Spots) -> Tensor:
         return torch.tanh(self.layers(spots.patches))
 
 
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
 @pytest.mark.parametrize("settings", [{"steps": 1}, {"steps": 3}, {"steps": 3, "inner": "adam"}], ids=str)
-def test_an_outer_pass_moves_the_selector_alone(make_toy: Callable, settings: dict[str, Any]) -> None:
-    trainer = make_toy().trainer(Dkgsb, Normed, **settings)
+def test_an_outer_pass_moves_the_selector_alone(make_toy: Callable, settings: dict[str, Any], mode: str) -> None:
+    trainer = make_toy(epochs=2).trainer(Dkgsb, Normed, **settings)
+    trainer.selector.hypergradient = replace(trainer.selector.hypergradient, mode=mode)
     run(trainer)  # statistics and optimiser states are under way
     model, selector = state(trainer.model), state(trainer.selector)
     trainer.optimizer.zero_grad()
@@ -320,6 +331,17 @@ def test_an_outer_pass_moves_the_selector_alone(make_toy: Callable, settings: di
     assert equal(state(trainer.model), model) and "backbone.layers.1.running_mean" in model
     assert all(p.grad is None for p in trainer.model.parameters())
     assert not equal(state(trainer.selector), selector)
+
+
+@pytest.mark.parametrize("backbone", [Normed, Dropping], ids=lambda b: b.__name__)
+def test_both_modes_of_the_look_ahead_agree(make_toy: Callable, backbone: type[Backbone]) -> None:
+    """Through batch statistics and dropout."""
+    found = []
+    for mode in ("reverse", "forward"):
+        trainer = make_toy(epochs=2).trainer(Dkgsb, backbone, temperature=0.1, steps=3)
+        trainer.selector.hypergradient = replace(trainer.selector.hypergradient, mode=mode)
+        found.append((trainer._outer_pass(0), float(trainer.selector.cutoff.grad), float(trainer.selector.cutoff)))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_validation_leaves_everything_as_it_is(make_toy: Callable) -> None:
@@ -399,22 +421,24 @@ def test_weights_of_nan_name_epoch_and_gene(make_toy: Callable) -> None:
         next(epochs)
 
 
-class Returns(Selector):
-    """Returns what a test says."""
+def returning(how: Callable[[Tensor], Any], *, learns: bool = False) -> type[Selector]:
+    """A selector that returns what a test says."""
 
-    result: Callable[[Tensor], Any]
+    class Returns(Selector):
+        def __init__(self, view: TrainingView) -> None:
+            super().__init__(view)
+            self.idle = nn.Parameter(torch.zeros(()), requires_grad=learns)
 
-    def forward(self, losses: Tensor, step: Step) -> Tensor:
-        return type(self).result(losses)
+        def forward(self, losses: Tensor, step: Step) -> Tensor:
+            result: Tensor = how(losses)
+            return result
 
-
-def returning(how: Callable[[Tensor], Any]) -> type[Selector]:
-    return type("Returns", (Returns,), {"result": staticmethod(how)})
+    return Returns
 
 
 def test_an_infinite_total_of_finite_losses_names_the_epoch(make_toy: Callable) -> None:
     with pytest.raises(Diverged, match="became inf in epoch 0; lower"):
-        run(make_toy().trainer(returning(lambda losses: losses.sum() / 0)))
+        run(make_toy(batch_size=1000, batches_within_section=False).trainer(returning(lambda losses: losses.sum() / 0)))
 
 
 @pytest.mark.parametrize(
@@ -432,6 +456,13 @@ def test_an_infinite_total_of_finite_losses_names_the_epoch(make_toy: Callable) 
 def test_a_selector_that_returns_something_else_is_named(make_toy: Callable, how: Callable, sentence: str) -> None:
     with pytest.raises(BadPlugin, match=sentence):
         run(make_toy().trainer(returning(how)))
+
+
+@pytest.mark.parametrize("how", [lambda losses: losses, lambda losses: None], ids=["vector", "nothing"])
+def test_a_selector_that_learns_and_returns_something_else_is_named(make_toy: Callable, how: Callable) -> None:
+    """Its look-ahead is what meets the result first."""
+    with pytest.raises(BadPlugin, match=r"Returns\.forward must return a scalar tensor, got"):
+        run(make_toy(outer_start=0).trainer(returning(how, learns=True)))
 
 
 # ---- Effective weights ----------------------------------------------------------------------------------------------
@@ -483,8 +514,8 @@ def test_a_trainer_has_the_development_spots_and_no_others(make_toy: Callable) -
 def test_test_expression_changes_no_epoch(make_toy: Callable, selector: type[Selector]) -> None:
     toy = make_toy()
     expression = toy.table.expression.toarray()
-    expression[toy.fold.test] = np.random.default_rng(0).permutation(expression[toy.fold.test].ravel()).reshape(
-        len(toy.fold.test), -1
+    expression[toy.fold.test] = (
+        np.random.default_rng(0).permutation(expression[toy.fold.test].ravel()).reshape(len(toy.fold.test), -1)
     )
     other = make_toy(replace(toy.table, expression=sparse.csr_matrix(expression)))
     one, two = (t.trainer(selector, **SELECTORS[selector]) for t in (toy, other))

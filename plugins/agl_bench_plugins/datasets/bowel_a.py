@@ -10,7 +10,7 @@ from agl_bench_plugins.datasets.hest import HestSlides
 
 
 class BowelA(HestSlides):
-    """One slide."""
+    """Colon adenocarcinoma, one section of HEST-1k (BOWEL A of the paper)."""
 
     called = "bowel_a"
     ids = ("TENX152",)

@@ -10,7 +10,7 @@ from agl_bench_plugins.datasets.hest import HestSlides
 
 
 class BowelB(HestSlides):
-    """One slide."""
+    """Colon adenocarcinoma, one section of HEST-1k (BOWEL B of the paper)."""
 
     called = "bowel_b"
     ids = ("TENX89",)

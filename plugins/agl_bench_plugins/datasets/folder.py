@@ -38,13 +38,15 @@ _PARTS = ("counts.h5ad", "patches.h5", "embedding.h5", *_IMAGES)
 
 
 class Folder(Dataset):
-    """Sections in the subfolders of one folder.
+    """Your own sections: subfolders of one folder.
 
     Args:
         path: the folder, absolute or relative to the data folder.
         sections: names of the subfolders to use, in this order; all by default, sorted.
     """
 
+    citation = "the user's own sections"
+    licence = "as the user knows"
     revision = "local"
 
     def __init__(self, *, path: str = "", sections: tuple[str, ...] = ()) -> None:

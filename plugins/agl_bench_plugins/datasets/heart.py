@@ -12,7 +12,7 @@ from agl_bench_plugins.datasets.hest import HestSlides
 
 
 class Heart(HestSlides):
-    """Four slides of unknown donors."""
+    """Heart, four sections of HEST-1k (HEART of the paper)."""
 
     called = "heart"
     ids = ("MISC118", "MISC119", "MISC120", "MISC121")

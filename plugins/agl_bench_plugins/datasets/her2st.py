@@ -11,7 +11,7 @@ from agl_bench_plugins.datasets.folder import Folder
 
 
 class Her2st(Folder):
-    """Sections in the subfolder her2st/ of the data folder.
+    """HER2-positive breast tumour, Spatial Transcriptomics: four sections of one donor by default.
 
     Args:
         sections: names of the sections to use, in this order.

@@ -157,7 +157,7 @@ class HestSlides(Dataset):
 
 
 class Hest(HestSlides):
-    """Any slides of HEST-1k: `--datasets hest --set hest.ids=TENX65,TENX89`.
+    """Any sections of HEST-1k: `--datasets hest --set hest.ids=TENX65,TENX89`.
 
     Args:
         ids: HEST ids, in order. They name the sections.

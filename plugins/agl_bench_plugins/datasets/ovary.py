@@ -10,7 +10,7 @@ from agl_bench_plugins.datasets.hest import HestSlides
 
 
 class Ovary(HestSlides):
-    """One slide."""
+    """Ovarian carcinoma, one section of HEST-1k (OVARY of the paper)."""
 
     called = "ovary"
     ids = ("TENX65",)

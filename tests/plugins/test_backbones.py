@@ -1,0 +1,199 @@
+"""Backbones that come with agl-bench, without a network. The rules of the door are checked by the contract kit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from agl_bench import BadSpec, Spots
+from agl_bench.testing import toy_spots
+from agl_bench_plugins.backbones.embedding import Embedding
+from agl_bench_plugins.backbones.timm import ResNet18, Timm
+from agl_bench_plugins.backbones.tiny import Tiny
+
+SMALL = "test_resnet.r160_in1k"  # timm's own toy: half a million parameters
+
+
+def spots(count: int = 4, px: int = 32) -> Spots:
+    return toy_spots(count, patch_px=px)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no network in tests")
+
+    monkeypatch.setattr("timm.models.load_pretrained", refuse)
+
+
+# ---- tiny -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "channels", "px"), [(32, 32, 32), (4, 6, 16), (10, 8, 47)])
+def test_tiny_shapes(width: int, channels: int, px: int) -> None:
+    backbone = Tiny(spots(px=px), width=width, channels=channels, patch_px=px)
+    assert (backbone.width, backbone.patch_px, backbone.sees) == (width, px, "patches")
+    for count in (1, 5):
+        features = backbone(spots(count, px))
+        assert features.shape == (count, width) and features.dtype == torch.float32 and features.isfinite().all()
+
+
+def test_tiny_is_deterministic_and_treats_spots_alone() -> None:
+    first = Tiny(spots())
+    torch.manual_seed(0)
+    second = Tiny(spots())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    features = first(spots(5))
+    assert torch.equal(features, first(spots(5)))
+    alone = torch.cat([first(replace(spots(5), patches=patch[None])) for patch in spots(5).patches])  # type: ignore[union-attr]
+    torch.testing.assert_close(features, alone, rtol=0, atol=1e-5)  # also in training mode
+    assert first.training and not any(b.is_floating_point() for b in first.buffers())
+
+
+def test_tiny_on_a_blank_patch_has_finite_derivatives() -> None:
+    """The standard deviation over positions is zero there."""
+    backbone = Tiny(spots(), width=4, channels=4)
+    blank = replace(spots(2), patches=torch.ones(2, 3, 32, 32))
+    own = list(backbone.parameters())
+    first = torch.autograd.grad(backbone(blank).sum(), own, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), own, allow_unused=True)
+    assert all(g.isfinite().all() for g in (*first, *(s for s in second if s is not None)))
+
+
+# ---- embedding ------------------------------------------------------------------------------------------------------
+
+
+def test_embedding_is_the_identity() -> None:
+    backbone = Embedding(spots(), learning_rate=0.01)
+    assert backbone.width == 16 and backbone.learning_rate == 0.01 and Embedding.sees == "embedding"
+    assert torch.equal(backbone(spots(3)), spots(3).embedding)  # type: ignore[arg-type]
+    assert not list(backbone.parameters())
+
+
+def test_embedding_without_embeddings() -> None:
+    with pytest.raises(BadSpec, match=r"no embedding; put embedding\.h5"):
+        Embedding(replace(spots(), embedding=None))
+
+
+# ---- timm -----------------------------------------------------------------------------------------------------------
+
+
+def test_resnet18_without_weights_at_64_px() -> None:
+    backbone = ResNet18(spots(px=64), weights="none", patch_px=64)
+    assert (backbone.width, backbone.patch_px, backbone.learning_rate) == (512, 64, 1e-4)
+    assert backbone(spots(1, 64)).shape == (1, 512) and backbone.eval()(spots(3, 64)).shape == (3, 512)
+    assert sum(p.numel() for p in backbone.parameters()) == 11_176_512  # without a classifier
+    assert ResNet18.patch_px == 224
+
+
+def test_patches_are_normalised_as_the_weights_expect() -> None:
+    backbone = Timm(spots(px=64), model=SMALL, weights="none", patch_px=64).eval()
+    seen: list[Tensor] = []
+    backbone.trunk.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    backbone(spots(2, 64))
+    config = backbone.trunk.pretrained_cfg
+    mean, deviation = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
+    torch.testing.assert_close(seen[0], (spots(2, 64).patches - mean) / deviation)  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def donor() -> Any:
+    """A whole model with classifier, as it is published."""
+    torch.manual_seed(1)
+    model = timm.create_model(SMALL, pretrained=False)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def write(path: Path, state: Any) -> Path:
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors", "nested.pth"])
+def test_weights_from_a_file(tmp_path: Path, donor: Any, name: str) -> None:
+    state = donor.state_dict()
+    path = write(tmp_path / name, {"state_dict": state, "epoch": 3} if name == "nested.pth" else state)
+    backbone = Timm(spots(px=64), model=SMALL, weights=str(path), patch_px=64).eval()
+    expected = donor.forward_head(
+        donor.forward_features((spots(2, 64).patches - backbone.mean) / backbone.deviation),  # type: ignore[operator]
+        pre_logits=True,
+    )
+    torch.testing.assert_close(backbone(spots(2, 64)), expected)
+
+
+def make(weights: object) -> Timm:
+    return Timm(spots(px=64), model=SMALL, weights=str(weights), patch_px=64)
+
+
+def test_a_file_of_another_model(tmp_path: Path, donor: Any) -> None:
+    other = timm.create_model("test_vit", pretrained=False).state_dict()
+    with pytest.raises(BadSpec, match=rf"other\.pth' do not fit {SMALL}: \d+ tensors are missing, first '"):
+        make(write(tmp_path / "other.pth", other))
+    part = {n: t for n, t in donor.state_dict().items() if not n.startswith("layer4")}
+    with pytest.raises(BadSpec, match=r"part\.safetensors' do not fit .* first 'layer4\."):
+        make(write(tmp_path / "part.safetensors", part))
+
+
+@pytest.mark.parametrize("name", ["shape.pth", "shape.safetensors"])
+def test_a_file_of_a_model_of_another_size(tmp_path: Path, donor: Any, name: str) -> None:
+    """The same names with other shapes, e.g. a wider variant."""
+    state = {n: t.clone() for n, t in donor.state_dict().items()}
+    wrong = next(n for n, t in state.items() if t.ndim == 4)
+    state[wrong] = torch.zeros(2, *state[wrong].shape[1:])
+    with pytest.raises(BadSpec, match=rf"{name}' do not fit {SMALL}"):
+        make(write(tmp_path / name, state))
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], 3, {"state_dict": {}}, {"state_dict": 3}, {"epoch": 3}], ids=str)
+def test_a_file_of_something_else(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(BadSpec, match=r"odd\.pth' do not fit"):
+        make(write(tmp_path / "odd.pth", content))
+
+
+@pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
+def test_a_damaged_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"this is not a model")
+    with pytest.raises(BadSpec, match=rf"{name}' cannot be read: "):
+        make(tmp_path / name)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match=r"absent\.pth' of .* is not a file; weights takes imagenet, none or the path"):
+        make(tmp_path / "absent.pth")
+    with pytest.raises(BadSpec, match=r"'imagenett' of .* is not a file; weights takes imagenet"):
+        make("imagenett")
+
+
+def test_an_unknown_model_gets_near_names() -> None:
+    with pytest.raises(BadSpec, match=r"timm has no model 'resnet81'\. Near: .*resnet"):
+        Timm(spots(), model="resnet81", weights="none")
+    with pytest.raises(BadSpec, match=r"timm cannot build 'resnet18\.no_such_tag'"):
+        Timm(spots(), model="resnet18.no_such_tag", weights="none")
+
+
+def test_imagenet_without_a_network_says_what_to_download() -> None:
+    with pytest.raises(BadSpec) as caught:
+        ResNet18(spots(px=64), patch_px=64)
+    sentence = str(caught.value)
+    for part in ("resnet18.tv_in1k", "timm/resnet18.tv_in1k", "ConnectionError", "model.safetensors", "weights=/path"):
+        assert part in sentence
+
+
+def test_imagenet_where_nobody_publishes_weights() -> None:
+    with pytest.raises(BadSpec, match=r"timm publishes no weights for 'coatnet_nano_cc_224'; use .*weights=none"):
+        Timm(spots(), model="coatnet_nano_cc_224")

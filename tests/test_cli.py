@@ -1,0 +1,525 @@
+"""Every command, once as meant and once with each input that a stranger gets wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy import sparse
+
+from agl_bench.bench import mlflow_recorder
+from agl_bench.cli import main
+
+SPOTS, GENES = 36, 30
+SMALL = (
+    *("--preset", "smoke", "--evaluation", "inter", "--device", "cpu", "--set", "protocol.buffer_um=0"),
+    *("--set", "protocol.primary_genes=4", "--set", "protocol.min_genes_per_spot=5", "--set", "tiny.patch_px=16"),
+)
+SYNTHETIC = (
+    *("--datasets", "synthetic", "--set", "synthetic.sections=2", "--set", "synthetic.spots=30", *SMALL),
+    *("--set", "synthetic.programme_genes=20", "--set", "synthetic.artefact_genes=10"),
+    *("--set", "synthetic.noise_genes=10", "--set", "synthetic.patch_px=16"),
+)
+MINE = """
+    from agl_bench import Selector, hookimpl
+
+    class Mine(Selector):
+        '''Mine alone.'''
+        reference = "test"
+
+        def forward(self, losses, step):
+            return {} * losses[self.is_primary].mean()
+
+    @hookimpl
+    def register_selectors():
+        return {{"mine": Mine}}
+"""
+
+
+class Said:
+    """How a command ended and what it said."""
+
+    def __init__(self, status, out, err):
+        self.status, self.out, self.err = status, out, err
+
+    def is_refused(self, *words):
+        """Status 2 and one sentence with these words."""
+        assert self.status == 2, (self.status, self.err, self.out)
+        assert "Traceback" not in self.err + self.out
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("agl-bench: ")
+        for word in words:
+            assert str(word) in lines[0]
+
+    def is_usage_error(self, *words):
+        """Status 2 and the usage lines of click, the last one saying what is wrong."""
+        assert self.status == 2
+        assert "Traceback" not in self.err
+        last = self.err.strip().splitlines()[-1]
+        assert last.startswith("Error: ")
+        for word in words:
+            assert word in last
+
+
+@pytest.fixture
+def agl(capsys, tmp_path, monkeypatch):
+    """Run a command of agl-bench in an empty folder, in this process."""
+    for name in ("AGL_BENCH_DATA", "AGL_BENCH_WORK", "AGL_BENCH_STRICT_PLUGINS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    handler, deterministic = signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
+
+    def agl(*words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(w) for w in words])
+        said = capsys.readouterr()
+        return Said(caught.value.code or 0, said.out, said.err)
+
+    yield agl
+    signal.signal(signal.SIGTERM, handler)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(MINE.format(1)))
+    return path
+
+
+# --- run -------------------------------------------------------------------------------------------------------------
+
+
+def test_run(agl, tmp_path, mine):
+    words = ("run", "--selectors", "pgl,mine", "--plugin", mine, *SYNTHETIC, "--tracking", "none")
+    said = agl(*words, "--json", "table.json")
+    assert (said.status, said.err) == (0, "")
+    assert "[4/4] synthetic · inter · tiny · mine · fold D2 · seed 0: PCC" in said.out
+    assert "Δ pgl" in said.out
+    assert "no ranking can be concluded" in said.out
+    lines = json.loads((tmp_path / "table.json").read_text())["lines"]
+    assert [line["selector"] for line in lines] == ["pgl", "mine"]
+    assert len(list((tmp_path / "agl-bench-work/cells").iterdir())) == 4
+    again = agl(*words)
+    assert "4 cells were finished before and kept" in again.out
+    assert agl(*words, "--dry-run").out.count("  done  ") == 4
+
+
+def test_dry_run_writes_nothing(agl, tmp_path):
+    said = agl("run", "--selectors", "pgl", *SYNTHETIC, "--dry-run")
+    assert (said.status, said.err) == (0, "")
+    assert "2 cells, 0 finished, 2 to run; preset smoke with" in said.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_file(agl, tmp_path):
+    (tmp_path / "grid.toml").write_text('selectors = ["pgl"]\ndatasets = ["synthetic"]\nevaluation = ["inter"]\n')
+    assert "3 cells" in agl("run", "--config", "grid.toml", "--dry-run").out
+    assert "6 cells" in agl("run", "--config", "grid.toml", "--seeds", "0,1", "--dry-run").out
+    (tmp_path / "grid.toml").write_text('selector = ["pgl"]\n')
+    agl("run", "--config", "grid.toml").is_refused("grid.toml", "'selector'", "Did you mean 'selectors'?")
+    agl("run", "--config", "nothing.toml").is_refused("nothing.toml", "No such file")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--selectors", "dkgbs"], ["unknown selector 'dkgbs'", "Did you mean 'dkgsb'?", "random_k", "agl-bench 0"]),
+        (["--datasets", "synthetik"], ["unknown dataset 'synthetik'", "Did you mean 'synthetic'?"]),
+        (["--backbone", "resnet"], ["unknown backbone 'resnet'", "Did you mean 'resnet18'?"]),
+        (["--backbone", "pgl"], ["unknown backbone 'pgl'", "'pgl' is a selector"]),
+        (["--evaluation", "inner"], ["unknown evaluation 'inner'", "inter, intra"]),
+        (["--preset", "cleen"], ["unknown preset 'cleen'", "Did you mean 'clean'?"]),
+        (["--seeds", "one"], ["seed 'one'", "--seeds 0,1,2"]),
+        (["--seeds", "-1"], ["seed '-1'"]),
+        (["--fold", "D9"], ["unknown fold 'D9'", "D1"]),
+        (["--set", "epochs=3"], ["--set 'epochs=3'", "NAME.KEY=VALUE"]),
+        (["--set", "protocol.epoch=3"], ["'epoch'", "Did you mean 'epochs'?"]),
+        (["--set", "protocol.epochs=many"], ["protocol.epochs = 'many'", "a whole number"]),
+        (["--set", "protocol.epochs=0"], ["protocol.epochs = '0'", "1 …"]),
+        (["--set", "protocol.validation_share=0.5", "--set", "protocol.held_out_share=0.5"], ["held_out_share", "0.9"]),
+        (["--json", "no/such/table.json"], ["--json no/such/table.json", "does not exist"]),
+        (["--json", "."], ["--json ."]),
+        (["--plugin", "nothing.py"], ["plug-in nothing.py", "no such file"]),
+        (["--tracking", "ftp://nowhere"], ["ftp://nowhere", "sqlite:///"]),
+        (["--backbone", "embedding"], ["section 'S1'", "embedding"]),
+        (["--set", "synthetic.sections=1"], ["at least two sections", "--evaluation intra"]),
+        (["--set", "protocol.primary_genes=400"], ["protocol.primary_genes = 400", "fewer primary genes"]),
+        (["--evaluation", "intra", "--set", "protocol.folds=20"], ["protocol.folds = 20", "'S1'", "30 spots", "fewer"]),
+        (["--set", "protocol.buffer_um=5000", "--evaluation", "intra"], ["protocol.buffer_um"]),
+        (["--backbone", "timm", "--set", "timm.model=resnet1o1"], ["timm has no model 'resnet1o1'", "resnet101"]),
+        (["--backbone", "resnet18", "--set", "resnet18.weights=no.pth"], ["weights 'no.pth'", "is not a file"]),
+    ],
+)
+def test_run_refuses(agl, words, sentence, tmp_path):
+    agl("run", "--selectors", "pgl", *SYNTHETIC, "--tracking", "none", *words).is_refused(*sentence)
+
+
+@pytest.mark.parametrize("words", [[], ["--selectors", "pgl"], ["--datasets", "synthetic"]])
+def test_run_needs_selectors_and_datasets(agl, words):
+    agl("run", *words).is_refused("no selectors given" if "--selectors" not in words else "no datasets given", "use --")
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["rum"], "Did you mean 'run'?"),
+        (["run", "--selector", "pgl"], "--selectors"),
+        (["run", "--device", "tpu"], "'tpu'"),
+        (["list", "--jason"], "--json"),
+        (["show"], "NAME"),
+        (["ui", "--port", "0"], "--port"),
+        (["doctor", "all"], "all"),
+    ],
+)
+def test_usage_errors(agl, words, word):
+    agl(*words).is_usage_error(word)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_cuda_where_there_is_none(agl):
+    agl("run", "--selectors", "pgl", *SYNTHETIC, "--device", "cuda").is_refused("--device cuda", "--device cpu")
+
+
+@pytest.mark.parametrize("command", [["run", "--selectors", "pgl", *SYNTHETIC, "--tracking", "none"], ["doctor"]])
+def test_broken_file_is_refused(agl, tmp_path, command):
+    (tmp_path / "bad.py").write_text("raise RuntimeError('on\\npurpose')")
+    agl(*command, "--plugin", "bad.py").is_refused("plug-in bad.py", "RuntimeError: on purpose")
+
+
+# --- sections of a stranger ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sections(tmp_path):
+    """Two sound sections, A and B, as `folder` reads them. Returns a function that changes the counts of B."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.divmod(np.arange(SPOTS), 6), axis=1) * 30.0 + 20
+    for name in ("A", "B"):
+        folder = tmp_path / "mine" / name
+        folder.mkdir(parents=True)
+        table = anndata.AnnData(
+            sparse.csr_matrix(rng.poisson(3, (SPOTS, GENES)).astype(np.float32)),
+            obs=pd.DataFrame(index=[f"{name}{i}" for i in range(SPOTS)]),
+            var=pd.DataFrame(index=[f"GENE{i}" for i in range(GENES)]),
+            obsm={"spatial": grid},
+            uns={"um_per_px": 1.0},
+        )
+        table.write_h5ad(folder / "counts.h5ad")
+        Image.fromarray(rng.integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(folder / "image.png")
+
+    def change(how):
+        path = tmp_path / "mine/B/counts.h5ad"
+        table = anndata.read_h5ad(path)
+        changed = how(table)
+        table = table if changed is None else changed
+        path.unlink()
+        table.write_h5ad(path)
+
+    return change
+
+
+def run_folder(agl, *words):
+    words = ("--tracking", "none", *SMALL, *words)
+    return agl("run", "--selectors", "pgl", "--datasets", "folder", "--set", "folder.path=mine", "--data", ".", *words)
+
+
+def test_own_sections(agl, sections):
+    said = run_folder(agl)
+    assert (said.status, said.err) == (0, "")
+
+
+def count(value, row=2, column=4):
+    def how(table):
+        table.X = table.X.toarray()
+        table.X[row, column] = value
+
+    return how
+
+
+def rename(axis, source, target):
+    def how(table):
+        names = getattr(table, axis).tolist()
+        names[target] = names[source]
+        setattr(table, axis, names)
+
+    return how
+
+
+def place(x, y):
+    def how(table):
+        table.obsm["spatial"][3] = (x, y)
+
+    return how
+
+
+def other_genes(table):
+    table.var_names = [f"ENSG{i}" for i in range(GENES)]
+
+
+def without(slot, key):
+    def how(table):
+        del getattr(table, slot)[key]
+
+    return how
+
+
+def text_scale(table):
+    table.uns["um_per_px"] = "half"
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (count(np.nan), ["'B2'", "'GENE4'", "nan", "finite"]),
+        (count(np.inf), ["'B2'", "'GENE4'", "inf"]),
+        (count(1.5), ["'B2'", "'GENE4'", "1.5", "not a whole number", "raw counts"]),
+        (count(-1), ["'B2'", "'GENE4'", "-1", "not negative"]),
+        (rename("obs_names", 1, 5), ["spot 'B1' is there more than once", "obs_names_make_unique"]),
+        (rename("var_names", 1, 5), ["gene 'GENE1' is there more than once", "var_names_make_unique"]),
+        (place(500, 20), ["spot 'B3' at x = 500, y = 20 lies outside the image", "obsm['spatial']"]),
+        (place(-5, 20), ["spot 'B3' at x = -5, y = 20 lies outside the image"]),
+        (place(np.nan, 20), ["spot 'B3' has no finite position"]),
+        (other_genes, ["no gene", "'A'", "ENSG0", "GENE0", "name genes in the same way"]),
+        (without("obsm", "spatial"), ["obsm['spatial'] is missing"]),
+        (without("uns", "um_per_px"), ["uns['um_per_px'] is missing"]),
+        (text_scale, ["uns['um_per_px']", "'half'"]),
+        (lambda table: table[:0].copy(), ["no spots"]),
+        (lambda table: table[:, :0].copy(), ["no genes"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_bad_counts(agl, sections, how, words):
+    sections(how)
+    run_folder(agl).is_refused("section 'B'", *words)
+
+
+def test_bad_image(agl, sections, tmp_path):
+    path = tmp_path / "mine/B/image.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    run_folder(agl).is_refused("section 'B'", path.name, "damaged or incomplete")
+    path.write_text("no image")
+    run_folder(agl).is_refused("section 'B'", path.name, "cannot be read as an image")
+
+
+def test_bad_h5ad(agl, sections, tmp_path):
+    path = tmp_path / "mine/B/counts.h5ad"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    run_folder(agl).is_refused("section 'B'", path.name, "replace it")
+    path.write_text("no h5ad")
+    run_folder(agl).is_refused("section 'B'", path.name, "replace it")
+    path.unlink()
+    with h5py.File(path, "w") as file:
+        file["x"] = 1
+    run_folder(agl).is_refused("section 'B'", path.name)
+
+
+def test_missing_files(agl, sections, tmp_path):
+    (tmp_path / "mine/B/image.png").unlink()
+    run_folder(agl).is_refused("'B'", "image", "agl-bench show folder")
+    Image.new("RGB", (200, 200)).save(tmp_path / "mine/B/image.png")
+    (tmp_path / "mine/B/counts.h5ad").unlink()
+    run_folder(agl).is_refused("'B'", "counts.h5ad", "agl-bench show folder")
+    run_folder(agl, "--set", "folder.sections=A,C").is_refused("'C'", "A, B")
+    run_folder(agl, "--set", "folder.path=nowhere").is_refused("nowhere", "agl-bench show folder")
+    run_folder(agl, "--set", "folder.path=").is_refused("folder.path=/your/folder")
+    agl("run", "--selectors", "pgl", "--datasets", "her2st", "--tracking", "none").is_refused(
+        "data/her2st", "AGL_BENCH_DATA"
+    )
+    agl("run", "--selectors", "pgl", "--datasets", "heart", "--tracking", "none").is_refused("agl-bench fetch heart")
+
+
+def test_few_common_genes(agl, sections):
+    sections(lambda table: table[:, :3].copy())
+    run_folder(agl).is_refused("no spot has 5 detected genes", "3 genes", "protocol.min_genes_per_spot")
+
+
+def test_check_own_sections(agl, sections):
+    said = agl("check", "folder", "--set", "folder.path=mine", "--data", ".")
+    assert said.status == 0, said.out
+
+
+def test_too_much_asked_of_own_sections(agl, sections):
+    run_folder(agl, "--set", "protocol.primary_genes=31").is_refused("protocol.primary_genes = 31", "30 genes")
+    run_folder(agl, "--evaluation", "intra", "--set", "protocol.folds=13").is_refused(
+        "protocol.folds = 13", "section 'A'", "36 spots", "fewer folds"
+    )
+    run_folder(agl, "--set", "protocol.leave_out=donor").is_refused("two known donors", "leave_out = 'section'")
+
+
+@pytest.mark.parametrize("command", ["run", "doctor", "sync", "ui"])
+def test_unwritable_work_folder(agl, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    words = ("run", "--selectors", "pgl", *SYNTHETIC, "--tracking", "none") if command == "run" else (command,)
+    said = agl(*words, "--work", tmp_path / "file")
+    if command == "doctor":
+        assert said.status == 1
+        assert "FAIL work folder: cannot write to the work folder" in said.out
+    else:
+        said.is_refused(tmp_path / "file", "--work")
+
+
+def test_no_tracking_server(agl):
+    words = ("run", "--selectors", "pgl", *SYNTHETIC, "--tracking", "http://127.0.0.1:9")
+    started = time.monotonic()
+    agl(*words).is_refused("http://127.0.0.1:9", "no MLflow server answers", "MLFLOW_TRACKING_URI")
+    assert time.monotonic() - started < 15
+
+
+# --- the other commands ----------------------------------------------------------------------------------------------
+
+
+def test_list(agl, mine):
+    said = agl("list", "--plugin", mine)
+    assert (said.status, said.err) == (0, "")
+    for word in ("selectors", "backbones", "datasets", "dkgsb", "Mine alone.", str(mine)):
+        assert word in said.out.replace("\n", "") or word in said.out
+    entries = json.loads(agl("list", "--json").out)["entries"]
+    assert {"kind": "backbone", "name": "tiny"}.items() <= next(e for e in entries if e["name"] == "tiny").items()
+    agl("list", "--plugin", "nothing.py").is_refused("plug-in nothing.py: no such file")
+
+
+def test_list_shows_and_strict_refuses_a_broken_plugin(tmp_path):
+    (tmp_path / "stranger.py").write_text("raise RuntimeError('on purpose')")
+    info = tmp_path / "stranger-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[agl_bench]\nstranger = stranger\n")
+    command = [sys.executable, "-c", "from agl_bench.cli import main; main()", "list"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment.pop("AGL_BENCH_STRICT_PLUGINS", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "stranger 1 (stranger): RuntimeError: on purpose" in done.stdout
+    assert "dkgsb" in done.stdout
+    strict = environment | {"AGL_BENCH_STRICT_PLUGINS": "1"}
+    done = subprocess.run(command, env=strict, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "agl-bench: plug-in stranger 1 (stranger): RuntimeError: on purpose\n"
+
+
+@pytest.mark.parametrize("name", ["pgl", "dkgsb", "tiny", "timm", "synthetic", "folder", "heart", "clean", "paper"])
+def test_show(agl, name):
+    said = agl("show", name)
+    assert (said.status, said.err) == (0, "")
+    assert said.out.startswith(name)
+
+
+def test_show_says_what_a_setting_takes(agl):
+    out = agl("show", "dkgsb").out
+    for word in ("dkgsb.temperature", "0.01", "0.001 … 0.1 (log)", "sgd | adam", "Shiku"):
+        assert word in out
+    agl("show", "dkgbs").is_refused("unknown plug-in 'dkgbs'", "Did you mean 'dkgsb'?")
+    assert "clean" in agl("show", "cleen").err  # a preset is a name that `show` knows
+
+
+def test_fetch(agl, tmp_path):
+    said = agl("fetch", "synthetic")
+    assert (said.status, said.err) == (0, "")
+    assert "synthetic is there: 3 sections (S1, S2, S3)" in said.out
+    agl("fetch", "synthetik").is_refused("unknown dataset 'synthetik'", "Did you mean 'synthetic'?")
+    agl("fetch", "pgl").is_refused("'pgl' is a selector")
+    agl("fetch", "her2st").is_refused("her2st", "AGL_BENCH_DATA")
+    agl("fetch", "folder").is_refused("folder.path=/your/folder")
+
+
+def test_check(agl, tmp_path, mine):
+    for name in ("pgl", "tiny", mine):
+        said = agl("check", name)
+        assert (said.status, said.err) == (0, "")
+        assert "ok" in said.out
+    small = ("synthetic.spots=30", "synthetic.patch_px=16", "synthetic.noise_genes=5", "synthetic.artefact_genes=5")
+    assert agl("check", "synthetic", *(w for s in small for w in ("--set", s))).status == 0
+    agl("check", "nothing").is_refused("unknown plug-in 'nothing'")
+    agl("check", "nothing.py").is_refused("plug-in nothing.py: no such file")
+    said = agl("check", "folder")
+    assert said.status == 1
+    assert "folder.path=/your/folder" in said.out
+    mine.write_text(textwrap.dedent(MINE.format(-1)))
+    said = agl("check", "mine.py")
+    assert said.status == 1
+    assert "FAIL The slope of the result is positive on every primary gene" in said.out
+    assert "1 rule broken" in said.out
+
+
+def test_check_takes_a_path_as_it_is_written(agl, tmp_path, mine):
+    for name in ("./mine.py", "../" + tmp_path.name + "/mine.py"):
+        said = agl("check", name)
+        assert "mine" in said.out
+        assert "ok" in said.out
+    (tmp_path / "empty.py").write_text(
+        "from agl_bench import hookimpl\n\n@hookimpl\ndef register_selectors():\n    return {}\n"
+    )
+    said = agl("check", "empty.py")
+    assert said.status == 2 or "empty.py" in said.out, "nothing was checked and nothing was said"
+
+
+def test_sync(agl, tmp_path):
+    run = ("run", "--selectors", "pgl", "--fold", "D1", *SYNTHETIC, "--tracking", "none")
+    assert agl(*run).status == 0
+    said = agl("sync")
+    assert (said.status, said.err) == (0, "")
+    assert "1 cells added to MLflow, 0 were there already" in said.out
+    assert "0 cells added to MLflow, 1 were there already" in agl("sync").out
+    agl("sync", "--work", "nowhere").is_refused("nowhere is not a work folder", "--work")
+    agl("sync", "--tracking", "none").is_refused("--tracking none")
+    agl("sync", "--tracking", "http://127.0.0.1:9").is_refused("http://127.0.0.1:9")
+
+
+def test_ui(agl, tmp_path, monkeypatch):
+    agl("ui").is_refused("agl-bench-work is not a work folder", "--work")
+    (tmp_path / "agl-bench-work/cells").mkdir(parents=True)
+    agl("ui").is_refused("mlflow.db", "agl-bench run")
+    agl("ui", "--tracking", "http://127.0.0.1:9").is_refused("http://127.0.0.1:9")
+
+    def serve(work, uri=None, *, port=5000, ready, patience=120.0):
+        assert (work, uri, port) == (Path("agl-bench-work"), None, 5001)
+        ready({"inter: leaderboard": "http://127.0.0.1:5001/#/experiments/1"})
+
+    monkeypatch.setattr(mlflow_recorder, "serve", serve)
+    said = agl("ui", "--port", "5001")
+    assert (said.status, said.err) == (0, "")
+    assert "http://127.0.0.1:5001/#/experiments/1" in said.out
+
+
+def test_doctor(agl, tmp_path):
+    said = agl("doctor")
+    assert (said.status, said.err) == (0, "")
+    for word in ("torch", "6 selectors", "dataset synthetic: 3 sections", "AGL_BENCH_DATA", "free disk", "tracking"):
+        assert word in said.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_says_what_is_broken(agl, tmp_path):
+    (tmp_path / "late.py").write_text(
+        "from agl_bench import hookimpl\n\n@hookimpl\ndef register_selectors():\n"
+        "    return {'late': 'agl_bench.cli:_Lines'}\n"
+    )
+    said = agl("doctor", "--plugin", "late.py")
+    assert said.status == 1
+    assert "FAIL plug-in: selector 'late' of late.py must be a subclass" in said.out
+
+
+def test_help_mentions_every_command(agl):
+    said = agl("--help")
+    assert said.status == 0
+    for command in ("run", "list", "show", "fetch", "check", "sync", "ui", "doctor"):
+        assert f"  {command} " in said.out
+        assert agl(command, "--help").status == 0
+    assert agl("--version").out.startswith("agl-bench, version ")
