@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agl_bench.errors import AglBenchError, BadSpec, UnknownName
+from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, UnknownName
 
 # Read by OpenMP when torch is imported. By default an idle thread spins for milliseconds before it sleeps; where
 # another process wants its core, every small operation waits for that, and a cell takes forty times as long.
@@ -257,6 +257,8 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
     if name.endswith(".py"):
         plugins = _discover((*files, Path(name)))
         entries = [e for e in plugins.entries() if e.provider == Path(name).name]
+        if not entries:
+            raise BadPlugin(f"plug-in {name}: it registers nothing; return {{name: class}} from a hook")
     else:
         plugins = _discover(files)
         entries = [plugins.entry(name)]

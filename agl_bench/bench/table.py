@@ -86,7 +86,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
                         "key": r.spec.key,
                         "fold": r.spec.fold,
                         "seed": r.spec.seed,
-                        "scores": {k: v if math.isfinite(v) else None for k, v in r.scores.items()},
+                        "scores": r.scores,
                         "selected": k,
                         "best_epoch": r.best_epoch,
                         "counts": r.counts,
@@ -96,7 +96,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
                 ],
             }
         )
-    return {
+    content = {
         "format": 1,
         "score": "pcc_gene_mean_section_mean",
         "sd": "sample standard deviation over folds and seeds",
@@ -104,6 +104,17 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
         "protocol": results[0].spec.protocol.settings() if results else {},
         "lines": lines,
     }
+    plain: dict[str, Any] = _without_nan(content)
+    return plain
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: None in its place, at any depth."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def spread(values: Sequence[float]) -> float | None:

@@ -72,6 +72,8 @@ def variability(expression: sparse.csr_matrix) -> np.ndarray:
     Returns:
         (genes,) float64; NaN where the dispersion is not defined.
     """
+    if not expression.count_nonzero():
+        return np.full(expression.shape[1], np.nan)  # scanpy has no answer where nothing varies at all
     # Late: `agl-bench list` and `--help` must not wait for scanpy.
     import anndata
     import scanpy

@@ -132,16 +132,20 @@ def _convert(kind: Any, value: object) -> Value | None:
     if isinstance(value, bool):
         return None
     if kind is str:
-        return str(value)
+        return str(value) if isinstance(value, str | int | float) else None
     try:
         if kind is int:
-            number = float(str(value))
-            return int(number) if number == int(number) else None
+            return int(str(value)) if str(value).lstrip("+-").isdecimal() else _whole(float(str(value)))
         if kind is float:
             return float(str(value))
     except (ValueError, OverflowError):
         return None
     raise BadPlugin(f"a setting of type {kind} is not supported; use bool, int, float, str, tuple[str, ...] or Literal")
+
+
+def _whole(number: float) -> int | None:
+    """2.0 and 1e4 are whole numbers too."""
+    return int(number) if number.is_integer() else None
 
 
 def _describe(kind: Any) -> str:

@@ -32,8 +32,8 @@ def pearson_loss(prediction: Tensor, target: Tensor) -> Tensor:
     py = (p * y).sum(0)
     # Rounding leaves a constant column with a centred norm of about eps·|mean|·√spots, not with exactly zero.
     rounding = (4 * torch.finfo(p.dtype).eps) ** 2 * p.shape[0]
-    varies = (pp > rounding * prediction.detach().square().mean(0)) & (yy > rounding * target.square().mean(0))
-    varies &= (pp > 0) & (yy > 0)
+    still = (pp <= rounding * prediction.detach().square().mean(0)) | (yy <= rounding * target.square().mean(0))
+    varies = ~still  # so that NaN stays NaN: a model that has diverged must not look like a constant one
     one = torch.ones((), dtype=p.dtype, device=p.device)
     norms = torch.where(varies, pp, one).sqrt() * torch.where(varies, yy, one).sqrt()
     return 1 - torch.where(varies, py, torch.zeros_like(one)) / (norms + EPSILON)

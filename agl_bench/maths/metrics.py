@@ -25,7 +25,9 @@ def pearson(prediction: Tensor, target: Tensor) -> Tensor:
 
 def spearman(prediction: Tensor, target: Tensor) -> Tensor:
     """Spearman correlation over spots, per gene: Pearson of average ranks; NaN where either side is constant."""
-    return pearson(_average_ranks(prediction), _average_ranks(target))
+    rho = pearson(_average_ranks(prediction), _average_ranks(target))
+    unordered = prediction.isnan().any(0) | target.isnan().any(0)  # sorting would give NaN a rank
+    return torch.where(unordered, torch.nan, rho)
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -56,8 +58,8 @@ def affine_fit(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     p, y = prediction.double(), target.double()
     pc = p - p.mean(0)
-    variance = pc.square().sum(0)
-    slope = torch.where(variance > 0, (pc * (y - y.mean(0))).sum(0) / torch.where(variance > 0, variance, 1), 0)
+    varies = ~(p == p[:1]).all(0)  # the mean of equal numbers is not always that number
+    slope = torch.where(varies, (pc * (y - y.mean(0))).sum(0) / torch.where(varies, pc.square().sum(0), 1), 0)
     return slope, y.mean(0) - slope * p.mean(0)
 
 

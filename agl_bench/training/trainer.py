@@ -132,13 +132,15 @@ class Trainer:
         for number, rows in enumerate(batches, start=1):
             losses, step = self._forward(self.store.batch(rows, augment), epoch)
             loss = self._combine(losses, step)
+            if not loss.requires_grad:
+                raise self._detached()
             if number == len(batches):
                 weights = self._effective_weights(loss, losses)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.detach()
-            broken |= ~losses.detach().isfinite()
+            broken = torch.where(broken.any(), broken, ~losses.detach().isfinite())  # those of the first bad batch
         mean = float(total) / len(batches)  # the one synchronisation of the epoch
         if not np.isfinite(mean):
             gene = next((n for n, b in zip(self.genes.names, broken.tolist(), strict=True) if b), None)
@@ -187,8 +189,7 @@ class Trainer:
 
         def inner_loss(at: Mapping[str, Tensor], selector_at: Mapping[str, Tensor]) -> Tensor:
             losses, step = self._forward(inner, epoch, state={**at, **buffers})
-            loss: Tensor = functional_call(self.selector, dict(selector_at), (losses, step))
-            return loss
+            return self._combine(losses, step, selector_at)
 
         def outer_loss(at: Mapping[str, Tensor]) -> Tensor:
             losses, _ = self._forward(outer, epoch, state={**at, **buffers})
@@ -206,18 +207,22 @@ class Trainer:
         losses = self.losses_of(prediction, batch.expression)
         return losses, Step(features, prediction, batch.expression, batch.row, epoch)
 
-    def _combine(self, losses: Tensor, step: Step) -> Tensor:
-        loss: Tensor = self.selector(losses, step)
+    def _combine(self, losses: Tensor, step: Step, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The loss to train on, with the selector's own parameters or those given."""
+        loss: Tensor = functional_call(self.selector, dict(parameters or {}), (losses, step))
         if not isinstance(loss, Tensor) or loss.shape != ():
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise BadPlugin(f"{type(self.selector).__name__}.forward must return a scalar tensor, got {shape}")
         return loss
 
+    def _detached(self) -> BadPlugin:
+        return BadPlugin(f"{type(self.selector).__name__}.forward returns what does not depend on the losses")
+
     def _effective_weights(self, loss: Tensor, losses: Tensor) -> Tensor:
         """∂loss/∂losses scaled to a mean of 1 over primary genes, (genes,): comparable across selectors."""
         (slope,) = torch.autograd.grad(loss, losses, retain_graph=True, allow_unused=True)
         if slope is None:
-            raise BadPlugin(f"{type(self.selector).__name__}.forward does not depend on the losses")
+            raise self._detached()
         return slope.detach() / slope.detach()[self.primary_columns].mean()
 
     def _validate(self) -> Tensor:

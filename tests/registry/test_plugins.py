@@ -146,7 +146,7 @@ def test_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(textwrap.dedent(GOOD))
     plugins = Plugins.discover([path])
-    assert plugins.entry("mine").provider == str(path)
+    assert plugins.entry("mine").provider == "mine.py"
     assert plugins.entry("mine").source == path
     assert plugins.entry("mine").digest()
 

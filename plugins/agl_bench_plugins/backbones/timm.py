@@ -119,7 +119,14 @@ def _load_file(model: nn.Module, name: str, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (unpicklers raise anything on a damaged file)
         raise BadSpec(f"weights '{path}' cannot be read: {type(error).__name__}: {error}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    missing, _ = model.load_state_dict(state, strict=False) if state else (["everything"], [])
-    if missing:
-        raise BadSpec(f"weights '{path}' do not fit {name}: {len(missing)} tensors are missing, first '{missing[0]}'")
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict):
+        raise BadSpec(f"weights '{path}' hold no tensors by name; save model.state_dict() of timm's {name}")
+    for tensor_name, tensor in model.state_dict().items():
+        there = state.get(tensor_name)
+        if not isinstance(there, Tensor) or there.shape != tensor.shape:
+            got = f"is {tuple(there.shape)}" if isinstance(there, Tensor) else "is missing"
+            raise BadSpec(
+                f"weights '{path}' do not fit {name}: '{tensor_name}' {got}, it has to be {tuple(tensor.shape)}"
+            )
+    model.load_state_dict(state, strict=False)  # what is left over is the classifier
