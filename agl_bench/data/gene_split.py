@@ -72,8 +72,6 @@ def variability(expression: sparse.csr_matrix) -> np.ndarray:
     Returns:
         (genes,) float64; NaN where the dispersion is not defined.
     """
-    if not expression.count_nonzero():
-        return np.full(expression.shape[1], np.nan)  # scanpy has no answer where nothing varies at all
     # Late: `agl-bench list` and `--help` must not wait for scanpy.
     import anndata
     import scanpy
@@ -83,7 +81,7 @@ def variability(expression: sparse.csr_matrix) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bins with one gene; handled by scanpy as the method describes
             table = scanpy.pp.highly_variable_genes(
-                anndata.AnnData(expression), flavor="seurat", n_bins=20, n_top_genes=expression.shape[1], inplace=False
+                anndata.AnnData(expression), flavor="seurat", n_bins=20, inplace=False
             )
     finally:
         torch.set_num_threads(threads)  # scanpy's numba kernels reset OpenMP's number of threads for the whole process

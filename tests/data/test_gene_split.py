@@ -131,6 +131,15 @@ def test_ties_are_broken_by_name(table: SpotTable) -> None:
     assert [n for _, n in auxiliary] == expected[5:]
 
 
+def test_genes_that_do_not_differ_have_no_score() -> None:
+    """Each bin then has a standard deviation of zero."""
+    expression = np.zeros((SPOTS, 3), dtype=np.float32)
+    expression[::2] = 1
+    genes, _ = split_genes(table_of(expression, list("cab")), TRAIN, replace(LOOSE, primary_genes=1))
+    assert genes.score.isnan().all() and genes.unscored == 2
+    assert genes.primary.tolist() == [False, True, False] and genes.rank.tolist() == [1, -1, 0]  # by name
+
+
 @pytest.mark.parametrize("varies", [0, 1, 2])
 def test_genes_that_nobody_has_have_no_score(varies: int) -> None:
     expression = np.zeros((SPOTS, 6), dtype=np.float32)

@@ -124,6 +124,8 @@ def _load_file(model: nn.Module, name: str, path: Path) -> None:
         raise BadSpec(f"weights '{path}' hold no tensors by name; save model.state_dict() of timm's {name}")
     for tensor_name, tensor in model.state_dict().items():
         there = state.get(tensor_name)
+        if there is None and tensor_name.endswith("num_batches_tracked"):
+            continue  # older files lack this counter, which nothing here reads
         if not isinstance(there, Tensor) or there.shape != tensor.shape:
             got = f"is {tuple(there.shape)}" if isinstance(there, Tensor) else "is missing"
             raise BadSpec(
