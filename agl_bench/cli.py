@@ -320,7 +320,7 @@ def sync(work: Path, tracking: str | None) -> None:
 @_WORK
 def ui(work: Path, port: int, tracking: str | None) -> None:
     """Start the MLflow UI on this machine and print where to look."""
-    from agl_bench.bench.mlflow_recorder import serve
+    from agl_bench.bench.mlflow_ui import serve
 
     _existing(work)
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from scipy import sparse
 
-from agl_bench.bench import mlflow_recorder
+from agl_bench.bench import mlflow_ui
 from agl_bench.cli import main
 
 SPOTS, GENES = 36, 30
@@ -492,7 +492,7 @@ def test_ui(agl, tmp_path, monkeypatch):
         assert (work, uri, port) == (Path("agl-bench-work"), None, 5001)
         ready({"inter: leaderboard": "http://127.0.0.1:5001/#/experiments/1"})
 
-    monkeypatch.setattr(mlflow_recorder, "serve", serve)
+    monkeypatch.setattr(mlflow_ui, "serve", serve)
     said = agl("ui", "--port", "5001")
     assert (said.status, said.err) == (0, "")
     assert "http://127.0.0.1:5001/#/experiments/1" in said.out

@@ -6,245 +6,37 @@ and `agl-bench sync` rebuilds everything from the cell store.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import logging
 import math
-import os
 import re
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-# Read by mlflow while it is imported, hence before it. A user's own values win.
-for _name, _value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_AGENT_HINT": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # The defaults retry a dead server for minutes at each call, while a GPU waits.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-}.items():
-    os.environ.setdefault(_name, _value)
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag  # noqa: E402
-
-from agl_bench.bench.recorder import CellLog, Recorder  # noqa: E402
-from agl_bench.bench.result import Result  # noqa: E402
-from agl_bench.bench.spec import RunSpec  # noqa: E402
-from agl_bench.data.folds import EVALUATIONS  # noqa: E402
-from agl_bench.errors import TrackerUnavailable  # noqa: E402
-from agl_bench.training.records import EpochRecord  # noqa: E402
+from agl_bench.bench.mlflow_tracker import Tracker, client_of, first_line, lock  # before mlflow: sets its environment
+from agl_bench.bench.mlflow_views import DESCRIPTION, VIEWS, experiment_name, links
+from agl_bench.bench.recorder import CellLog, Recorder
+from agl_bench.bench.result import Result
+from agl_bench.bench.spec import RunSpec
+from agl_bench.data.folds import EVALUATIONS
+from agl_bench.errors import TrackerUnavailable
+from agl_bench.training.records import EpochRecord
 
 FLUSH_SECONDS = 5.0  # a running cell's curves are at most this old
 FLUSH_METRICS = 500  # MLflow takes 1000 in one request
 FLUSH_SETTINGS = 100  # MLflow takes 100 params, and 100 tags, in one request
-PROBE_SECONDS = 5.0
-HEADLINE = "test/pcc_gene_mean_section_mean"
 
 T = TypeVar("T")
-
-
-# --- where the tracker is -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tracker:
-    """An MLflow tracking address.
-
-    Attributes:
-        uri: for MLflow.
-        artifacts: where files go if this process writes them itself; None = the server decides.
-    """
-
-    uri: str
-    artifacts: Path | None
-
-    @classmethod
-    def of(cls, work: Path, uri: str | None) -> Tracker:
-        """The given address, else that of MLFLOW_TRACKING_URI, else a database in the work folder.
-
-        Raises:
-            TrackerUnavailable: for an address that MLflow can no longer write to.
-        """
-        work = work.absolute()
-        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work / 'mlflow.db'}"
-        scheme = uri.partition(":")[0].partition("+")[0].lower()
-        if scheme == "sqlite":
-            return cls(uri, _database(uri).parent / "mlartifacts")
-        if scheme in ("http", "https", "databricks"):
-            return cls(uri, None)
-        if scheme in ("postgresql", "postgres", "mysql", "mssql"):
-            return cls(uri, work / "mlartifacts")
-        raise TrackerUnavailable(
-            f"cannot track to '{uri}': use sqlite:///PATH/mlflow.db, or the http(s) address of an MLflow server "
-            "(MLflow has retired plain folders)"
-        )
-
-    @property
-    def is_server(self) -> bool:
-        """Whether it is a web server already, with its own pages."""
-        return self.uri.startswith("http")
-
-    @property
-    def name(self) -> str:
-        """For messages: without a password."""
-        return re.sub(r"(?<=://)[^/@]*@", "", self.uri)
-
-    def probe(self) -> None:
-        """Ask whether somebody is there; takes some seconds at most, where MLflow itself would try for minutes.
-
-        Raises:
-            TrackerUnavailable: if not.
-        """
-        parts = urllib.parse.urlsplit(self.uri)
-        try:
-            if self.is_server:
-                address = urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-                with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=PROBE_SECONDS):
-                    pass
-            elif parts.scheme != "sqlite" and parts.hostname and parts.port:
-                socket.create_connection((parts.hostname, parts.port), PROBE_SECONDS).close()
-        except urllib.error.HTTPError:
-            return  # it answers, perhaps asking who we are: MLflow's own first request will tell
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise TrackerUnavailable(
-                f"no MLflow server answers at {self.name} ({_line(reason)}); start it, or leave --tracking and "
-                "MLFLOW_TRACKING_URI unset to track into the work folder"
-            ) from None
-
-
-def _database(uri: str) -> Path:
-    """File of a sqlite address."""
-    return Path(uri.partition(":///")[2].partition("?")[0]).absolute()
-
-
-@contextlib.contextmanager
-def _lock(work: Path) -> Iterator[None]:
-    """One process on this work folder at a time: two that create a database or a group at once fail or double it."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / ".mlflow.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-# --- what is shown --------------------------------------------------------------------------------------------------
-
-
-def _view(level: str, widths: dict[str, int], charts: dict[str, str], **more: object) -> str:
-    """A saved view of the runs page, opened by `viewStateShareKey`.
-
-    Args:
-        level: of the runs to show.
-        widths: column -> pixels.
-        charts: metric -> BAR or LINE, shown before those that MLflow adds by itself.
-        more: further state of the page.
-    """
-    section = {"uuid": "agl", "name": "overview", "columns": 2, "cardHeight": 460}
-    switches = {"deleted": False, "isGenerated": False}
-    return json.dumps(
-        {
-            "searchFilter": f"tags.agl.level = '{level}'",
-            "orderByKey": f"metrics.`{HEADLINE}`",
-            "orderByAsc": False,
-            "selectedColumns": list(widths),
-            "columnOrder": list(widths),
-            "columnWidths": widths,
-            "runsHiddenMode": "SHOW_ALL",
-            "compareRunSections": [section | switches | {"display": True, "isReordered": True}],
-            "isAccordionReordered": True,  # ours first, not in alphabetical order
-            "compareRunCharts": [_chart(metric, kind) | switches for metric, kind in charts.items()],
-            **more,
-        }
-    )
-
-
-def _chart(metric: str, kind: str) -> dict[str, object]:
-    chart = {"type": kind, "uuid": metric, "metricSectionId": "agl", "metricKey": metric, "displayName": metric}
-    line = {
-        "selectedMetricKeys": [metric],
-        "xAxisKey": "step",
-        "yAxisKey": "metric",
-        "yAxisExpressions": [],
-        "xAxisScaleType": "linear",
-        "scaleType": "linear",
-        "lineSmoothness": 0,
-        "useGlobalXaxisKey": True,
-    }
-    return chart | {"runsCountToCompare": 20} | (line if kind == "LINE" else {})
-
-
-VIEWS = {
-    "leaderboard": _view(
-        "group",
-        {
-            "params.`preset`": 100,  # first: lines of different presets are not to be compared
-            f"metrics.`{HEADLINE}`": 255,
-            f"metrics.`{HEADLINE.replace('test/', 'test_sd/')}`": 275,
-            "metrics.`n_cells`": 80,
-            "metrics.`best/k`": 90,
-            "metrics.`best/epoch`": 100,
-            "metrics.`cost/seconds`": 110,
-        },
-        dict.fromkeys([HEADLINE, "best/k", "test/spearman_gene_mean_section_mean", "cost/seconds"], "BAR"),
-    ),
-    "curves": _view(
-        "cell",
-        {"params.`fold`": 90, "params.`seed`": 70, f"metrics.`{HEADLINE}`": 255, "metrics.`best/k`": 90},
-        dict.fromkeys(["selection/k", "validation/pcc", "train/loss", "outer/loss"], "LINE"),
-        groupBy={"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "agl.line"}]},
-    ),
-}
-_DESCRIPTION = (
-    "Auxiliary-gene selection, {evaluation}-batch. Each run tagged `agl.level = group` is one line of the table "
-    "(selector × dataset × backbone × settings) with the mean over its cells; below it, `agl.level = cell`, is one run "
-    "for each fold and seed with its curves. `test/pcc_gene_mean_section_mean` is the headline score; `selection/k` "
-    "counts the auxiliary genes that train along; `best/…` belongs to the epoch with the highest validation PCC, whose "
-    "model is tested. `agl-bench ui` prints the links to the ready views."
-)
-
-
-def _experiment(evaluation: str) -> str:
-    return f"agl-bench/{evaluation}"
-
-
-def links(base: str, experiments: Mapping[str, str]) -> dict[str, str]:
-    """Ready views: what is shown -> address.
-
-    Args:
-        base: address of the server.
-        experiments: evaluation -> id of its experiment.
-    """
-    page = "{base}/#/experiments/{id}/runs?workflowType=machine_learning&compareRunsMode={mode}{view}"
-    found = {}
-    for evaluation, number in experiments.items():
-        for what, mode, view in (
-            ("leaderboard", "TABLE", "leaderboard"),
-            ("scores as charts", "CHART", "leaderboard"),
-            ("curves, mean of each line", "CHART", "curves"),
-            ("all folds and seeds", "TABLE", ""),
-        ):
-            share = f"&viewStateShareKey={view}" if view else ""
-            found[f"{evaluation}: {what}"] = page.format(base=base.rstrip("/"), id=number, mode=mode, view=share)
-    return found
 
 
 def _params(spec: RunSpec) -> dict[str, object]:
@@ -377,9 +169,6 @@ def k_trajectory(result: Result) -> Figure:
     return figure
 
 
-# --- the recorder ---------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _Shown:
     """A run that the tracker has."""
@@ -456,14 +245,14 @@ class MlflowRecorder(Recorder):
         """
         tracker = Tracker.of(work, uri)
         tracker.probe()
-        client = _client(tracker)
+        client = client_of(tracker)
         try:
-            with _lock(work):
+            with lock(work):
                 experiments = {e: _make_experiment(client, tracker, e) for e in EVALUATIONS}
         except TrackerUnavailable:
             raise
         except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
-            raise TrackerUnavailable(f"cannot track to {tracker.name}: {_line(error)}") from error
+            raise TrackerUnavailable(f"cannot track to {tracker.name}: {first_line(error)}") from error
         return cls(tracker, client, experiments, work.absolute(), warn or _to_stderr)
 
     def open(self, spec: RunSpec) -> CellLog:
@@ -495,7 +284,7 @@ class MlflowRecorder(Recorder):
             return action()
         except Exception as error:  # noqa: BLE001  (whatever a tracker raises, it may not cost a result)
             silent = "Max retries exceeded" in str(error) or "timed out" in str(error)
-            self.dead = f"{self.uri} does not answer" if silent else _line(error)
+            self.dead = f"{self.uri} does not answer" if silent else first_line(error)
             self._warn(
                 f"tracking stopped: {self.dead}; results are safe in {self._work / 'cells'}; run `agl-bench sync` when "
                 "the server is back"
@@ -621,7 +410,7 @@ class MlflowRecorder(Recorder):
         self._touched[spec.group] = spec
         groups = self._index(spec.evaluation).groups
         if spec.group not in groups:
-            with _lock(self._work):
+            with lock(self._work):
                 groups[spec.group] = self._find_group(spec) or self._make_group(spec)
         group = groups[spec.group]
         if group.status != "RUNNING":
@@ -713,18 +502,12 @@ def _shown(run: Run) -> _Shown:
     return _Shown(run.info.run_id, run.info.status, dict(run.data.metrics))
 
 
-def _client(tracker: Tracker) -> MlflowClient:
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
-
-
 def _make_experiment(client: MlflowClient, tracker: Tracker, evaluation: str) -> str:
     """Id of the experiment; its tags are brought up to date."""
-    name = _experiment(evaluation)
+    name = experiment_name(evaluation)
     tags = {
         "mlflow.experimentKind": "custom_model_development",  # yet only workflowType in a link decides how it opens
-        "mlflow.note.content": _DESCRIPTION.format(evaluation=evaluation),
+        "mlflow.note.content": DESCRIPTION.format(evaluation=evaluation),
         **{f"mlflow.sharedViewState.{view}": state for view, state in VIEWS.items()},
     }
     found = client.get_experiment_by_name(name)
@@ -753,139 +536,9 @@ def _text(value: object) -> str:
     return text if len(text) <= 500 else text[:499] + "…"
 
 
-def _line(error: object) -> str:
-    """First line of an error, as part of a sentence."""
-    text = str(error).strip() or type(error).__name__
-    first = text.splitlines()[0].strip().rstrip(".;:")
-    return first if len(first) <= 300 else first[:299] + "…"
-
-
 def _now() -> int:
     return int(time.time() * 1000)
 
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-# --- the pages ------------------------------------------------------------------------------------------------------
-
-
-def serve(
-    work: Path,
-    uri: str | None = None,
-    *,
-    port: int = 5000,
-    ready: Callable[[dict[str, str]], None],
-    patience: float = 120.0,
-) -> None:
-    """Serve MLflow's pages on this machine until Ctrl-C or SIGTERM. If the tracker is a server, only name its links.
-
-    Args:
-        work: work folder.
-        uri: as for `MlflowRecorder.connect`.
-        port: on 127.0.0.1.
-        ready: called once with the links when the pages can be opened.
-        patience: seconds to wait for that; a cold start takes up to half a minute.
-
-    Raises:
-        TrackerUnavailable: if nothing has been recorded, the port is taken, or the server does not start.
-    """
-    tracker = Tracker.of(work, uri)
-    if tracker.is_server:
-        tracker.probe()
-        ready(_known_links(tracker, tracker.name))
-        return
-    if tracker.uri.startswith("sqlite") and not _database(tracker.uri).is_file():
-        raise TrackerUnavailable(f"there is no {_database(tracker.uri)}; run `agl-bench run` first")
-    tracker.probe()
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise TrackerUnavailable(f"port {port} is taken ({_line(error)}); choose another with --port") from None
-    known = _known_links(tracker, f"http://127.0.0.1:{port}")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracker.uri, "--workers", "1"]
-    command += ["--artifacts-destination", str(tracker.artifacts), "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else it keeps a pool of idle workers
-    with tempfile.TemporaryFile("w+b") as log, _ended_by_sigterm():
-        server = subprocess.Popen(
-            command,
-            cwd=work,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches us only, and we end the server and its workers together
-        )
-        try:
-            _wait_until_up(server, port, patience, log)
-            ready(known)
-            status = server.wait()
-            raise TrackerUnavailable(f"the MLflow server ended with status {status}: {_last_line(log)}")
-        except KeyboardInterrupt:
-            return
-        finally:
-            _end(server)
-
-
-def _known_links(tracker: Tracker, base: str) -> dict[str, str]:
-    """Links to the experiments that hold runs."""
-    try:
-        client = _client(tracker)
-        found = {e: client.get_experiment_by_name(_experiment(e)) for e in EVALUATIONS}
-        ids = {
-            e: str(x.experiment_id)
-            for e, x in found.items()
-            if x and client.search_runs([x.experiment_id], max_results=1)
-        }
-    except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
-        raise TrackerUnavailable(f"cannot read {tracker.name}: {_line(error)}") from error
-    if not ids:
-        raise TrackerUnavailable(
-            f"{tracker.name} holds no runs of agl-bench; run `agl-bench run` or `agl-bench sync` first"
-        )
-    return links(base, ids)
-
-
-def _wait_until_up(server: subprocess.Popen[bytes], port: int, patience: float, log: IO[bytes]) -> None:
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise TrackerUnavailable(f"the MLflow server does not start: {_last_line(log)}")
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.3)  # not up yet
-    raise TrackerUnavailable(f"the MLflow server is not up after {patience:.0f} s: {_last_line(log)}")
-
-
-def _last_line(log: IO[bytes]) -> str:
-    log.seek(0)
-    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return _line(lines[-1]) if lines else "it said nothing"
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM acts as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(10)
-            break

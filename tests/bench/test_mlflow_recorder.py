@@ -15,7 +15,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from agl_bench.bench.mlflow_recorder import HEADLINE, MlflowRecorder, serve
+from agl_bench.bench.mlflow_recorder import MlflowRecorder
+from agl_bench.bench.mlflow_ui import serve
+from agl_bench.bench.mlflow_views import HEADLINE
 from agl_bench.bench.result import Result, epoch_table
 from agl_bench.bench.spec import Part, RunSpec
 from agl_bench.errors import TrackerUnavailable
