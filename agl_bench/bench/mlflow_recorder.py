@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agl_bench.bench.mlflow_tracker import Tracker, client_of, first_line, lock
+
+# isort: split  (the tracker sets what mlflow reads while it is imported)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
-from agl_bench.bench.mlflow_tracker import Tracker, client_of, first_line, lock  # before mlflow: sets its environment
 from agl_bench.bench.mlflow_views import DESCRIPTION, VIEWS, experiment_name, links
 from agl_bench.bench.recorder import CellLog, Recorder
 from agl_bench.bench.result import Result
