@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from agl_bench.bench.mlflow_tracker import Tracker, client_of, first_line, lock
 
-# isort: split  (the tracker sets what mlflow reads while it is imported)
+# The tracker sets what mlflow reads while it is imported.
+# isort: split
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
