@@ -230,12 +230,10 @@ def show(name: str, files: tuple[Path, ...]) -> None:
 @_DATA
 def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root: Path) -> None:
     """Download a dataset: only what is missing, checked."""
-    from agl_bench.bench.spec import Campaign, make_dataset
+    from agl_bench.bench.spec import make_dataset, one_part
 
     plugins = _discover(files)
-    entry = plugins.entry(name, "dataset")
-    campaign = Campaign.of(plugins, selectors=["pgl"], datasets=[name], assignments=assignments)
-    dataset = make_dataset(entry, campaign.part(plugins, name, "dataset"))
+    dataset = make_dataset(plugins.entry(name, "dataset"), one_part(plugins, name, "dataset", assignments))
     console = _console()
     if dataset.licence:
         console.print(f"{name}: {dataset.citation} Licence: {dataset.licence}.", markup=False, highlight=False)
@@ -251,7 +249,7 @@ def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
 @_DATA
 def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root: Path) -> None:
     """Check a plug-in against the rules of its door. NAME is a plug-in or a .py file."""
-    from agl_bench.bench.spec import Campaign, make_dataset
+    from agl_bench.bench.spec import make_dataset, one_part
     from agl_bench.testing import check_backbone, check_dataset, check_selector
 
     if name.endswith(".py"):
@@ -265,12 +263,7 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
     console = _console()
     broken = 0
     for entry in entries:
-        named = {"selector": ["pgl"], "backbone": ["tiny"], "dataset": ["synthetic"]} | {entry.kind: [entry.name]}
-        campaign = Campaign.of(
-            plugins, selectors=named["selector"], datasets=named["dataset"], backbone=named["backbone"],
-            assignments=assignments,
-        )  # fmt: skip
-        part = campaign.part(plugins, entry.name, entry.kind)
+        part = one_part(plugins, entry.name, entry.kind, assignments)
         if entry.kind == "selector":
             verdicts = check_selector(entry.load(), part.settings)
         elif entry.kind == "backbone":
@@ -361,11 +354,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; finished cells are kept, the same command continues", 130)
     except BrokenPipeError:  # e.g. `agl-bench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _stop(f"{error.filename}: {error.strerror}", 2)
+    except (click.Abort, KeyboardInterrupt):
+        _stop("interrupted; finished cells are kept, the same command continues", 130)
 
 
 def _stop(sentence: str, status: int) -> None:
@@ -530,11 +527,11 @@ def _show_table(results: list[Result], campaign: Campaign, console: Console) -> 
     summaries = summarise(results)
     for evaluation, backbone in dict.fromkeys((s.evaluation, s.backbone) for s in summaries):
         here = [s for s in summaries if (s.evaluation, s.backbone) == (evaluation, backbone)]
-        best = {
-            d: max(statistics.fmean(s.pcc) for s in here if s.dataset == d)
-            for d in campaign.datasets
-            if any(s.dataset == d for s in here)
-        }
+        best: dict[str, float | None] = {}
+        for dataset in dict.fromkeys(s.dataset for s in here):
+            lines = [s for s in here if s.dataset == dataset]
+            comparable = len({frozenset(s.units) for s in lines}) == 1  # means over different folds have no best
+            best[dataset] = max(statistics.fmean(s.pcc) for s in lines) if comparable else None
         table = Table(
             title=f"{evaluation}-batch · backbone {backbone} · preset {campaign.preset}",
             title_justify="left",
@@ -558,6 +555,8 @@ def _show_table(results: list[Result], campaign: Campaign, console: Console) -> 
                 difference = "–"
                 if line.difference and selector != BASELINE:
                     difference = f"{statistics.fmean(line.difference):+.3f}{_plus_minus(spread(line.difference))}"
+                    if len(line.difference) < len(line.pcc):
+                        difference += f" ({len(line.difference)})"
                 k = f"{statistics.fmean(line.selected):,.0f}"
                 row += [f"[bold]{pcc}[/]" if mean == best[dataset] else pcc, difference, k, str(len(line.pcc))]
             table.add_row(*row)
@@ -565,7 +564,7 @@ def _show_table(results: list[Result], campaign: Campaign, console: Console) -> 
     seeds = len(campaign.seeds)
     console.print(
         f"PCC: mean over primary genes within a section, then over sections; sd over folds and seeds; "
-        f"{seeds} seed{'s' if seeds > 1 else ''}; k: auxiliary genes selected.",
+        f"{seeds} seed{'s' if seeds > 1 else ''}; k: auxiliary genes with more than half the weight of a primary one.",
         highlight=False,
     )
     if seeds < FEW_SEEDS:

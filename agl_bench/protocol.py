@@ -53,6 +53,7 @@ class Protocol:
     # Outer steps, for selectors that learn from validation
     outer_start: Annotated[int, Range(0, 1_000_000)] = 1  # first epoch that opens with outer steps
     outer_every: Annotated[int, Range(1, 1_000_000)] = 1  # epochs
+    outer_batch_size: Annotated[int, Range(0, 100_000)] = 0  # of inner and outer loss; 0 = batch_size
     outer_augment: bool = False  # augment the batch of the outer loss
     detach_weight_sum: bool = False  # treat Σw of the weighted mean as a constant (method of the released code)
 

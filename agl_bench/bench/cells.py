@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -98,14 +99,17 @@ class CellStore:
         (fresh / "result.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         for path in (*fresh.iterdir(), fresh):
             _flush(path)
-        target = self.cells / key
-        if target.exists():
-            old = self.cells / f".old-{key}-{os.getpid()}"
+        target, old = self.cells / key, self.cells / f".old-{key}-{os.getpid()}"
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
             target.rename(old)
+        try:
             fresh.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            fresh.rename(target)
+        except OSError:  # another process has finished the same cell in between: one of two equal results is enough
+            shutil.rmtree(fresh, ignore_errors=True)
+            if self.read(key) is None:
+                raise
+        shutil.rmtree(old, ignore_errors=True)
         _flush(self.cells)
         shutil.rmtree(self.failed / key, ignore_errors=True)
 
@@ -121,7 +125,8 @@ class CellStore:
         """Clear what killed processes left half-written; bring back a cell whose replacement did not arrive."""
         for path in self.cells.glob(".*-*-*"):
             purpose, key, pid = path.name[1:].split("-")[:3]
-            if not pid.isdecimal() or _alive(int(pid)):
+            # Our own number was another process's before a container was started again.
+            if not pid.isdecimal() or (int(pid) != os.getpid() and _alive(int(pid))):
                 continue
             if purpose == "old" and not (self.cells / key).exists():
                 path.rename(self.cells / key)

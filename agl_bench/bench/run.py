@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ import torch
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.recorder import CellLog, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table
-from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
+from agl_bench.bench.spec import Campaign, Part, RunSpec, file_digest, make_dataset
 from agl_bench.data.check import check_dataset, check_section
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
 from agl_bench.data.preprocess import SpotTable, tabulate
 from agl_bench.data.store import SpotStore
-from agl_bench.errors import AglBenchError, BadSpec
+from agl_bench.errors import AglBenchError, BadPlugin, BadSpec
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, TrainingView
@@ -91,6 +91,7 @@ class Setting:
         rows: which is which.
         test: test spots.
         counts: sizes, for the record.
+        version: of the development expression, counted by torch at each change in place.
     """
 
     fold: Fold
@@ -99,6 +100,7 @@ class Setting:
     rows: DevelopmentRows
     test: SpotStore
     counts: dict[str, int] = field(repr=False)
+    version: int
 
 
 class Bench:
@@ -157,7 +159,14 @@ class Bench:
             selector: Selector = self.plugins.entry(spec.selector.name, "selector").load()(
                 view, **spec.selector.settings
             )
+        self._check_untouched(setting, spec)
         return model, selector.to(self.device)
+
+    def _check_untouched(self, setting: Setting, spec: RunSpec) -> None:
+        """A selector that changes what it was shown would harm those after it, which share the fold's data."""
+        if setting.development.expression._version != setting.version:
+            self._setting = None
+            raise BadPlugin(f"selector '{spec.selector.name}' has changed the training expression that it was shown")
 
     def train(self, spec: RunSpec, plan: FoldPlan) -> Iterator[EpochRecord | Result]:
         """Train one cell: its epochs, then its result."""
@@ -175,9 +184,10 @@ class Bench:
             yield record
         training_rows = torch.from_numpy(setting.rows.train).to(self.device)
         scores = evaluate(model, setting.test, setting.development, training_rows, setting.genes.primary)
-        if not np.isfinite(scores.pearson).any():
+        self._check_untouched(setting, spec)
+        if not np.isfinite(scores.pearson).any(1).all():
             raise BadSpec(
-                f"no primary gene of fold {spec.fold} has a PCC on the test spots: the model predicts constants or the "
+                f"in a test section of fold {spec.fold} no primary gene has a PCC: the model predicts constants or the "
                 "genes do not vary there; train longer, or use larger folds or a larger protocol.primary_detection"
             )
         yield Result(
@@ -207,17 +217,19 @@ def _setting(
     sizes = np.cumsum([len(fold.train), len(fold.held_out), len(fold.validation)])
     train, held_out, validation = np.split(np.arange(sizes[-1]), sizes[:-1])
 
-    def store(rows: np.ndarray) -> SpotStore:
+    def store_of(rows: np.ndarray) -> SpotStore:
         return SpotStore(
             table, rows, columns, sees=sees, patch_px=patch_px, patch_um=spec.protocol.patch_um, device=device
         )
 
+    development = store_of(np.concatenate([fold.train, fold.held_out, fold.validation]))
     return Setting(
         fold=fold,
         genes=genes,
-        development=store(np.concatenate([fold.train, fold.held_out, fold.validation])),
+        development=development,
         rows=DevelopmentRows(train, held_out if len(held_out) else validation, validation),
-        test=store(fold.test),
+        test=store_of(fold.test),
+        version=development.expression._version,
         counts={
             "train_spots": len(fold.train),
             "held_out_spots": len(fold.held_out),
@@ -255,6 +267,7 @@ def run_cells(
         for spec, plan in cells:
             kept = None if again else store.read(spec.key)
             if kept is not None:
+                kept = replace(kept, spec=spec)  # the same but for the preset's label
                 recorder.record(kept)
                 yield Finished(kept, kept=True)
             else:
@@ -265,16 +278,17 @@ def run_cells(
 
 
 def _run_cell(spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog) -> Iterator[Event]:
+    outcome: Finished | Failed
     try:
         for item in bench.train(spec, plan):
             if isinstance(item, Result):
                 store.write(item)
                 log.close(item)
-                yield Finished(item, kept=False)
+                outcome = Finished(item, kept=False)
             else:
                 log.epoch(item)
                 yield EpochDone(spec, item)
-    except Exception as error:  # noqa: BLE001  (a plug-in may raise anything; it may cost its own cell only)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (a plug-in may raise anything, at its own cost only)
         sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
         sentence = " ".join(sentence.split())
         details: Path | None
@@ -283,30 +297,36 @@ def _run_cell(spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log
         except OSError as full:  # the very fault that ended the cell, e.g. a full disk
             details, sentence = None, f"{sentence}; nor can its failure be recorded: {full.strerror or full}"
         log.fail(sentence)
-        yield Failed(spec, sentence, details)
+        outcome = Failed(spec, sentence, details)
     except (KeyboardInterrupt, GeneratorExit):
         log.fail("interrupted")
         raise
+    yield outcome
 
 
 def preflight(cells: Sequence[tuple[RunSpec, FoldPlan]], bench: Bench, store: CellStore, *, again: bool) -> None:
-    """Build everything once, without training, so that bad input ends the run at once and not after hours.
+    """Make every fold and read every patch, and build each selector and backbone once, without training.
+
+    Bad input ends the run here, at once, and not after hours. A plug-in's own fault is no bad input: it is recorded
+    when its cell runs and costs no other.
 
     Raises:
         AglBenchError: the first thing that is wrong.
     """
-    seen = set()
+    built = set()
     for spec, plan in cells:
+        if not again and store.read(spec.key) is not None:
+            continue
+        setting = bench.setting(spec, plan)
         combination = (spec.dataset.name, spec.evaluation, spec.backbone.name, spec.selector.name)
-        if combination in seen or (not again and store.read(spec.key) is not None):
+        if combination in built:
             continue
-        seen.add(combination)
+        built.add(combination)
         try:
-            bench.build(spec, bench.setting(spec, plan))
-        except AglBenchError:
-            raise
-        except Exception:  # noqa: BLE001  (a plug-in's own fault: recorded when its cell runs, costs no other)
-            continue
+            bench.build(spec, setting)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, AglBenchError) and not isinstance(error, BadPlugin):
+                raise
 
 
 def fingerprints(campaign: Campaign, plugins: Plugins, root: Path, cache: Path | None) -> dict[str, str]:
@@ -323,13 +343,19 @@ def fingerprints(campaign: Campaign, plugins: Plugins, root: Path, cache: Path |
     for name in campaign.datasets:
         part = campaign.part(plugins, name, "dataset")
         dataset = make_dataset(plugins.entry(name, "dataset"), part)
-        dataset.sections(root)  # raises where something is missing
+        try:
+            dataset.sections(root)  # raises where something is missing
+            paths = dataset.files(root)
+        except AglBenchError:
+            raise
+        except Exception as error:
+            raise BadPlugin(f"dataset '{name}' of {part.provider}: {type(error).__name__}: {error}") from error
         whole = hashlib.blake2b(dataset.revision.encode(), digest_size=10)
-        for path in dataset.files(root):
+        for path in paths:
             status = path.stat()
             stamp = [status.st_size, status.st_mtime_ns]
             entry = known.get(str(path.absolute()))
-            digest = entry[1] if entry and entry[0] == stamp else _file_digest(path)
+            digest = entry[1] if entry and entry[0] == stamp else file_digest(path)
             fresh[str(path.absolute())] = [stamp, digest]
             whole.update(f"{path.parent.name}/{path.name}={digest}\n".encode())
         found[name] = whole.hexdigest()

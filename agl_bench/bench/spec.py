@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import agl_bench
 from agl_bench import __version__
 from agl_bench.data.folds import EVALUATIONS, FoldPlan, plan_folds
 from agl_bench.errors import BadSpec, UnknownName
@@ -17,6 +19,21 @@ from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.tunable import Value, resolve, tunables
 from agl_bench.protocol import Preset, Protocol, load_preset, read_toml
 from agl_bench.registry.plugins import Entry, Plugins
+
+
+def file_digest(path: Path) -> str:
+    """Digest of the content of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=10)).hexdigest()
+
+
+@cache
+def _engine() -> str:
+    """Digest of the code of agl-bench that decides results."""
+    here = Path(agl_bench.__file__).parent
+    parts = [p for folder in ("maths", "interfaces", "data", "training") for p in sorted((here / folder).glob("*.py"))]
+    text = "".join(file_digest(p) for p in (*parts, here / "protocol.py", here / "bench" / "run.py"))
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,7 @@ class Part:
         name: as registered.
         settings: every tunable with its value.
         provider: distribution and version, or the file.
-        source: digest of the defining file.
+        source: digest of the defining files, and of the content of every file that a setting names.
     """
 
     name: str
@@ -49,7 +66,8 @@ class RunSpec:
         preset: label of the protocol for people; not part of the identity.
         data: fingerprint of the dataset's files.
         device: "cpu" or "cuda"; floating-point sums differ between them.
-        version: of agl-bench.
+        version: of agl-bench, with a digest of the code that decides results.
+        libraries: versions of those that decide results.
     """
 
     dataset: Part
@@ -62,7 +80,8 @@ class RunSpec:
     preset: str
     data: str
     device: str
-    version: str = __version__
+    version: str = field(default_factory=lambda: f"{__version__}+{_engine()}")
+    libraries: str = field(default_factory=lambda: ", ".join(f"{n} {version(n)}" for n in ("torch", "scanpy")))
 
     @cached_property
     def key(self) -> str:
@@ -100,6 +119,7 @@ class RunSpec:
             "data": self.data,
             "device": self.device,
             "version": self.version,
+            "libraries": self.libraries,
         }
 
     @classmethod
@@ -178,6 +198,9 @@ class Campaign:
                 raise BadSpec(
                     f"no {key} given; use --{key} {','.join(plugins.names(kind)[:2])},… ({_listing(plugins, kind)})"
                 )
+        for key in ("backbone", "evaluation", "seeds"):
+            if not chosen[key]:
+                raise BadSpec(f"--{key} is empty; name at least one, or leave it out")
         for key, kind in (("selectors", "selector"), ("datasets", "dataset"), ("backbone", "backbone")):
             for name in chosen[key]:
                 plugins.entry(name, kind)
@@ -191,7 +214,7 @@ class Campaign:
             datasets=chosen["datasets"],
             backbones=chosen["backbone"],
             evaluations=chosen["evaluation"],
-            seeds=tuple(_seed(s) for s in chosen["seeds"]),
+            seeds=tuple(dict.fromkeys(_seed(s) for s in chosen["seeds"])),
             folds=chosen["fold"],
             protocol=protocol,
             preset=base.name + (f" with {', '.join(changed)}" if changed else ""),
@@ -201,8 +224,7 @@ class Campaign:
     def part(self, plugins: Plugins, name: str, kind: str) -> Part:
         """A plug-in with all its settings resolved."""
         entry = plugins.entry(name, kind)
-        settings = resolve(name, tunables(entry.load()), self.settings.get(name, {}))
-        return Part(name, settings, entry.provider, entry.digest())
+        return _part(entry, self.settings.get(name, {}))
 
     def cells(
         self, plugins: Plugins, root: Path, *, device: str, fingerprint: Mapping[str, str]
@@ -245,6 +267,22 @@ class Campaign:
         return cells
 
 
+def one_part(plugins: Plugins, name: str, kind: str | None, assignments: Sequence[str]) -> Part:
+    """A single plug-in with settings from "NAME.KEY=VALUE", outside any campaign.
+
+    Raises:
+        UnknownName, BadSpec: for anything that nobody knows or that is out of range.
+    """
+    entry = plugins.entry(name, kind)
+    given: dict[str, object] = {}
+    for text in assignments:
+        target, key, value = _assignment(text)
+        if target != name:
+            raise BadSpec(f"--set {text!r} is about {target}, not about {name}")
+        given[key] = value
+    return _part(entry, given)
+
+
 def make_dataset(entry: Entry, part: Part) -> Dataset:
     """An instance with the settings of the part."""
     dataset: Dataset = entry.load()(**part.settings)
@@ -262,15 +300,12 @@ def _settings(
             plugins.entry(name)
             settings[name] = settings.get(name, {}) | dict(values)
     for text in assignments:
-        target, equals, value = text.partition("=")
-        name, dot, key = target.strip().partition(".")
-        if not (equals and dot and key):
-            raise BadSpec(f"--set {text!r} is not of the form NAME.KEY=VALUE, e.g. protocol.epochs=50 or tiny.width=64")
+        name, key, value = _assignment(text)
         if name == "protocol":
-            protocol[key] = value.strip()
+            protocol[key] = value
         else:
             plugins.entry(name)
-            settings.setdefault(name, {})[key] = value.strip()
+            settings.setdefault(name, {})[key] = value
     merged, plain = Protocol.of(protocol), Protocol.of(base.protocol)
     changed = [f"{k}={v}" for k, v in merged.settings().items() if v != plain.settings()[k]]
     for name, values in settings.items():
@@ -280,9 +315,28 @@ def _settings(
     return merged, settings, changed
 
 
-def _names(value: Sequence[str] | str) -> tuple[str, ...]:
+def _assignment(text: str) -> tuple[str, str, str]:
+    """Name, key and value of "NAME.KEY=VALUE"."""
+    target, equals, value = text.partition("=")
+    name, dot, key = target.strip().partition(".")
+    if not (equals and dot and key):
+        raise BadSpec(f"--set {text!r} is not of the form NAME.KEY=VALUE, e.g. protocol.epochs=50")
+    return name, key, value.strip()
+
+
+def _part(entry: Entry, given: Mapping[str, object]) -> Part:
+    settings = resolve(entry.name, tunables(entry.load()), given)
+    # A setting that names a file, e.g. of weights, stands for its content.
+    files = [Path(v) for v in settings.values() if isinstance(v, str) and v and Path(v).is_file()]
+    source = "".join([entry.digest(), *(file_digest(f) for f in files)])
+    return Part(entry.name, settings, entry.provider, source)
+
+
+def _names(value: object) -> tuple[str, ...]:
     """Comma-separated texts and lists of them, flattened, without repetition."""
-    items: Iterable[object] = [value] if isinstance(value, str | int) else value
+    items = [value] if isinstance(value, str | int) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(i, str | int) for i in items):
+        raise BadSpec(f"{value!r} is not a name or a list of names")
     return tuple(dict.fromkeys(n.strip() for item in items for n in str(item).split(",") if n.strip()))
 
 

@@ -21,7 +21,7 @@ class Summary:
     Attributes:
         pcc: test PCC of each unit, in order.
         units: (fold, seed) of each.
-        difference: PCC minus the baseline's on the same units; empty if the baseline lacks one of them.
+        difference: PCC minus the baseline's, on the units that the baseline has too.
         selected: auxiliary genes selected, of each unit.
         seconds: of each unit.
     """
@@ -48,14 +48,13 @@ def summarise(results: Iterable[Result]) -> list[Summary]:
     summaries = []
     for key, members in groups.items():
         baseline = {_unit(r): r.pcc for r in groups.get((*key[:3], BASELINE), [])}
-        complete = all(_unit(r) in baseline for r in members)
         summaries.append(
             Summary(
                 *key,
                 preset=members[0].spec.preset,
                 pcc=[r.pcc for r in members],
                 units=[_unit(r) for r in members],
-                difference=[r.pcc - baseline[_unit(r)] for r in members] if complete else [],
+                difference=[r.pcc - baseline[_unit(r)] for r in members if _unit(r) in baseline],
                 selected=[int(r.epochs["selected"].iloc[r.best_epoch]) for r in members],
                 seconds=[r.cost["seconds"] for r in members],
             )

@@ -132,11 +132,17 @@ def make_fold(plan: FoldPlan, table: SpotTable, protocol: Protocol, seed: int) -
         sets[name] = sets[name][~near]
         kept.append(sets[name])
     for name, rows in sets.items():
-        if len(rows) < FEWEST_SPOTS and not (name == "held_out" and protocol.held_out_share == 0):
-            raise BadSpec(
-                f"fold {plan.label} has {len(rows)} {name.replace('_', '-')} spots and needs at least {FEWEST_SPOTS}; "
-                f"use fewer folds, a smaller protocol.buffer_um or larger sections"
-            )
+        if name == "held_out" and protocol.held_out_share == 0:
+            continue
+        tested = [s.name in plan.test_sections for s in table.sections]
+        for index, section in enumerate(table.sections):
+            takes_part = plan.part >= 0 or tested[index] == (name == "test")
+            count = int((table.section[rows] == index).sum())
+            if takes_part and count < FEWEST_SPOTS:
+                raise BadSpec(
+                    f"fold {plan.label} has {count} {name.replace('_', '-')} spots of section '{section.name}' and "
+                    f"needs at least {FEWEST_SPOTS}; use fewer folds, a smaller protocol.buffer_um or larger sections"
+                )
     return Fold(**sets, dropped=before - sum(map(len, sets.values())))
 
 

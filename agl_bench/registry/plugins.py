@@ -79,8 +79,12 @@ class Entry:
         return cls
 
     def digest(self) -> str:
-        """Digest of the source file, part of the identity of every result that used it."""
-        return _digest(self.source) if self.source else ""
+        """Digest of the source files of the class and of its bases outside agl-bench's core.
+
+        Part of the identity of every result that used it.
+        """
+        files = [inspect.getsourcefile(base) for base in self.load().__mro__ if _is_specimen(base)]
+        return hashlib.blake2b("".join(_digest(Path(f)) for f in files if f).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,11 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _is_specimen(cls: type) -> bool:
+    """Whether a class belongs to a plug-in, not to Python, torch or the instrument."""
+    return cls.__module__.partition(".")[0] not in ("builtins", "abc", "typing", "torch", "agl_bench")
 
 
 @cache

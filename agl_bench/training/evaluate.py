@@ -76,7 +76,7 @@ def evaluate(model: Model, test: SpotStore, development: SpotStore, training_row
     prediction = predict(model, test, torch.arange(len(test), device=test.device), columns)
     target = test.expression[:, columns]
     slope, offset = metrics.affine_fit(
-        predict(model, development, training_rows, columns), development.expression[training_rows][:, columns]
+        predict(model, development, training_rows, columns), development.expression[training_rows[:, None], columns]
     )
     fitted = prediction * slope + offset
     parts = _rows_of_sections(test.section_on_host, prediction.device)

@@ -70,6 +70,7 @@ class Trainer:
         self.primary = genes.primary.to(store.device)
         self.primary_columns = self.primary.nonzero().squeeze(1)
         self.validation_rows = torch.from_numpy(rows.validation).to(store.device)
+        self.validation_target = store.expression[self.validation_rows[:, None], self.primary_columns]
         self.losses_of = LOSSES[protocol.loss]
         self.rate = model.backbone.learning_rate if protocol.learning_rate == "backbone" else protocol.learning_rate
         own = [p for p in selector.parameters() if p.requires_grad]
@@ -127,7 +128,7 @@ class Trainer:
         augment = self._augmentation("train", epoch) if self.protocol.augment else None
         total = torch.zeros((), device=self.store.device, dtype=torch.float64)
         broken = torch.zeros(len(self.genes.names), dtype=torch.bool, device=self.store.device)
-        batches = self._batches(self.rows.train, "train", epoch)
+        batches = self._batches(self.rows.train, "train", epoch, self.protocol.batch_size)
         weights = torch.empty(0)
         for number, rows in enumerate(batches, start=1):
             losses, step = self._forward(self.store.batch(rows, augment), epoch)
@@ -141,7 +142,7 @@ class Trainer:
             self.optimizer.step()
             total += loss.detach()
             broken = torch.where(broken.any(), broken, ~losses.detach().isfinite())  # those of the first bad batch
-        mean = float(total) / len(batches)  # the one synchronisation of the epoch
+        mean = float(total) / len(batches)  # read once per epoch: no step waits for the device
         if not np.isfinite(mean):
             gene = next((n for n, b in zip(self.genes.names, broken.tolist(), strict=True) if b), None)
             raise Diverged(
@@ -162,8 +163,9 @@ class Trainer:
         torch.manual_seed(seed_for(self.seed, "dropout", "outer", str(epoch)))
         augment = self._augmentation("inner", epoch) if self.protocol.augment else None
         augment_outer = self._augmentation("outer", epoch) if self.protocol.outer_augment else None
-        inner_batches = self._batches(self.rows.train, "inner", epoch)
-        held_out = self._endless(self.rows.held_out, epoch)
+        size = self.protocol.outer_batch_size or self.protocol.batch_size
+        inner_batches = self._batches(self.rows.train, "inner", epoch, size)
+        held_out = self._endless(self.rows.held_out, epoch, size)
         own = {n: p for n, p in self.selector.named_parameters() if p.requires_grad}
         total = torch.zeros((), device=self.store.device, dtype=torch.float64)
         for rows in inner_batches:
@@ -182,7 +184,7 @@ class Trainer:
         """Outer loss after the look-ahead on `inner`, and its gradient for the selector's parameters.
 
         Normalisation layers use the statistics of the batch at hand, as in training, and keep no running ones; other
-        buffers are copies. Nothing leaks out of a look-ahead.
+        buffers are copies. Nothing leaks out of a look-ahead. Weight decay is not part of the look-ahead.
         """
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
@@ -228,11 +230,11 @@ class Trainer:
     def _validate(self) -> Tensor:
         """PCC of the primary genes within each section of the validation spots, (sections, primary)."""
         prediction = predict(self.model, self.store, self.validation_rows, self.primary_columns)
-        target = self.store.expression[self.validation_rows][:, self.primary_columns]
-        return pcc_by_section(prediction, target, self.store.section_on_host[self.rows.validation]).cpu()
+        section = self.store.section_on_host[self.rows.validation]
+        return pcc_by_section(prediction, self.validation_target, section).cpu()
 
-    def _batches(self, rows: np.ndarray, purpose: str, epoch: int) -> list[Tensor]:
-        """The batches of one pass, of nearly equal size, on the device.
+    def _batches(self, rows: np.ndarray, purpose: str, epoch: int, size: int) -> list[Tensor]:
+        """The batches of one pass, of nearly equal size and at most `size` spots, on the device.
 
         Equal sizes rather than a small last batch: the correlation loss of a few spots is noise.
         """
@@ -241,15 +243,17 @@ class Trainer:
         groups = [rows[section == s] for s in np.unique(section)] if self.protocol.batches_within_section else [rows]
         batches = []
         for group in groups:
-            count = -(-len(group) // self.protocol.batch_size)
+            count = -(-len(group) // size)
             batches += np.array_split(rng.permutation(group), count)
-        return [torch.from_numpy(batches[i]).to(self.store.device) for i in rng.permutation(len(batches))]
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+        everything = torch.from_numpy(np.concatenate(batches)).to(self.store.device)  # one transfer for the pass
+        return list(torch.split(everything, [len(b) for b in batches]))
 
-    def _endless(self, rows: np.ndarray, epoch: int) -> Iterator[Tensor]:
+    def _endless(self, rows: np.ndarray, epoch: int, size: int) -> Iterator[Tensor]:
         """Batches of `rows` for ever, shuffled anew in each pass."""
         turn = 0
         while True:
-            yield from self._batches(rows, f"outer.{turn}", epoch)
+            yield from self._batches(rows, f"outer.{turn}", epoch, size)
             turn += 1
 
     def _augmentation(self, purpose: str, epoch: int) -> torch.Generator:

@@ -80,6 +80,7 @@ def test_key_changes_with_everything_but_the_preset(spec):
         "data": ["x"],
         "device": ["cuda"],
         "version": ["9"],
+        "libraries": ["torch 9"],
     }
     assert {*changes, "preset"} == {f.name for f in dataclasses.fields(RunSpec)}
     keys = [replace(spec, **{field: value}).key for field, values in changes.items() for value in values]
@@ -170,7 +171,7 @@ def test_preset_brings_plugin_settings(plugins):
         ("[plugins.dkgsb]\nstep = 3", ["step", "Did you mean 'steps'?"]),
         ("preset = 'cleen'", ["unknown preset 'cleen'", "Did you mean 'clean'?"]),
         ("seeds = [-1]", ["seed '-1'"]),
-        ("seeds = [1.5]", ["seed '1.5'"]),
+        ("seeds = [1.5]", ["[1.5] is not a name or a list of names"]),
         ("protocol = 3", ["protocol"]),
         ("plugins = 'dkgsb'", ["plugins"]),
         ("plugins.dkgsb = 3", ["dkgsb"]),

@@ -35,11 +35,12 @@ def test_pairs_do_not_depend_on_the_order(results):
     assert sorted(summarise(results[::-1])[0].difference) == pytest.approx([-0.1, 0.1, 0.3])
 
 
-def test_incomplete_baseline_gives_no_difference(results):
+def test_difference_is_over_what_the_baseline_has_too(results):
     lacking = [r for r in results if (r.spec.selector.name, r.spec.fold) != ("pgl", "D2")]
     agl = next(s for s in summarise(lacking) if s.selector == "agl")
-    assert agl.difference == []
-    line = next(line for line in as_json(lacking)["lines"] if line["selector"] == "agl")
+    assert agl.difference == pytest.approx([0.1, 0.3])
+    alone = [r for r in results if r.spec.selector.name == "agl"]
+    line = next(line for line in as_json(alone)["lines"] if line["selector"] == "agl")
     assert line["difference_to_baseline_mean"] is None
     assert line["difference_to_baseline_sd"] is None
 

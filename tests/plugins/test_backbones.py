@@ -75,11 +75,12 @@ def test_tiny_on_a_blank_patch_has_finite_derivatives() -> None:
 # ---- embedding ------------------------------------------------------------------------------------------------------
 
 
-def test_embedding_is_the_identity() -> None:
-    backbone = Embedding(spots(), learning_rate=0.01)
-    assert backbone.width == 16 and backbone.learning_rate == 0.01 and Embedding.sees == "embedding"
-    assert torch.equal(backbone(spots(3)), spots(3).embedding)  # type: ignore[arg-type]
-    assert not list(backbone.parameters())
+def test_embedding_shares_one_layer() -> None:
+    """With nothing shared, no auxiliary gene could help or harm a primary one."""
+    backbone = Embedding(spots(), width=8, learning_rate=0.01)
+    assert backbone.width == 8 and backbone.learning_rate == 0.01 and Embedding.sees == "embedding"
+    assert backbone(spots(3)).shape == (3, 8)
+    assert all(p.requires_grad for p in backbone.parameters()) and list(backbone.parameters())
 
 
 def test_embedding_without_embeddings() -> None:

@@ -189,7 +189,7 @@ def test_all_selectors_see_the_same(make_toy: Callable) -> None:
         trainer = toy.trainer(selector, Dropping, **settings)
         initial.append(state(trainer.model))
         log, masks = watched(trainer), trainer.model.backbone.masks
-        count = len(trainer._batches(toy.rows.train, "train", 0))
+        count = len(trainer._batches(toy.rows.train, "train", 0, trainer.protocol.batch_size))
         training[selector], outer[selector] = [], []
         for _ in trainer:
             training[selector] += [*log[-count:], *masks[-count:]]
@@ -226,7 +226,7 @@ def test_a_pass_goes_once_over_the_training_spots(make_toy: Callable) -> None:
 
 def test_batches_may_mix_sections(make_toy: Callable) -> None:
     toy = make_toy(batches_within_section=False)
-    batches = toy.trainer(Pgl)._batches(toy.rows.train, "train", 0)
+    batches = toy.trainer(Pgl)._batches(toy.rows.train, "train", 0, toy.protocol.batch_size)
     assert any(len(set(toy.development.section_on_host[b])) == 2 for b in batches)
     np.testing.assert_array_equal(torch.cat(batches).sort().values, toy.rows.train)
 

@@ -1,20 +1,22 @@
-"""Features computed beforehand by any encoder, frozen: the trunk is the identity.
+"""Features computed beforehand by any encoder, frozen, behind one trained layer that all genes share.
 
-Source: the `embedding.h5` of a section (HEST and TRIDENT layout: embeddings, barcodes). Only the linear head is
-trained, which makes pathology foundation models usable without running them here.
+Source: the `embedding.h5` of a section (HEST and TRIDENT layout: embeddings, barcodes), which makes pathology
+foundation models usable without running them here. The shared layer is not in the source: with a linear head straight
+on frozen features every gene would have weights of its own and nothing else, so that no auxiliary gene could help or
+harm a primary one, and all selectors would be equal.
 """
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from agl_bench import Backbone, BadSpec, LogRange, Spots
 
 
 class Embedding(Backbone):
-    """Frozen precomputed embeddings."""
+    """Frozen precomputed embeddings behind one shared layer."""
 
     sees = "embedding"
     reference = "HEST-Benchmark and TRIDENT embedding files"
@@ -23,14 +25,18 @@ class Embedding(Backbone):
         self,
         example: Spots,
         *,
+        width: Annotated[int, LogRange(2, 4096)] = 128,
         learning_rate: Annotated[float, LogRange(1e-7, 1e-1)] = 1e-3,
     ) -> None:
         super().__init__(example)
         if example.embedding is None:
             raise BadSpec("the sections have no embedding; put embedding.h5 beside the counts of each section")
-        self.width, self.learning_rate = example.embedding.shape[1], learning_rate
+        self.width, self.learning_rate = width, learning_rate
+        features = example.embedding.shape[1]
+        self.shared = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width), nn.SiLU())
 
     def forward(self, spots: Spots) -> Tensor:
-        """The embedding itself (spots, width)."""
+        """Features (spots, width)."""
         assert spots.embedding is not None
-        return spots.embedding
+        features: Tensor = self.shared(spots.embedding)
+        return features

@@ -12,7 +12,8 @@ a single sample, so that weights are per gene here.
 
 How it differs from the AGL authors' code: there the weights are re-created every 20 epochs and used from epoch 100 on,
 while training stops after 20 epochs without gain, and the inner loss is a mean over 64 random subsets. Here the weights
-are carried over, used from the start, and learnt in every outer step that the protocol schedules.
+are carried over, used from the start, and learnt in every outer step that the protocol schedules; and the inner loss
+is Σ w·l / Σ w, not Σ w·l over the number of genes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from agl_bench import SGD, LogRange, Range, Selector, Step, TrainingView, Unroll
 
 
 class Amal(Selector):
-    """One learnt weight for each auxiliary gene."""
+    """One learnt weight for each auxiliary gene (logits of primary genes exist and are not used)."""
 
     reference = "Sivasubramanian et al., AAAI 2023, per gene as in Shiku et al., AAAI 2026"
 

@@ -7,6 +7,7 @@ head trained alone.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from agl_bench import Selector, Step
@@ -19,4 +20,4 @@ class Pgl(Selector):
 
     def forward(self, losses: Tensor, step: Step) -> Tensor:
         """Mean of the primary losses."""
-        return losses[self.is_primary].mean()
+        return self.weighted_mean(losses, torch.zeros_like(losses))
