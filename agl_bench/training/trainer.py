@@ -34,6 +34,8 @@ from agl_bench.training.evaluate import pcc_by_section, predict
 from agl_bench.training.model import Model
 from agl_bench.training.records import EpochRecord, Fit
 
+HALF = 0.5 + 1e-5  # a weight of exactly one half, where some selectors start, is not above it by rounding
+
 
 @dataclass(frozen=True)
 class DevelopmentRows:
@@ -109,7 +111,7 @@ class Trainer:
                 validation_pcc=validation,
                 validation_nan_genes=int(pcc.isnan().sum()),
                 outer_loss=outer_loss,
-                selected=int((auxiliary > 0.5).sum()),
+                selected=int((auxiliary > HALF).sum()),
                 effective=float(auxiliary.sum()),
                 parameters={n: float(p.detach()) for n, p in self.selector.named_parameters() if p.numel() == 1},
                 is_best=is_best,
