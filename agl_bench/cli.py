@@ -138,6 +138,7 @@ def run(
     )
     bench = Bench(plugins, root, torch_device)
     console = _console()
+    _say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
         preflight(cells, bench, store, again=again)
     recorder = _recorder(work, tracking, console)
@@ -424,6 +425,17 @@ def _show_grid(campaign: Campaign, plugins: Plugins, root: Path, work: Path, dev
         done += finished
         click.echo(f"{spec.key}  {'done' if finished else 'todo'}  {spec.title}")
     click.echo(f"{len(cells)} cells, {done} finished, {len(cells) - done} to run; preset {campaign.preset}")
+
+
+def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:
+    """One line for each dataset that an evaluation cannot be made on."""
+    if campaign.folds:
+        return
+    made = {(spec.dataset.name, spec.evaluation) for spec, _ in cells}
+    for dataset in campaign.datasets:
+        for evaluation in campaign.evaluations:
+            if (dataset, evaluation) not in made:
+                click.echo(f"agl-bench: {dataset} has one section: no {evaluation}-batch evaluation of it", err=True)
 
 
 def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], list[Any]]:

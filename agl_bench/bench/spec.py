@@ -249,6 +249,8 @@ class Campaign:
             dataset = make_dataset(plugins.entry(name, "dataset"), part)
             donors = dataset.sections(root)
             for evaluation in self.evaluations:
+                if evaluation == "inter" and len(donors) < 2 and "intra" in self.evaluations:
+                    continue  # a single section has its folds within; asked for alone, it is an error below
                 for plan in plan_folds(evaluation, donors, self.protocol, dataset=name):
                     labels.append(plan.label)
                     if self.folds and plan.label not in self.folds:

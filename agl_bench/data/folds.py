@@ -126,11 +126,10 @@ def make_fold(plan: FoldPlan, table: SpotTable, protocol: Protocol, seed: int) -
         name: np.sort(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64) for name, rows in parts.items()
     }
     before = sum(map(len, sets.values()))
-    kept: list[np.ndarray] = [sets["test"]]
-    for name in ("validation", "held_out", "train"):  # the later gives way to the earlier
-        near = _near(table, sets[name], np.concatenate(kept), protocol.buffer_um)
-        sets[name] = sets[name][~near]
-        kept.append(sets[name])
+    for name in ("validation", "held_out"):  # small sets: they give way to the test spots only
+        sets[name] = sets[name][~_near(table, sets[name], sets["test"], protocol.buffer_um)]
+    others = np.concatenate([sets["test"], sets["validation"], sets["held_out"]])
+    sets["train"] = sets["train"][~_near(table, sets["train"], others, protocol.buffer_um)]
     for name, rows in sets.items():
         if name == "held_out" and protocol.held_out_share == 0:
             continue

@@ -243,3 +243,12 @@ def test_order_keeps_data_together(grid):
     assert [(s.fold, s.seed, s.selector.name) for s, _ in cells] == [
         (fold, seed, name) for fold in ("D1", "D2") for seed in (0, 1) for name in ("pgl", "agl")
     ]
+
+
+def test_one_section_has_no_inter_evaluation(plugins, tmp_path):
+    """Beside intra it is left out; asked for alone it is an error."""
+    one = {"assignments": ["synthetic.sections=1"], "selectors": ["pgl"], "datasets": ["synthetic"]}
+    cells = Campaign.of(plugins, **one).cells(plugins, tmp_path, device="cpu", fingerprint={})
+    assert {spec.evaluation for spec, _ in cells} == {"intra"}
+    with pytest.raises(BadSpec, match="needs at least two sections and synthetic has 1"):
+        Campaign.of(plugins, evaluation=["inter"], **one).cells(plugins, tmp_path, device="cpu", fingerprint={})

@@ -138,6 +138,8 @@ def test_the_buffer_keeps_sets_apart(plan: FoldPlan, buffer_um: float) -> None:
     plain = make_fold(plan, table, replace(protocol, buffer_um=0), seed=2)
     np.testing.assert_array_equal(fold.test, plain.test)
     for one, two in combinations(SETS, 2):
+        if {one, two} == {"validation", "held_out"}:
+            continue  # neither is trained on or tested: they may touch
         for section in range(len(plan.sections)):
             a, b = (table.position[r[table.section[r] == section]] for r in (getattr(fold, one), getattr(fold, two)))
             if len(a) and len(b):
