@@ -8,6 +8,7 @@ never replaced by others in silence.
 from __future__ import annotations
 
 import difflib
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,9 @@ def _create(name: str, weights: str) -> Any:
     Raises:
         BadSpec: if the model does not exist, or its weights cannot be had.
     """
-    import timm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torchvision's use of what torch will retire; no user's matter
+        import timm
 
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
