@@ -102,6 +102,11 @@ class Setting:
     counts: dict[str, int] = field(repr=False)
     version: int
 
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether somebody has changed the development expression in place."""
+        return self.development.expression._version != self.version
+
 
 class Bench:
     """Turns specs into objects and keeps the last data of each kind, so that neighbouring cells share them."""
@@ -117,7 +122,12 @@ class Bench:
         if self._sections is None or self._sections[0] != part:
             self._sections = self._table = self._setting = None  # let go of the old before reading the new
             dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
-            loaded = dataset.load(self.root)
+            try:
+                loaded = dataset.load(self.root)
+            except AglBenchError:
+                raise
+            except Exception as error:
+                raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {type(error).__name__}: {error}") from error
             for section in loaded:
                 check_section(section)
             check_dataset(part.name, loaded)
@@ -131,7 +141,7 @@ class Bench:
         patch_px = int(spec.backbone.settings.get("patch_px", getattr(backbone, "patch_px", Backbone.patch_px)))  # type: ignore[arg-type]
         sections = self.sections(spec.dataset)  # also clears what belongs to another dataset
         key = (spec.evaluation, plan, spec.seed, spec.protocol, sees, patch_px)
-        if self._setting is None or self._setting[0] != key:
+        if self._setting is None or self._setting[0] != key or self._setting[1].is_spoilt:
             self._setting = None
             table = self._tabulate(sections, plan, spec)
             self._setting = (key, _setting(table, plan, spec, sees, patch_px, self.device))
@@ -164,8 +174,7 @@ class Bench:
 
     def _check_untouched(self, setting: Setting, spec: RunSpec) -> None:
         """A selector that changes what it was shown would harm those after it, which share the fold's data."""
-        if setting.development.expression._version != setting.version:
-            self._setting = None
+        if setting.is_spoilt:
             raise BadPlugin(f"selector '{spec.selector.name}' has changed the training expression that it was shown")
 
     def train(self, spec: RunSpec, plan: FoldPlan) -> Iterator[EpochRecord | Result]:

@@ -58,6 +58,33 @@ RAISING = """
     def register_selectors():
         return {"raising": Raising}
 """
+HARMFUL = """
+    import sys
+    from agl_bench import Selector, hookimpl
+
+    class Meddling(Selector):
+        '''Changes what it is shown, then fails.'''
+        reference = "test"
+
+        def __init__(self, view):
+            super().__init__(view)
+            self.shown = view.expression
+
+        def forward(self, losses, step):
+            self.shown.zero_()
+            raise ValueError("meddled")
+
+    class Quitting(Selector):
+        '''Ends the process.'''
+        reference = "test"
+
+        def forward(self, losses, step):
+            sys.exit(0)
+
+    @hookimpl
+    def register_selectors():
+        return {"meddling": Meddling, "quitting": Quitting}
+"""
 PROBE = """
     import torch
     from agl_bench import Selector, hookimpl
@@ -191,6 +218,23 @@ def test_a_raising_selector_costs_its_own_cells_only(tmp_path, words, monkeypatc
     assert before.items() < inodes(store).items()
     assert len(list(store)) == 6
     assert list(store.failed.iterdir()) == []
+
+
+def test_a_harmful_selector_costs_its_own_cells_only(tmp_path, words, capsys):
+    """Neither what it does to the data nor to the process reaches the selectors after it."""
+    work, path = tmp_path / "work", plugin(tmp_path, "harmful", HARMFUL)
+    assert status(["run", "--selectors", "agl", "--work", str(tmp_path / "alone"), *words]) == 0
+    capsys.readouterr()
+    words = ["run", "--selectors", "meddling,quitting,agl", "--plugin", str(path), "--work", str(work), *words]
+    assert status(words) == 1
+    failed = [line for line in capsys.readouterr().err.splitlines() if "failed:" in line]
+    assert len(failed) == 4
+    assert all("meddled" in line or "SystemExit" in line for line in failed)
+    expected = {r.spec.fold: r.genes for r in CellStore(tmp_path / "alone")}
+    found = {r.spec.fold: r.genes for r in CellStore(work)}
+    assert expected.keys() == found.keys()
+    for fold, genes in expected.items():
+        pd.testing.assert_frame_equal(genes, found[fold], check_exact=True)
 
 
 def test_ctrl_c(tmp_path, words, monkeypatch, capsys):
