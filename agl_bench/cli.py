@@ -302,9 +302,8 @@ def sync(work: Path, tracking: str | None) -> None:
         else:
             kept += 1
     recorder.finish()
-    dead = getattr(recorder, "dead", None)
-    if dead:
-        raise AglBenchError(f"the sync was cut short: {dead}")
+    if recorder.dead:
+        raise AglBenchError(f"the sync was cut short: {recorder.dead}")
     console.print(f"{added} cells added to MLflow, {kept} were there already.")
 
 
@@ -596,7 +595,7 @@ def _show_end(work: Path, tracking: str | None, recorder: Recorder, failures: li
         click.echo(f"agl-bench: failed: {failure.spec.title}: {failure.sentence}{where}", err=True)
     if failures:
         click.echo("agl-bench: the same command tries failed cells again", err=True)
-    if getattr(recorder, "dead", None):
+    if recorder.dead:
         click.echo(f"agl-bench: MLflow is incomplete; `agl-bench sync --work {work}` brings it up to date", err=True)
     elif tracking != "none":
         console.print(f"Results: {work}/cells; in the browser: agl-bench ui --work {work}", highlight=False)

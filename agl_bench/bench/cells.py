@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -15,9 +14,11 @@ import pandas as pd
 
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
+from agl_bench.digests import file_digest
 from agl_bench.errors import AglBenchError, BadWorkFolder
 
 FORMAT = 1
+DIGEST = 16  # bytes of a table's digest; part of the format
 _TABLES = ("genes", "epochs")
 
 
@@ -85,7 +86,7 @@ class CellStore:
         for name in _TABLES:
             path = fresh / f"{name}.parquet"
             getattr(result, name).to_parquet(path, index=False)
-            digests[name] = _digest(path)
+            digests[name] = file_digest(path, DIGEST)
         content = {
             "format": FORMAT,
             "spec": result.spec.as_json(),
@@ -147,7 +148,7 @@ def _read(folder: Path) -> Result:
         raise KeyError(content["format"])
     for name in _TABLES:
         path = folder / f"{name}.parquet"
-        if not path.is_file() or _digest(path) != content["digests"][name]:
+        if not path.is_file() or file_digest(path, DIGEST) != content["digests"][name]:
             raise _Damaged(name)
     spec = RunSpec.from_json(content["spec"])
     if spec.key != folder.name:  # of a version that counted other things into the key, or copied by hand
@@ -158,10 +159,6 @@ def _read(folder: Path) -> Result:
         epochs=pd.read_parquet(folder / "epochs.parquet"),
         **{k: content[k] for k in ("scores", "best_epoch", "counts", "cost", "provenance")},
     )
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _flush(path: Path) -> None:

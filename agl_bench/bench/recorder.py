@@ -27,7 +27,13 @@ class CellLog(ABC):
 
 
 class Recorder(ABC):
-    """Opens one log for each cell."""
+    """Opens one log for each cell.
+
+    Attributes:
+        dead: why nothing is shown any more; None while all is well.
+    """
+
+    dead: str | None = None
 
     @abstractmethod
     def open(self, spec: RunSpec) -> CellLog:

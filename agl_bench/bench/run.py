@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,22 +15,24 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from agl_bench import __version__
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.recorder import CellLog, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table
-from agl_bench.bench.spec import Campaign, Part, RunSpec, file_digest, make_dataset
+from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset, check_section
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
 from agl_bench.data.preprocess import SpotTable, tabulate
 from agl_bench.data.store import SpotStore
+from agl_bench.digests import file_digest
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
@@ -122,12 +125,8 @@ class Bench:
         if self._sections is None or self._sections[0] != part:
             self._sections = self._table = self._setting = None  # let go of the old before reading the new
             dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
-            try:
+            with _naming_the_dataset(part):
                 loaded = dataset.load(self.root)
-            except AglBenchError:
-                raise
-            except Exception as error:
-                raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {type(error).__name__}: {error}") from error
             for section in loaded:
                 check_section(section)
             check_dataset(part.name, loaded)
@@ -216,6 +215,17 @@ class Bench:
             self._table = None
             self._table = (key, tabulate([s for s in sections if s.name in plan.sections], spec.protocol))
         return self._table[1]
+
+
+@contextlib.contextmanager
+def _naming_the_dataset(part: Part) -> Iterator[None]:
+    """Whatever a dataset plug-in raises by mistake becomes a sentence that names it."""
+    try:
+        yield
+    except AglBenchError:
+        raise
+    except Exception as error:
+        raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {type(error).__name__}: {error}") from error
 
 
 def _setting(
@@ -352,13 +362,9 @@ def fingerprints(campaign: Campaign, plugins: Plugins, root: Path, cache: Path |
     for name in campaign.datasets:
         part = campaign.part(plugins, name, "dataset")
         dataset = make_dataset(plugins.entry(name, "dataset"), part)
-        try:
+        with _naming_the_dataset(part):
             dataset.sections(root)  # raises where something is missing
             paths = dataset.files(root)
-        except AglBenchError:
-            raise
-        except Exception as error:
-            raise BadPlugin(f"dataset '{name}' of {part.provider}: {type(error).__name__}: {error}") from error
         whole = hashlib.blake2b(dataset.revision.encode(), digest_size=10)
         for path in paths:
             status = path.stat()
@@ -389,7 +395,7 @@ def choose_device(name: str) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
-    # Sigmoid tails and carried tangents underflow into denormals, which x86 handles up to a hundred times slower.
+    # Sigmoid tails and carried tangents underflow into denormals, which x86 handles in slow microcode.
     torch.set_flush_denormal(True)
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
@@ -397,22 +403,14 @@ def choose_device(name: str) -> torch.device:
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions and machine, for the record."""
     return {
-        "agl_bench": version("agl-bench") if _installed("agl-bench") else "uninstalled",
+        "agl_bench": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "scanpy", "anndata") if _installed(name)},
+        **{name: version(name) for name in ("torch", "numpy", "scanpy", "anndata")},
         "machine": f"{_processor()}, {os.cpu_count()} cores, {sys.platform}",
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 @functools.cache
@@ -449,8 +447,3 @@ def _peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=10)).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +13,12 @@ from typing import Any
 import agl_bench
 from agl_bench import __version__
 from agl_bench.data.folds import EVALUATIONS, FoldPlan, plan_folds
+from agl_bench.digests import file_digest, text_digest
 from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.tunable import Value, resolve, tunables
 from agl_bench.protocol import Preset, Protocol, load_preset, read_toml
 from agl_bench.registry.plugins import Entry, Plugins
-
-
-def file_digest(path: Path) -> str:
-    """Digest of the content of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=10)).hexdigest()
 
 
 @cache
@@ -33,7 +27,7 @@ def _engine() -> str:
     here = Path(agl_bench.__file__).parent
     parts = [p for folder in ("maths", "interfaces", "data", "training") for p in sorted((here / folder).glob("*.py"))]
     text = "".join(file_digest(p) for p in (*parts, here / "protocol.py", here / "bench" / "run.py"))
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return text_digest(text, 4)
 
 
 @dataclass(frozen=True)
@@ -86,16 +80,16 @@ class RunSpec:
     @cached_property
     def key(self) -> str:
         """Digest of the canonical JSON of everything that decides the result."""
-        content = {k: v for k, v in self.as_json().items() if k != "preset"}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+        return self._digest_without("preset")
 
     @cached_property
     def group(self) -> str:
         """Digest of what all folds and seeds of one line of a table share."""
-        content = {k: v for k, v in self.as_json().items() if k not in ("preset", "fold", "seed")}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+        return self._digest_without("preset", "fold", "seed")
+
+    def _digest_without(self, *names: str) -> str:
+        content = {k: v for k, v in self.as_json().items() if k not in names}
+        return text_digest(json.dumps(content, sort_keys=True, separators=(",", ":")))
 
     @property
     def title(self) -> str:
@@ -269,7 +263,7 @@ class Campaign:
         return cells
 
 
-def one_part(plugins: Plugins, name: str, kind: str | None, assignments: Sequence[str]) -> Part:
+def one_part(plugins: Plugins, name: str, kind: str, assignments: Sequence[str]) -> Part:
     """A single plug-in with settings from "NAME.KEY=VALUE", outside any campaign.
 
     Raises:

@@ -7,7 +7,6 @@ whole and remembered in `Plugins.broken`; everything else works. Nothing heavy i
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -16,13 +15,13 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
 import pluggy
 
+from agl_bench.digests import file_digest, text_digest
 from agl_bench.errors import AglBenchError, BadPlugin, NameTaken, UnknownName
 from agl_bench.protocol import preset_names
 from agl_bench.registry import hooks
@@ -84,7 +83,7 @@ class Entry:
         Part of the identity of every result that used it.
         """
         files = [inspect.getsourcefile(base) for base in self.load().__mro__ if _is_specimen(base)]
-        return hashlib.blake2b("".join(_digest(Path(f)) for f in files if f).encode(), digest_size=8).hexdigest()
+        return text_digest("".join(file_digest(Path(f), 8) for f in files if f), 8)
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def _entry_points() -> Iterable[EntryPoint]:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BadPlugin("no such file")
-    name = f"agl_bench_file_{re.sub(r'[^0-9A-Za-z]', '_', path.stem)}_{_digest(path)[:8]}"
+    name = f"agl_bench_file_{re.sub(r'[^0-9A-Za-z]', '_', path.stem)}_{file_digest(path, 8)[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise BadPlugin("not a Python file (.py)")
@@ -234,11 +233,6 @@ def _import_file(path: Path) -> ModuleType:
 def _is_specimen(cls: type) -> bool:
     """Whether a class belongs to a plug-in, not to Python, torch or the instrument."""
     return cls.__module__.partition(".")[0] not in ("builtins", "abc", "typing", "torch", "agl_bench")
-
-
-@cache
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _one_line(error: BaseException) -> str:

@@ -76,12 +76,12 @@ class Trainer:
         self.losses_of = LOSSES[protocol.loss]
         self.rate = model.backbone.learning_rate if protocol.learning_rate == "backbone" else protocol.learning_rate
         own = [p for p in selector.parameters() if p.requires_grad]
-        self.learns_outside = bool(own) and selector.learns_from == "validation"
+        learns_outside = bool(own) and selector.learns_from == "validation"
         groups: list[dict[str, object]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-        if own and not self.learns_outside:
+        if own and not learns_outside:
             groups.append({"params": own, "lr": selector.learning_rate, "weight_decay": 0.0})
         self.optimizer = torch.optim.Adam(groups, lr=self.rate, weight_decay=protocol.weight_decay)
-        self.outer_optimizer = torch.optim.Adam(own, lr=selector.learning_rate) if self.learns_outside else None
+        self.outer_optimizer = torch.optim.Adam(own, lr=selector.learning_rate) if learns_outside else None
         self._fit: Fit | None = None
 
     @property
@@ -156,7 +156,8 @@ class Trainer:
 
     def _outer_is_due(self, epoch: int) -> bool:
         p = self.protocol
-        return self.learns_outside and epoch >= p.outer_start and (epoch - p.outer_start) % p.outer_every == 0
+        due = epoch >= p.outer_start and (epoch - p.outer_start) % p.outer_every == 0
+        return due and self.outer_optimizer is not None
 
     def _outer_pass(self, epoch: int) -> float:
         """One outer step for each training batch; the model stays as it is, only the selector moves."""
@@ -204,10 +205,7 @@ class Trainer:
 
     def _forward(self, batch: SpotBatch, epoch: int, state: dict[str, Tensor] | None = None) -> tuple[Tensor, Step]:
         """Losses (genes,) of a batch, with the model's own parameters or those of `state`."""
-        if state is None:
-            features, prediction = self.model(batch.spots)
-        else:
-            features, prediction = functional_call(self.model, state, (batch.spots,))
+        features, prediction = functional_call(self.model, state or {}, (batch.spots,))
         losses = self.losses_of(prediction, batch.expression)
         return losses, Step(features, prediction, batch.expression, batch.row, epoch)
 
