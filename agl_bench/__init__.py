@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from agl_bench.interfaces.selector import Selector, Step, TrainingView
     from agl_bench.interfaces.spots import PatchSource, Section, SpotBatch, Spots
     from agl_bench.interfaces.tunable import LogRange, Range
-    from agl_bench.maths.hypergradient import SGD, Adam, Hypergradient, Unrolled
+    from agl_bench.maths.hypergradient import (
+        SGD,
+        Adam,
+        AdamW,
+        FiniteDifference,
+        Hypergradient,
+        Implicit,
+        OneStep,
+        Rule,
+        Unrolled,
+    )
     from agl_bench.protocol import Protocol
 
 __version__ = "0.1.0"
@@ -48,7 +58,12 @@ _HOMES = {
     "Range": "interfaces.tunable",
     "SGD": "maths.hypergradient",
     "Adam": "maths.hypergradient",
+    "AdamW": "maths.hypergradient",
+    "FiniteDifference": "maths.hypergradient",
     "Hypergradient": "maths.hypergradient",
+    "Implicit": "maths.hypergradient",
+    "OneStep": "maths.hypergradient",
+    "Rule": "maths.hypergradient",
     "Unrolled": "maths.hypergradient",
     "Protocol": "protocol",
 }
@@ -56,6 +71,7 @@ _HOMES = {
 __all__ = [
     "SGD",
     "Adam",
+    "AdamW",
     "AglBenchError",
     "ArrayPatches",
     "Backbone",
@@ -63,14 +79,18 @@ __all__ = [
     "BadSpec",
     "Dataset",
     "FetchFailed",
+    "FiniteDifference",
     "GeneSplit",
     "Hypergradient",
     "ImagePatches",
+    "Implicit",
     "LogRange",
     "MissingData",
+    "OneStep",
     "PatchSource",
     "Protocol",
     "Range",
+    "Rule",
     "Section",
     "Selector",
     "SpotBatch",

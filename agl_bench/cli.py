@@ -88,6 +88,11 @@ def cli() -> None:
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with the same keys; options here win.")
 @_SET
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16"]),
+    help="Of training passes, short for --set protocol.precision; look-aheads stay fp32.  [default: the preset's]",
+)
 @click.option("--again", is_flag=True, help="Run finished cells anew.")
 @click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table with per-fold values.")
@@ -107,6 +112,7 @@ def run(
     preset: str | None,
     assignments: tuple[str, ...],
     device: str,
+    precision: str | None,
     again: bool,
     dry_run: bool,
     json_file: Path | None,
@@ -121,6 +127,8 @@ def run(
     from agl_bench.bench.spec import Campaign
 
     plugins = _discover(files)
+    if precision is not None:
+        assignments = (*assignments, f"protocol.precision={precision}")
     campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
     if json_file is not None and (json_file.is_dir() or not os.access(json_file.absolute().parent, os.W_OK)):
         raise BadSpec(f"--json {json_file} cannot be written; name a file in a folder that exists and can be written")
@@ -129,6 +137,8 @@ def run(
     from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
 
     torch_device = choose_device(device)
+    if campaign.protocol.precision == "tf32" and torch_device.type != "cuda":
+        raise BadSpec("precision tf32 is a mode of CUDA devices, and there is none here; use fp32 or bf16")
     if dry_run:
         _show_grid(campaign, plugins, root, work, torch_device.type)
         return

@@ -51,13 +51,16 @@ class Protocol:
     weight_decay: Annotated[float, Range(0, 1)] = 0.0
     epochs: Annotated[int, Range(1, 1_000_000)] = 100
     patience: Annotated[int, Range(1, 1_000_000)] = 20
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # of first-order steps; look-aheads are always fp32
+    compile: bool = False  # torch.compile for first-order steps
 
     # Outer steps, for selectors that learn from validation
     outer_start: Annotated[int, Range(0, 1_000_000)] = 1  # first epoch that opens with outer steps
     outer_every: Annotated[int, Range(1, 1_000_000)] = 1  # epochs
     outer_batch_size: Annotated[int, Range(0, 100_000)] = 0  # of inner and outer loss; 0 = batch_size
+    outer_batches: Annotated[int, Range(0, 100_000)] = 0  # that either loss of a look-ahead averages; 0 = all
     outer_augment: bool = False  # augment the batch of the outer loss
-    detach_weight_sum: bool = False  # treat Σw of the weighted mean as a constant (method of the released code)
+    detach_weight_sum: bool = True  # treat Σw of the weighted mean as a constant, as the released code does
 
     @classmethod
     def of(cls, settings: Mapping[str, object]) -> Protocol:

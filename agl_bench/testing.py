@@ -181,6 +181,16 @@ class SelectorContract:
             assert bool(gradient.isfinite().all()), f"the gradient of {name} is not finite"
             assert bool(gradient.abs().sum() > 0), f"{name} gets no gradient"
 
+    def test_unused_genes_have_no_weight(self) -> None:
+        """If `used` leaves genes out, it holds every primary gene, and the others have no slope."""
+        selector = self.make()
+        if selector.used is None:
+            return
+        used, genes = selector.used, selector.genes
+        assert used.shape == (len(genes.names),) and used.dtype == torch.bool, f"got {used.dtype} {tuple(used.shape)}"
+        assert bool(used[genes.primary].all()), "a primary gene is not used"
+        assert bool((_slope(selector)[~used] == 0).all()), "a gene that is not used has a slope"
+
     def test_gene_order_does_not_matter(self) -> None:
         """Permuting the genes permutes the slopes and leaves the result."""
         genes = toy_genes()
@@ -278,6 +288,33 @@ class BackboneContract:
         """Equal seeds give equal weights."""
         first, second = self.make().state_dict(), self.make().state_dict()
         assert all(torch.equal(t, second[n]) for n, t in first.items()), "weights differ"
+
+    def test_parts_make_the_whole(self) -> None:
+        """If it splits, `late` of `early` is `forward`, and `late_names` are the parameters that `late` uses."""
+        backbone = self.make().eval()
+        if not backbone.splits:
+            return
+        spots = self.spots(4)
+        with torch.no_grad():
+            hidden = backbone.early(spots)
+            assert torch.equal(backbone.late(hidden), backbone(spots)), "late(early(spots)) is not forward(spots)"
+        named = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(backbone.late(hidden).square().sum(), list(named.values()), allow_unused=True)
+        uses = {n for n, g in zip(named, found, strict=True) if g is not None}
+        told = uses ^ {n for n in backbone.late_names() if n in named}
+        assert not told, f"late_names and late disagree about {', '.join(sorted(told))}"
+
+    def test_a_frozen_encoder_stays(self) -> None:
+        """If it is frozen, `encode` gives one row for each spot, in training mode as well, and has no trained part."""
+        backbone = self.make()
+        if not backbone.frozen:
+            return
+        spots = self.spots(4)
+        first = backbone.eval().encode(spots)
+        second = backbone.train().encode(spots)
+        assert first.shape[0] == 4 and first.ndim == 2, f"encode gives {tuple(first.shape)}, not (spots, n)"
+        assert torch.equal(first, second), "encode depends on the training mode"
+        assert not first.requires_grad, "encode has trained parameters"
 
     def test_second_order(self) -> None:
         """A second derivative exists: selectors that learn from validation need it."""
@@ -401,7 +438,7 @@ def _hypergradients(selector: Selector, own: Mapping[str, Tensor]) -> dict[str, 
         return losses, Step(hidden, prediction, target, torch.arange(SPOTS), epoch=0)
 
     _, gradients = selector.hypergradient(
-        lambda at, selector_at: functional_call(selector, dict(selector_at), losses_at(at)),
+        lambda at, selector_at, _: functional_call(selector, dict(selector_at), losses_at(at)),
         lambda at: losses_at(at)[0][genes.primary].mean(),
         start,
         own,

@@ -423,7 +423,7 @@ def test_show(agl, name):
 
 def test_show_says_what_a_setting_takes(agl):
     out = agl("show", "dkgsb").out
-    for word in ("dkgsb.temperature", "0.01", "0.001 … 0.1 (log)", "sgd | adam", "Shiku"):
+    for word in ("dkgsb.temperature", "0.01", "0.001 … 0.1 (log)", "adam | adam_higher | sgd", "Shiku"):
         assert word in out
     agl("show", "dkgbs").is_refused("unknown plug-in or preset 'dkgbs'", "Did you mean 'dkgsb'?")
     assert "clean" in agl("show", "cleen").err  # a preset is a name that `show` knows

@@ -75,6 +75,9 @@ def test_an_unknown_key_gets_a_suggestion() -> None:
         ("augment", "yes"),
         ("augment", 1),
         ("normalisation", ["log1p"]),
+        ("precision", "fp16"),
+        ("compile", 1),
+        ("outer_batches", -1),
     ],
 )
 def test_bad_values_are_named(name: str, value: object) -> None:

@@ -87,6 +87,7 @@ def _epoch_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
     metrics = {
         "train/loss": row["training_loss"],
         "outer/loss": row["outer_loss"],
+        "outer/signal_to_noise": row["outer_signal_to_noise"],
         "validation/pcc": row["validation_pcc"],
         "validation/nan_genes": row["validation_nan_genes"],
         "selection/k": row["selected"],

@@ -77,4 +77,4 @@ def epoch_table(records: list[EpochRecord]) -> pd.DataFrame:
     for record in records:
         row = {k: v for k, v in vars(record).items() if k != "parameters"}
         rows.append(row | {f"parameter.{k}": v for k, v in record.parameters.items()})
-    return pd.DataFrame(rows).astype({"outer_loss": float})
+    return pd.DataFrame(rows).astype({"outer_loss": float, "outer_signal_to_noise": float})

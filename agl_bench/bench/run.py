@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import json
@@ -17,10 +18,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agl_bench import __version__
 from agl_bench.bench.cells import CellStore
@@ -31,7 +33,7 @@ from agl_bench.data.check import check_dataset, check_section
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
 from agl_bench.data.preprocess import SpotTable, tabulate
-from agl_bench.data.store import SpotStore
+from agl_bench.data.store import SpotStore, budget, fit
 from agl_bench.digests import file_digest
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec
 from agl_bench.interfaces.backbone import Backbone
@@ -94,7 +96,6 @@ class Setting:
         rows: which is which.
         test: test spots.
         counts: sizes, for the record.
-        version: of the development expression, counted by torch at each change in place.
     """
 
     fold: Fold
@@ -103,12 +104,6 @@ class Setting:
     rows: DevelopmentRows
     test: SpotStore
     counts: dict[str, int] = field(repr=False)
-    version: int
-
-    @property
-    def is_spoilt(self) -> bool:
-        """Whether somebody has changed the development expression in place."""
-        return self.development.expression._version != self.version
 
 
 class Bench:
@@ -119,11 +114,14 @@ class Bench:
         self._sections: tuple[Part, list[Section]] | None = None
         self._table: tuple[object, SpotTable] | None = None
         self._setting: tuple[object, Setting] | None = None
+        self._features: tuple[object, Tensor] | None = None
 
     def sections(self, part: Part) -> list[Section]:
         """Load and check a dataset."""
         if self._sections is None or self._sections[0] != part:
-            self._sections = self._table = self._setting = None  # let go of the old before reading the new
+            self._sections = self._table = self._setting = self._features = (
+                None  # let go of the old before reading the new
+            )
             dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
             with _naming_the_dataset(part):
                 loaded = dataset.load(self.root)
@@ -140,7 +138,7 @@ class Bench:
         patch_px = int(spec.backbone.settings.get("patch_px", getattr(backbone, "patch_px", Backbone.patch_px)))  # type: ignore[arg-type]
         sections = self.sections(spec.dataset)  # also clears what belongs to another dataset
         key = (spec.evaluation, plan, spec.seed, spec.protocol, sees, patch_px)
-        if self._setting is None or self._setting[0] != key or self._setting[1].is_spoilt:
+        if self._setting is None or self._setting[0] != key or self._setting[1].development.is_spoilt:
             self._setting = None
             table = self._tabulate(sections, plan, spec)
             self._setting = (key, _setting(table, plan, spec, sees, patch_px, self.device))
@@ -156,10 +154,13 @@ class Bench:
             len(setting.genes.names),
             spec.seed,
             f"{spec.backbone.name}/{spec.fold}",
-        ).to(self.device)
+        )
+        # Convolutions of a GPU are fastest with the channels innermost.
+        layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
+        model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         view = TrainingView(
             setting.genes,
-            store.expression[: len(train)],  # a view: training spots come first
+            functools.partial(store.leading_expression, len(train)),  # training spots come first
             generator_for(spec.seed, "selector", spec.fold),
             spec.protocol.detach_weight_sum,
         )
@@ -173,7 +174,7 @@ class Bench:
 
     def _check_untouched(self, setting: Setting, spec: RunSpec) -> None:
         """A selector that changes what it was shown would harm those after it, which share the fold's data."""
-        if setting.is_spoilt:
+        if setting.development.is_spoilt:
             raise BadPlugin(f"selector '{spec.selector.name}' has changed the training expression that it was shown")
 
     def train(self, spec: RunSpec, plan: FoldPlan) -> Iterator[EpochRecord | Result]:
@@ -183,15 +184,16 @@ class Bench:
         model, selector = self.build(spec, setting)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        trainer = Trainer(
-            model, selector, setting.development, setting.rows, setting.genes, spec.protocol, seed=spec.seed
-        )
+        development, test = setting.development, setting.test
+        if model.backbone.frozen:
+            development, test = self._encoded(spec, plan, setting, model.backbone)
+        trainer = Trainer(model, selector, development, setting.rows, setting.genes, spec.protocol, seed=spec.seed)
         records = []
         for record in trainer:
             records.append(record)
             yield record
         training_rows = torch.from_numpy(setting.rows.train).to(self.device)
-        scores = evaluate(model, setting.test, setting.development, training_rows, setting.genes.primary)
+        scores = evaluate(model, test, development, training_rows, setting.genes.primary)
         self._check_untouched(setting, spec)
         if not np.isfinite(scores.pearson).any(1).all():
             raise BadSpec(
@@ -206,8 +208,37 @@ class Bench:
             best_epoch=trainer.fit.best_epoch,
             counts=setting.counts,
             cost={"seconds": time.perf_counter() - started, "peak_memory_mb": _peak_memory_mb(self.device)},
-            provenance=provenance(self.device),
+            provenance=provenance(self.device) | {"hypergradient": trainer.fit.hypergradient},
         )
+
+    def _encoded(
+        self, spec: RunSpec, plan: FoldPlan, setting: Setting, backbone: Backbone
+    ) -> tuple[SpotStore, SpotStore]:
+        """Development and test spots with the features of a frozen encoder in place of patches.
+
+        The encoder sees each spot of the sections once, for all folds: it learns nothing, so that nothing leaks.
+        """
+        table = self._tabulate(self.sections(spec.dataset), plan, spec)
+        state = hashlib.blake2b(digest_size=16)
+        for name, tensor in backbone.state_dict().items():
+            if not name.startswith(backbone.late_prefixes):
+                state.update(tensor.cpu().contiguous().numpy().tobytes())
+        symmetries: Literal[1, 8] = 8 if spec.protocol.augment or spec.protocol.outer_augment else 1
+        key = (plan.sections, spec.protocol, spec.backbone, symmetries, state.digest())
+        if self._features is None or self._features[0] != key:
+            self._features = None
+            every, no_genes = np.arange(len(table)), np.empty(0, dtype=np.int64)
+            store = _store(table, every, no_genes, "patches", backbone.patch_px, spec.protocol.patch_um, self.device)
+            store.encode(backbone, symmetries)
+            assert store.embedding is not None
+            self._features = (key, store.embedding)
+        stores = copy.copy(setting.development), copy.copy(setting.test)
+        fold = setting.fold
+        for store, rows in zip(
+            stores, (np.concatenate([fold.train, fold.held_out, fold.validation]), fold.test), strict=True
+        ):
+            store.take_embedding(self._features[1][:, torch.from_numpy(rows).to(self.device)])
+        return stores
 
     def _tabulate(self, sections: list[Section], plan: FoldPlan, spec: RunSpec) -> SpotTable:
         key = (plan.sections, spec.protocol)
@@ -237,9 +268,7 @@ def _setting(
     train, held_out, validation = np.split(np.arange(sizes[-1]), sizes[:-1])
 
     def store_of(rows: np.ndarray) -> SpotStore:
-        return SpotStore(
-            table, rows, columns, sees=sees, patch_px=patch_px, patch_um=spec.protocol.patch_um, device=device
-        )
+        return _store(table, rows, columns, sees, patch_px, spec.protocol.patch_um, device)
 
     development = store_of(np.concatenate([fold.train, fold.held_out, fold.validation]))
     return Setting(
@@ -248,7 +277,6 @@ def _setting(
         development=development,
         rows=DevelopmentRows(train, held_out if len(held_out) else validation, validation),
         test=store_of(fold.test),
-        version=development.expression._version,
         counts={
             "train_spots": len(fold.train),
             "held_out_spots": len(fold.held_out),
@@ -260,6 +288,32 @@ def _setting(
             "auxiliary_genes": genes.auxiliary_count,
             "unscored_genes": genes.unscored,
         },
+    )
+
+
+def _store(
+    table: SpotTable,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    sees: Any,
+    patch_px: int,
+    patch_um: float,
+    device: torch.device,
+) -> SpotStore:
+    """Spots on the device as far as they fit; where they lie changes no result."""
+    patch_bytes = len(rows) * 3 * patch_px**2 if sees == "patches" else 0
+    nonzero = int(np.diff(table.expression.indptr)[rows].sum())
+    dense, patches_on = fit(len(rows), len(columns), nonzero, patch_bytes, budget(device))
+    return SpotStore(
+        table,
+        rows,
+        columns,
+        sees=sees,
+        patch_px=patch_px,
+        patch_um=patch_um,
+        device=device,
+        dense=dense,
+        patches_on=patches_on,
     )
 
 
@@ -395,6 +449,7 @@ def choose_device(name: str) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # unless the protocol says so
     # Sigmoid tails and carried tangents underflow into denormals, which x86 handles in slow microcode.
     torch.set_flush_denormal(True)
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

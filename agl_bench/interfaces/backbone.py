@@ -15,12 +15,19 @@ class Backbone(nn.Module):
     The constructor gets `example`, a few training spots (no expression), from which it may read shapes. Settings are
     keyword-only arguments with their range in the annotation.
 
+    A backbone writes `forward`; or sets `splits` and writes `early` and `late`; and `encode` if it sets `frozen`.
+    `frozen`, `splits` and `late_prefixes` may be set on the class or, where they depend on settings, on the instance.
+
     Attributes:
         width: number of features.
         sees: what it looks at; the store loads nothing else.
         patch_px: side of the patches it wants, read from the class or set from a tunable of the same name.
         learning_rate: of the model, used where the protocol says "backbone".
         reference: the publication that this backbone implements.
+        frozen: whether `encode` is a part that training never changes, so that its results may be kept.
+        splits: whether `forward` is `late(early(spots))`; a look-ahead may then move `late` and the head only, and
+            compute `early` once.
+        late_prefixes: how the names of the parameters that `late` uses begin, e.g. ("stages.6.", "mix.").
     """
 
     width: int
@@ -28,10 +35,35 @@ class Backbone(nn.Module):
     patch_px: int = 224
     learning_rate: float = 1e-4
     reference: str = ""
+    frozen: bool = False
+    splits: bool = False
+    late_prefixes: tuple[str, ...] = ()
 
     def __init__(self, example: Spots) -> None:
         super().__init__()
 
     def forward(self, spots: Spots) -> Tensor:
         """Features (spots, width)."""
+        if not self.splits:
+            raise NotImplementedError
+        return self.late(self.early(spots))
+
+    def encode(self, spots: Spots) -> Tensor:
+        """(spots, n), the part of the network that training never changes.
+
+        Asked once for each spot (and each symmetry of its patch, where the protocol augments), in evaluation mode;
+        `forward` then finds the result in `spots.embedding`.
+        """
         raise NotImplementedError
+
+    def early(self, spots: Spots) -> Tensor:
+        """What `late` starts from, spots first."""
+        raise NotImplementedError
+
+    def late(self, hidden: Tensor) -> Tensor:
+        """Features (spots, width) from what `early` returned."""
+        raise NotImplementedError
+
+    def late_names(self) -> tuple[str, ...]:
+        """Names of the parameters that `late` uses, as in `named_parameters`."""
+        return tuple(name for name, _ in self.named_parameters() if name.startswith(self.late_prefixes))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -12,21 +14,35 @@ from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.maths.hypergradient import Hypergradient, Unrolled
 
 
-@dataclass(frozen=True)
 class TrainingView:
     """All that a selector may know before training: leak-free by construction.
 
-    Attributes:
+    Args:
         genes: the gene axis, with primary genes and ranks.
-        expression: (spots, genes) float32 of the training spots, normalised as the protocol says. Not to be changed.
+        expression: (spots, genes) of the training spots, or how to make it where the device holds a sparse matrix.
         generator: the selector's own randomness; the only one it may use.
         detach_weight_sum: the protocol's choice for `Selector.weighted_mean`.
     """
 
-    genes: GeneSplit
-    expression: Tensor
-    generator: torch.Generator
-    detach_weight_sum: bool = False
+    def __init__(
+        self,
+        genes: GeneSplit,
+        expression: Tensor | Callable[[], Tensor],
+        generator: torch.Generator,
+        detach_weight_sum: bool = False,
+    ) -> None:
+        self.genes, self.generator, self.detach_weight_sum = genes, generator, detach_weight_sum
+        self._expression = expression
+
+    @cached_property
+    def expression(self) -> Tensor:
+        """(spots, genes) of the training spots, normalised as the protocol says. Not to be changed."""
+        return self._expression if isinstance(self._expression, Tensor) else self._expression()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of expression and losses; asking for it makes no dense copy."""
+        return self._expression.dtype if isinstance(self._expression, Tensor) else torch.float32
 
 
 @dataclass(frozen=True)
@@ -35,8 +51,8 @@ class Step:
 
     Attributes:
         features: (spots, width).
-        prediction: (spots, genes).
-        target: (spots, genes).
+        prediction: (spots, genes), or (spots, used genes) where the selector names the genes it uses.
+        target: like the prediction.
         row: (spots,) int64, rows in the store of training spots.
         epoch: counts from 0.
     """
@@ -63,6 +79,8 @@ class Selector(nn.Module):
         learns_from: where parameters learn, if there are any.
         learning_rate: of those parameters, Adam.
         hypergradient: how their gradient is obtained where they learn from validation.
+        used: (genes,) bool, the genes whose loss can ever get a weight, primary ones included; None = all. The others
+            are not computed at all: their losses are 0 and their outputs stay as they began.
         reference: the publication or idea that this selector implements.
         view: what the constructor was given.
     """
@@ -71,6 +89,7 @@ class Selector(nn.Module):
     learning_rate: float = 3e-3
     hypergradient: Hypergradient = Unrolled(1)
     reference: str = ""
+    used: Tensor | None = None
 
     is_primary: Tensor
 

@@ -1,32 +1,69 @@
 """Gradients of an outer loss with respect to parameters that act only through the inner optimisation.
 
-    θ_0 = θ,   θ_{h+1} = rule(θ_h, ∇_θ J(θ_h, φ)),   hypergradient = dE(θ_H)/dφ
+    θ_0 = θ,   θ_{h+1} = rule(θ_h, ∇_θ J_h(θ_h, φ)),   hypergradient = dE(θ_H)/dφ
 
 Ignorant of genes, batches and models: θ and φ are named tensors, J and E functions of them.
+
+J and E may come in parts, e.g. one for each batch: forward, replay and one-step engines then need the memory of one.
+
+Costs are in units of one plain step (forward, backward, update) where φ enters at the top of J, as a loss weight does:
+then ∂/∂φ costs next to nothing and each second-order pass costs two plain ones. Memory is in graphs of one step.
+
+    engine              cost of H steps            memory              exact
+    Unrolled, forward   3 H for each scalar of φ   two graphs          yes
+    Unrolled, reverse   3 H                        two graphs × H      yes
+    Unrolled, replay    4 H                        two graphs + H θ    yes
+    OneStep             3                          two graphs          yes, of one SGD step
+    Implicit            1 + 2 terms                two graphs          in the limit of terms, at a minimum of J
+    FiniteDifference    2 H for each scalar of φ   one graph           to δ², if rounding allows
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Tensors = Mapping[str, Tensor]
-InnerLoss = Callable[[Tensors, Tensors], Tensor]
-OuterLoss = Callable[[Tensors], Tensor]
+Sum = Tensor | Iterable[Tensor]  # a scalar, or scalars that add up to it, each alive only while it is looked at
+InnerLoss = Callable[[Tensors, Tensors, int], Sum]  # θ, φ, step from 0 -> J
+OuterLoss = Callable[[Tensors], Sum]
 Slots = tuple[Tensor, ...]
 
-LARGE_MODEL = 4_000_000  # parameters; below, backpropagation is faster and its graphs take some hundred megabytes
+BLOCK = 1 << 18  # elements updated at once: a dozen passes over them stay in the processor's cache
+
+
+# Inner rules ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The state of an optimiser, handed over to a look-ahead as a constant.
+
+    Attributes:
+        slots: per parameter, in the order of the rule's own state.
+        count: steps taken so far.
+    """
+
+    slots: Mapping[str, Slots]
+    count: int
 
 
 class Rule(ABC):
-    """A differentiable optimiser step that follows its torch.optim namesake."""
+    """A differentiable optimiser step that follows its torch.optim namesake.
 
-    learning_rate: float | None  # None = the model's own
+    Attributes:
+        learning_rate: None = the model's own.
+        carried: start from the moments of the training optimiser, taken as constants, instead of from zero.
+    """
+
+    learning_rate: float | None
+    carried: bool = False
 
     @abstractmethod
     def start(self, parameter: Tensor) -> Slots:
@@ -34,15 +71,62 @@ class Rule(ABC):
 
     @abstractmethod
     def step(self, parameter: Tensor, gradient: Tensor, slots: Slots, number: int, rate: float) -> tuple[Tensor, Slots]:
-        """One update, out of place; `number` counts from 1."""
+        """One update, out of place and differentiable; `number` counts from 1."""
+
+    def push(self, point: Dual, gradient: Tensor, tangent: Tensor, number: int, rate: float) -> None:
+        """One update of a parameter, its state and their tangents, in place.
+
+        Args:
+            point: what moves.
+            gradient: g, like the parameter.
+            tangent: ġ, like the parameter.
+            number: counts from 1.
+            rate: learning rate.
+        """
+        after: Any = torch.func.jvp(
+            lambda p, g, s: self.step(p, g, s, number, rate),
+            (point.value, gradient, point.slots),
+            (point.tangent, tangent, point.slot_tangents),
+        )
+        (value, slots), (moved, slot_tangents) = after
+        for old, new in zip(
+            (point.value, point.tangent, *point.slots, *point.slot_tangents),
+            (value, moved, *slots, *slot_tangents),
+            strict=True,
+        ):
+            old.copy_(new)
+
+
+@dataclass(frozen=True)
+class Dual:
+    """A parameter and its optimiser state, each with its derivative along one direction of φ; all laid out alike."""
+
+    value: Tensor
+    tangent: Tensor
+    slots: Slots
+    slot_tangents: Slots
+
+    def blocks(self, *others: Tensor) -> list[tuple[Dual, list[Tensor]]]:
+        """Flat views of at most `BLOCK` elements in the order of memory, with those of other tensors laid out alike."""
+
+        def cut(tensor: Tensor) -> tuple[Tensor, ...]:
+            return torch.split(tensor.as_strided((tensor.numel(),), (1,)), BLOCK)
+
+        columns = [cut(t) for t in (self.value, self.tangent, *self.slots, *self.slot_tangents, *others)]
+        n = len(self.slots)
+        return [
+            (Dual(row[0], row[1], tuple(row[2 : 2 + n]), tuple(row[2 + n : 2 + 2 * n])), list(row[2 + 2 * n :]))
+            for row in zip(*columns, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class SGD(Rule):
-    """θ − rate·g, with heavy-ball momentum as in torch.optim.SGD (no dampening)."""
+    """θ − rate·g, with heavy-ball momentum and L2 decay as in torch.optim.SGD (no dampening)."""
 
     learning_rate: float | None = None
     momentum: float = 0.0
+    weight_decay: float = 0.0
 
     def start(self, parameter: Tensor) -> Slots:
         """Nothing without momentum, else one velocity."""
@@ -50,10 +134,20 @@ class SGD(Rule):
 
     def step(self, parameter: Tensor, gradient: Tensor, slots: Slots, number: int, rate: float) -> tuple[Tensor, Slots]:
         """See `Rule.step`."""
+        if self.weight_decay:
+            gradient = gradient + self.weight_decay * parameter
         if not self.momentum:
             return parameter - rate * gradient, ()
         velocity = self.momentum * slots[0] + gradient
         return parameter - rate * velocity, (velocity,)
+
+    def push(self, point: Dual, gradient: Tensor, tangent: Tensor, number: int, rate: float) -> None:
+        """See `Rule.push`."""
+        if self.momentum or self.weight_decay:
+            super().push(point, gradient, tangent, number, rate)
+        else:
+            point.value.sub_(gradient, alpha=rate)
+            point.tangent.sub_(tangent, alpha=rate)
 
 
 @dataclass(frozen=True)
@@ -62,11 +156,23 @@ class Adam(Rule):
 
     Where the second moment is exactly zero the root has no finite derivative; such entries (head rows under a fully
     underflowed mask, dead units) take the step ε-divided and a zero derivative through the root.
+
+    Attributes:
+        betas: decay of the two moments.
+        epsilon: added to the root of the second moment.
+        corrected: whether ε is added after the bias correction of the second moment (torch.optim) or before it
+            (`higher` 0.2.1, the authors' inner optimiser), where it weighs up to 1/√(1 − β₂) = 32 times more.
+        weight_decay: L2, added to the gradient; with `decoupled`, taken off the parameter as in torch.optim.AdamW.
+        carried: see `Rule`.
     """
 
     learning_rate: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+    corrected: bool = True
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    carried: bool = False
 
     def start(self, parameter: Tensor) -> Slots:
         """First and second moment."""
@@ -75,90 +181,246 @@ class Adam(Rule):
     def step(self, parameter: Tensor, gradient: Tensor, slots: Slots, number: int, rate: float) -> tuple[Tensor, Slots]:
         """See `Rule.step`."""
         b1, b2 = self.betas
+        if self.weight_decay and self.decoupled:
+            parameter = parameter * (1 - rate * self.weight_decay)
+        elif self.weight_decay:
+            gradient = gradient + self.weight_decay * parameter
         first = b1 * slots[0] + (1 - b1) * gradient
         second = b2 * slots[1] + (1 - b2) * gradient * gradient
         moved = second > 0
-        root = torch.where(moved, torch.where(moved, second, 1).sqrt(), 0) / (1 - b2**number) ** 0.5
-        return parameter - rate / (1 - b1**number) * first / (root + self.epsilon), (first, second)
+        root = torch.where(moved, torch.where(moved, second, 1).sqrt(), 0)
+        size, epsilon = self._scale(number, rate)
+        return parameter - size * first / (root + epsilon), (first, second)
+
+    def push(self, point: Dual, gradient: Tensor, tangent: Tensor, number: int, rate: float) -> None:
+        """See `Rule.push`; in place and block by block, for less than twice the price of the plain update."""
+        if self.weight_decay:
+            super().push(point, gradient, tangent, number, rate)
+            return
+        b1, b2 = self.betas
+        size, epsilon = self._scale(number, rate)
+        least = torch.finfo(gradient.dtype).smallest_normal
+        for block, (g, dg) in point.blocks(gradient, tangent):
+            (first, second), (d_first, d_second) = block.slots, block.slot_tangents
+            first.mul_(b1).add_(g, alpha=1 - b1)
+            d_first.mul_(b1).add_(dg, alpha=1 - b1)
+            second.mul_(b2).addcmul_(g, g, value=1 - b2)
+            d_second.mul_(b2).addcmul_(g, dg, value=2 * (1 - b2))
+            root = second.sqrt()
+            below = root + epsilon
+            block.value.addcdiv_(first, below, value=-size)
+            # d(m/(r + ε)) = (ṁ − m·v̇ / (2 r (r + ε))) / (r + ε); v = 0 makes v̇ = 0 as well, so any divisor does there.
+            root.mul_(below).mul_(2).clamp_(min=least)
+            slope = torch.addcdiv(d_first, first * d_second, root, value=-1)
+            block.tangent.addcdiv_(slope, below, value=-size)
+
+    def _scale(self, number: int, rate: float) -> tuple[float, float]:
+        """Step size and ε with both bias corrections folded in: step = size · m / (√v + ε)."""
+        b1, b2 = self.betas
+        root = (1 - b2**number) ** 0.5
+        return rate * root / (1 - b1**number), self.epsilon * (root if self.corrected else 1)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Loshchilov and Hutter 2019, as in torch.optim.AdamW: Adam with decay taken off the parameter."""
+
+    weight_decay: float = 1e-2
+    decoupled: bool = True
+
+
+# Hypergradients ------------------------------------------------------------------------------------------------------
 
 
 class Hypergradient(ABC):
-    """How dE/dφ is obtained; a selector carries one as data."""
+    """How dE/dφ is obtained; a selector carries one as data.
+
+    Attributes:
+        steps: inner losses that it asks for, J_0 … J_{steps − 1}.
+        reach: which parameters the look-ahead moves: all of the model's, or those of its late part (the last stage of
+            the backbone and the head), where the backbone says what that is.
+        batches: whether all inner losses are of one batch or each of its own.
+    """
+
+    steps: int = 1
+    reach: Literal["all", "late"] = "all"
+    batches: Literal["same", "new"] = "same"
 
     @abstractmethod
     def __call__(
-        self, inner_loss: InnerLoss, outer_loss: OuterLoss, parameters: Tensors, hyper: Tensors, rate: float
+        self,
+        inner_loss: InnerLoss,
+        outer_loss: OuterLoss,
+        parameters: Tensors,
+        hyper: Tensors,
+        rate: float,
+        moments: Moments | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """E(θ_H) and dE/dφ.
+        """E and dE/dφ.
 
         Args:
-            inner_loss: (θ, φ) -> J, a scalar on the graph of both.
-            outer_loss: θ -> E, a scalar.
+            inner_loss: (θ, φ, step) -> J, a scalar on the graph of both, or scalars that add up to it.
+            outer_loss: θ -> E, likewise.
             parameters: θ, by name; not changed.
             hyper: φ, by name; not changed.
             rate: learning rate of the model, used where the rule names none of its own.
+            moments: of the training optimiser, for rules that carry them on.
 
         Returns:
-            E(θ_H), and a gradient for each tensor of φ, zeros where J does not depend on it; all detached.
+            E (after the look-ahead, where there is one), and a gradient for each tensor of φ, zeros where J does not
+            depend on it; all detached.
         """
+
+    def settled(self, inner_loss: InnerLoss, parameters: Tensors, hyper: Tensors, memory: int) -> Hypergradient:
+        """The same with nothing left open; asked once, before the first outer step.
+
+        Args:
+            inner_loss, parameters, hyper: as for the call.
+            memory: bytes of the device, all of them: a machine does not change, so that results do not.
+        """
+        return self
 
 
 @dataclass(frozen=True)
 class Unrolled(Hypergradient):
-    """Exact derivative through `steps` inner steps, with fresh optimiser state for each look-ahead.
+    """Exact derivative through `steps` inner steps.
 
-    Two ways to the same number (Franceschi et al. 2017):
+    Three ways to the same number (Franceschi et al. 2017):
 
-    - "reverse": backpropagation through all steps. Any number of hyper-parameters at about three times the price of the
-      plain steps; memory grows by a backward graph with each step.
-    - "forward": the tangent dθ/dφ is carried along. About three times the price of the plain steps *for each scalar* of
-      φ; memory does not grow with the steps.
+    - "forward" carries the tangent dθ/dφ along: at each step one Hessian-vector product, by a double backward pass, and
+      the derivative of the update in place. Three times the price of the plain steps *for each scalar* of φ; memory
+      does not grow with the steps.
+    - "reverse" backpropagates through all steps. Any number of hyper-parameters at about three times the price of the
+      plain steps; memory grows by the graph of a step and of its backward pass with each step.
+    - "replay" keeps only parameters and optimiser state of each step and builds each step's graph anew on the way back:
+      four times the price of the plain steps, any number of hyper-parameters, memory of one graph (activation
+      checkpointing with one segment for each step).
 
-    "auto" carries the tangent where φ is a single scalar, there are several steps and the model is not small: there
-    the graphs of ResNet-18 at 224 px would take tens of gigabytes. It depends on nothing else, so that results do not.
+    "auto" is settled before the first outer step: forward for a single scalar and several steps; else reverse if the
+    graphs of all steps, extrapolated from one, take less than half of the device's memory; else replay. It looks at
+    the memory that the device has, not at what is free, so that results do not depend on what else runs.
     """
 
     steps: int = 1
     rule: Rule = SGD()
-    mode: Literal["auto", "forward", "reverse"] = "auto"
+    mode: Literal["auto", "forward", "reverse", "replay"] = "auto"
+    reach: Literal["all", "late"] = "all"
+    batches: Literal["same", "new"] = "same"
 
     def __call__(
-        self, inner_loss: InnerLoss, outer_loss: OuterLoss, parameters: Tensors, hyper: Tensors, rate: float
+        self,
+        inner_loss: InnerLoss,
+        outer_loss: OuterLoss,
+        parameters: Tensors,
+        hyper: Tensors,
+        rate: float,
+        moments: Moments | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Hypergradient.__call__`."""
-        rate = rate if self.rule.learning_rate is None else self.rule.learning_rate
-        single = sum(h.numel() for h in hyper.values()) == 1
-        large = sum(p.numel() for p in parameters.values()) >= LARGE_MODEL
-        forward = self.mode == "forward" or (self.mode == "auto" and single and large and self.steps > 1)
-        return (self._forward if forward else self._reverse)(inner_loss, outer_loss, parameters, hyper, rate)
+        """See `Hypergradient.__call__`; "auto" that has not been settled takes forward or reverse by φ alone."""
+        mode = self.mode
+        if mode == "auto":
+            mode = "forward" if self._is_single(hyper) else "reverse"
+        ways = {"forward": self._forward, "reverse": self._reverse, "replay": self._replay}
+        return ways[mode](inner_loss, outer_loss, parameters, hyper, _rate(self.rule, rate), moments)
+
+    def settled(self, inner_loss: InnerLoss, parameters: Tensors, hyper: Tensors, memory: int) -> Unrolled:
+        """See `Hypergradient.settled`."""
+        if self.mode != "auto":
+            return self
+        if self._is_single(hyper):
+            return replace(self, mode="forward")
+        fits = self.steps < 2 or self.steps * graph_bytes(inner_loss, parameters, hyper) < memory / 2
+        return replace(self, mode="reverse" if fits else "replay")
+
+    def _is_single(self, hyper: Tensors) -> bool:
+        return self.steps > 1 and sum(h.numel() for h in hyper.values()) == 1
 
     def _reverse(
-        self, inner_loss: InnerLoss, outer_loss: OuterLoss, parameters: Tensors, hyper: Tensors, rate: float
+        self,
+        inner_loss: InnerLoss,
+        outer_loss: OuterLoss,
+        parameters: Tensors,
+        hyper: Tensors,
+        rate: float,
+        moments: Moments | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        phi = {name: h.detach().requires_grad_() for name, h in hyper.items()}
-        theta: Tensors = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-        slots = self._start(theta)
-        for number in range(1, self.steps + 1):
-            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-                inner_loss(theta, phi), list(theta.values()), create_graph=True, allow_unused=True
-            )
-            theta, slots = self._move(theta, dict(zip(theta, gradients, strict=True)), slots, number, rate)
-        outer = outer_loss(theta)
+        theta, phi = _leaves(parameters), _leaves(hyper)
+        slots, count = _start(self.rule, theta, moments)
+        for h in range(self.steps):
+            gradients = _taped_gradients(inner_loss(theta, phi, h), theta)
+            theta, slots = _move(self.rule, theta, gradients, slots, count + h + 1, rate)
+        outer = _total(outer_loss(theta))
         found = torch.autograd.grad(outer, list(phi.values()), allow_unused=True)
-        return outer.detach(), {
-            name: torch.zeros_like(h) if g is None else g for (name, h), g in zip(phi.items(), found, strict=True)
-        }
+        return outer.detach(), _filled(phi, found)
+
+    def _replay(
+        self,
+        inner_loss: InnerLoss,
+        outer_loss: OuterLoss,
+        parameters: Tensors,
+        hyper: Tensors,
+        rate: float,
+        moments: Moments | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        phi = _leaves(hyper)
+        theta = {n: p.detach() for n, p in parameters.items()}
+        slots, count = _start(self.rule, theta, moments)
+        path = []
+        for h in range(self.steps):
+            gradients, _ = _gradients(inner_loss(at := _leaves(theta), phi, h), at)
+            path.append((theta, slots, gradients))
+            theta, slots = _move(self.rule, theta, gradients, slots, count + h + 1, rate)
+        slopes, outer = _gradients(outer_loss(at := _leaves(theta)), at)
+        adjoint = _filled(theta, tuple(slopes.values()))
+        slot_adjoint = {n: tuple(torch.zeros_like(s) for s in group) for n, group in slots.items()}
+        found = {n: torch.zeros_like(h) for n, h in phi.items()}
+        for h in reversed(range(self.steps)):
+            theta, slots, gradients = path.pop()
+            # Through the update, one parameter after the other …
+            along = {}
+            for n, g in gradients.items():
+                if g is None:
+                    continue
+                starts = [t.detach().requires_grad_() for t in (theta[n], g, *slots[n])]
+                moved, state = self.rule.step(starts[0], starts[1], tuple(starts[2:]), count + h + 1, rate)
+                pairs = [(e, a) for e, a in zip((moved, *state), (adjoint[n], *slot_adjoint[n]), strict=True)]
+                pulled = torch.autograd.grad(
+                    [e for e, _ in pairs], starts, grad_outputs=[a for _, a in pairs], allow_unused=True
+                )
+                adjoint[n], along[n], *rest = _filled_list(starts, pulled)
+                slot_adjoint[n] = tuple(rest)
+            # … then through the gradient, one part of the loss after the other.
+            at = _leaves(theta)
+            for part in _parts(inner_loss(at, phi, h)):
+                ends = _ends(_taped_gradients(part, at), along)
+                if not ends:
+                    continue
+                pulled = torch.autograd.grad(
+                    [g for g, _ in ends],
+                    [*at.values(), *phi.values()],
+                    grad_outputs=[a for _, a in ends],
+                    allow_unused=True,
+                )
+                for target, name, g in zip([adjoint] * len(at) + [found] * len(phi), (*at, *phi), pulled, strict=True):
+                    if g is not None:
+                        target[name] = target[name] + g
+        return outer, found
 
     def _forward(
-        self, inner_loss: InnerLoss, outer_loss: OuterLoss, parameters: Tensors, hyper: Tensors, rate: float
+        self,
+        inner_loss: InnerLoss,
+        outer_loss: OuterLoss,
+        parameters: Tensors,
+        hyper: Tensors,
+        rate: float,
+        moments: Moments | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        phi = {name: h.detach() for name, h in hyper.items()}
-        outer, found = torch.empty(()), {name: torch.zeros_like(h) for name, h in phi.items()}
-        for name, h in phi.items():
+        outer, found = torch.empty(()), {n: torch.zeros_like(h) for n, h in hyper.items()}
+        for name, h in hyper.items():
             for entry in range(h.numel()):
-                direction = {n: torch.zeros_like(t) for n, t in phi.items()}
+                direction = {n: torch.zeros_like(t) for n, t in hyper.items()}
                 direction[name].view(-1)[entry] = 1
-                outer, slope = self._along(direction, inner_loss, outer_loss, parameters, phi, rate)
+                outer, slope = self._along(direction, inner_loss, outer_loss, parameters, hyper, rate, moments)
                 found[name].view(-1)[entry] = slope
         return outer, found
 
@@ -168,47 +430,376 @@ class Unrolled(Hypergradient):
         inner_loss: InnerLoss,
         outer_loss: OuterLoss,
         parameters: Tensors,
-        phi: Tensors,
+        hyper: Tensors,
         rate: float,
+        moments: Moments | None,
     ) -> tuple[Tensor, Tensor]:
         """E(θ_H) and its derivative along one direction of φ."""
-        theta: Tensors = {name: p.detach() for name, p in parameters.items()}
-        slots = self._start(theta)
-        tangents = (_zeros(theta), {name: tuple(torch.zeros_like(s) for s in group) for name, group in slots.items()})
-        for number in range(1, self.steps + 1):
-
-            def step(
-                at: Tensors, state: dict[str, Slots], hyper: Tensors, number: int = number
-            ) -> tuple[Tensors, dict[str, Slots]]:
-                gradients = torch.func.grad(inner_loss)(at, hyper)
-                return self._move(at, gradients, state, number, rate)
-
-            after: Any = torch.func.jvp(step, (theta, slots, phi), (*tangents, direction))
-            (theta, slots), tangents = after
-        result: Any = torch.func.jvp(outer_loss, (theta,), (tangents[0],))
-        value, slope = result
-        return value.detach(), slope.detach()
-
-    def _start(self, theta: Tensors) -> dict[str, Slots]:
-        return {name: self.rule.start(p) for name, p in theta.items()}
-
-    def _move(
-        self,
-        theta: Tensors,
-        gradients: Mapping[str, Tensor | None],
-        slots: dict[str, Slots],
-        number: int,
-        rate: float,
-    ) -> tuple[dict[str, Tensor], dict[str, Slots]]:
-        """One inner step; a parameter without a gradient stays where it is, as in torch.optim."""
-        moved, state = {}, {}
-        for name, p in theta.items():
-            g = gradients[name]
-            moved[name], state[name] = (
-                (p, slots[name]) if g is None else self.rule.step(p, g, slots[name], number, rate)
+        start = {n: p.detach().clone() for n, p in parameters.items()}
+        slots, count = _start(self.rule, start, moments)
+        points = {
+            n: Dual(
+                p,
+                torch.zeros_like(p),
+                tuple(_laid_out_like(p, s) for s in slots[n]),
+                tuple(torch.zeros_like(p) for _ in slots[n]),
             )
-        return moved, state
+            for n, p in start.items()
+        }
+        for h in range(self.steps):
+            gradients, tangents = _gradient_and_tangent(inner_loss, points, hyper, direction, h)
+            for n, point in points.items():
+                g, dg = gradients[n], tangents[n]
+                if g is not None:  # a parameter without a gradient stays where it is, as in torch.optim
+                    dg = torch.zeros_like(point.value) if dg is None else _laid_out_like(point.value, dg)
+                    self.rule.push(point, _laid_out_like(point.value, g), dg, count + h + 1, rate)
+        theta = _leaves({n: point.value for n, point in points.items()})
+        slopes, outer = _gradients(outer_loss(theta), theta)
+        aligned = [(g * points[n].tangent).sum() for n, g in slopes.items() if g is not None]
+        return outer, torch.stack(aligned).sum() if aligned else torch.zeros_like(outer)
 
 
-def _zeros(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: torch.zeros_like(t) for name, t in tensors.items()}
+@dataclass(frozen=True)
+class OneStep(Hypergradient):
+    """Exact derivative through one SGD step, for many hyper-parameters: −rate · ∂/∂φ ⟨∇_θ J(θ, φ), ∇E(θ₁)⟩.
+
+    With one weight for each gene that is every gene's alignment ⟨∇L_j(θ), ∇E(θ₁)⟩ at once (method.md D.16), never a
+    loop over genes; the same number as `Unrolled(1)`. Two ways to the product with v = ∇E(θ₁):
+
+    - "double backward" keeps the graph of ∇J until v is known: 2⅔ plain steps.
+    - "jvp" differentiates J along v, forward, without any graph of the model: 3 plain steps, in the memory of one part
+      of J.
+
+    "auto" is double backward for a loss of one part and jvp for one of several.
+    """
+
+    rate: float | None = None
+    reach: Literal["all", "late"] = "all"
+    mode: Literal["auto", "double backward", "jvp"] = "auto"
+
+    def __call__(
+        self,
+        inner_loss: InnerLoss,
+        outer_loss: OuterLoss,
+        parameters: Tensors,
+        hyper: Tensors,
+        rate: float,
+        moments: Moments | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Hypergradient.__call__`."""
+        rate = rate if self.rate is None else self.rate
+        theta, phi = _leaves(parameters), _leaves(hyper)
+        inner = inner_loss(theta, phi, 0)
+        is_taped = self.mode == "double backward" or (self.mode == "auto" and isinstance(inner, Tensor))
+        gradients = _taped_gradients(inner, theta) if is_taped else _gradients(inner, theta)[0]
+        ahead = _leaves({n: p if (g := gradients[n]) is None else p - rate * g.detach() for n, p in theta.items()})
+        v, outer = _gradients(outer_loss(ahead), ahead)
+        if is_taped:
+            return outer, _mixed(gradients, v, phi, -rate)
+        found = {n: torch.zeros_like(h) for n, h in phi.items()}
+        with forward_ad.dual_level():
+            dual: dict[str, Tensor] = {
+                n: p.detach() if (d := v[n]) is None else forward_ad.make_dual(p.detach(), d)  # type: ignore[no-untyped-call]
+                for n, p in theta.items()
+            }
+            for part in _parts(inner_loss(dual, phi, 0)):
+                slope = forward_ad.unpack_dual(part).tangent  # type: ignore[no-untyped-call]
+                if slope is not None and slope.requires_grad:
+                    pulled = torch.autograd.grad(slope, list(phi.values()), allow_unused=True)
+                    for target, g in zip(found.values(), pulled, strict=True):
+                        if g is not None:
+                            target.sub_(g, alpha=rate)
+        return outer, found
+
+
+@dataclass(frozen=True)
+class Implicit(Hypergradient):
+    """Implicit function theorem at the present θ: −∂/∂φ ⟨∇_θ J(θ, φ), u⟩ with (∇²J + damping·I) u = ∇E(θ).
+
+    Exact where θ minimises J; elsewhere it is the direction in which the minimum would move. No look-ahead: E is the
+    outer loss at θ.
+
+    - "neumann": u = scale · Σ_{i ≤ terms} (I − scale·A)^i v (Lorraine, Vicol, Duvenaud, AISTATS 2020). Converges where
+      0 < scale·λ < 2 for every eigenvalue λ of A; with few terms it is far off in flat directions, so that `terms` is
+      to be looked at, not trusted. `terms = 0` is T1–T2 (Luketina et al., ICML 2016).
+    - "cg": conjugate gradients, at most `terms` steps; needs A positive definite, which `damping` helps, and stops
+      where a direction of no or negative curvature appears.
+
+    Cost: one graph of ∇J, kept, and one Hessian-vector product (two plain backward passes) for each term.
+    """
+
+    terms: int = 5
+    solver: Literal["neumann", "cg"] = "neumann"
+    scale: float | None = None  # of the Neumann series; None = the model's learning rate
+    damping: float = 0.0
+    reach: Literal["all", "late"] = "all"
+
+    def __call__(
+        self,
+        inner_loss: InnerLoss,
+        outer_loss: OuterLoss,
+        parameters: Tensors,
+        hyper: Tensors,
+        rate: float,
+        moments: Moments | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Hypergradient.__call__`."""
+        theta, phi = _leaves(parameters), _leaves(hyper)
+        slopes, outer = _gradients(outer_loss(theta), theta)
+        v = list(_filled(theta, tuple(slopes.values())).values())
+        gradients = _taped_gradients(inner_loss(theta, phi, 0), theta)
+
+        def curved(direction: list[Tensor]) -> list[Tensor]:
+            """(∇²J + damping·I) · direction."""
+            ends = _ends(gradients, dict(zip(theta, direction, strict=True)))
+            pulled = torch.autograd.grad(
+                [g for g, _ in ends],
+                list(theta.values()),
+                grad_outputs=[d for _, d in ends],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            found = _filled(theta, pulled).values()
+            return [f.add(d, alpha=self.damping) for f, d in zip(found, direction, strict=True)]
+
+        scale = rate if self.scale is None else self.scale
+        u = _neumann(curved, v, self.terms, scale) if self.solver == "neumann" else _cg(curved, v, self.terms)
+        return outer, _mixed(gradients, dict(zip(theta, u, strict=True)), phi, -1.0)
+
+
+@dataclass(frozen=True)
+class FiniteDifference(Hypergradient):
+    """(E(θ_H(φ + δ)) − E(θ_H(φ − δ))) / 2δ for each scalar of φ: two look-aheads without a graph.
+
+    A reference in float64, and a fallback where the model has no second derivative. In float32 rounding and the kinks
+    of a ReLU network swamp it (performance.md: relative error .24 to 5.4), so that it decides nothing there.
+    """
+
+    steps: int = 1
+    rule: Rule = SGD()
+    delta: float = 1e-6
+    reach: Literal["all", "late"] = "all"
+    batches: Literal["same", "new"] = "same"
+
+    def __call__(
+        self,
+        inner_loss: InnerLoss,
+        outer_loss: OuterLoss,
+        parameters: Tensors,
+        hyper: Tensors,
+        rate: float,
+        moments: Moments | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Hypergradient.__call__`; E is the mean of the last two look-aheads."""
+        rate = _rate(self.rule, rate)
+
+        def after(phi: Tensors) -> Tensor:
+            theta = {n: p.detach() for n, p in parameters.items()}
+            slots, count = _start(self.rule, theta, moments)
+            for h in range(self.steps):
+                gradients, _ = _gradients(inner_loss(at := _leaves(theta), phi, h), at)
+                theta, slots = _move(self.rule, theta, gradients, slots, count + h + 1, rate)
+            with torch.no_grad():
+                return _total(outer_loss(theta))
+
+        outer, found = torch.empty(()), {n: torch.zeros_like(h) for n, h in hyper.items()}
+        for name, h in hyper.items():
+            for entry in range(h.numel()):
+                shifted = {n: t.detach().clone() for n, t in hyper.items()}
+                spot = shifted[name].view(-1)
+                old = spot[entry].clone()
+                spot[entry] = old + self.delta
+                above = after(shifted)
+                spot[entry] = old - self.delta
+                below = after(shifted)
+                found[name].view(-1)[entry] = (above - below) / (2 * self.delta)
+                outer = (above + below) / 2
+        return outer, found
+
+
+def graph_bytes(inner_loss: InnerLoss, parameters: Tensors, hyper: Tensors) -> int:
+    """Bytes that one inner step and its backward pass save for a later backward pass, parameters apart."""
+    theta, phi = _leaves(parameters), _leaves(hyper)
+    known = {t.untyped_storage().data_ptr() for t in (*theta.values(), *phi.values())}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                saved[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output that held its own graph would keep it alive for ever
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = _taped_gradients(inner_loss(theta, phi, 0), theta)
+    del kept
+    return sum(saved.values())
+
+
+# Parts ---------------------------------------------------------------------------------------------------------------
+
+
+def _rate(rule: Rule, rate: float) -> float:
+    return rate if rule.learning_rate is None else rule.learning_rate
+
+
+def _leaves(tensors: Tensors) -> dict[str, Tensor]:
+    return {n: t.detach().requires_grad_() for n, t in tensors.items()}
+
+
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor with the strides of the parameter, itself if it has them."""
+    return tensor if tensor.stride() == parameter.stride() else torch.empty_like(parameter).copy_(tensor)
+
+
+def _on_graph(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
+
+
+def _filled_list(tensors: Sequence[Tensor], found: Sequence[Tensor | None]) -> list[Tensor]:
+    """Gradients of the tensors, zeros where there is none."""
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
+
+
+def _filled(tensors: Tensors, found: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """`_filled_list`, by name."""
+    return dict(zip(tensors, _filled_list(list(tensors.values()), found), strict=True))
+
+
+def _parts(value: Sum) -> Iterable[Tensor]:
+    return (value,) if isinstance(value, Tensor) else value
+
+
+def _total(value: Sum) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.stack(list(value)).sum()
+
+
+def _taped_gradients(value: Sum, theta: Tensors) -> dict[str, Tensor | None]:
+    """∇_θ of a scalar, by name, on a graph of its own; None where it does not depend on a parameter."""
+    found = torch.autograd.grad(_total(value), list(theta.values()), create_graph=True, allow_unused=True)
+    return dict(zip(theta, found, strict=True))
+
+
+def _gradients(value: Sum, theta: Tensors) -> tuple[dict[str, Tensor | None], Tensor]:
+    """∇_θ of a scalar, by name, and the scalar, both detached; part after part."""
+    found: dict[str, Tensor | None] = dict.fromkeys(theta)
+    total: Tensor | None = None
+    for part in _parts(value):
+        _add(found, torch.autograd.grad(part, list(theta.values()), allow_unused=True))
+        total = part.detach() if total is None else total + part.detach()
+    assert total is not None, "a loss of no parts"
+    return found, total
+
+
+def _add(sums: dict[str, Tensor | None], parts: Sequence[Tensor | None]) -> None:
+    """Add to each sum; one that has nothing yet takes the part itself."""
+    for (name, old), new in zip(sums.items(), parts, strict=True):
+        if new is not None:
+            sums[name] = new.detach() if old is None else old + new
+
+
+def _ends(gradients: Mapping[str, Tensor | None], along: Mapping[str, Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    """Gradients that are on a graph, each with its direction."""
+    pairs = ((g, along.get(n)) for n, g in gradients.items())
+    return [(g, a) for g, a in pairs if g is not None and g.requires_grad and a is not None]
+
+
+def _gradient_and_tangent(
+    inner_loss: InnerLoss, points: Mapping[str, Dual], hyper: Tensors, direction: Tensors, number: int
+) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """g = ∇_θ J and ġ = ∂_φ∇_θ J · φ̇ + ∇²_θ J · θ̇, part after part.
+
+    By one double backward pass: ġ = ∇_θ (⟨∇_θ J, θ̇⟩ + ⟨∂_φ J, φ̇⟩). Before the first step θ̇ is zero and only the second
+    term is left, which is an ordinary backward pass with other loss weights.
+    """
+    theta, phi = _leaves({n: point.value for n, point in points.items()}), _leaves(hyper)
+    gradients: dict[str, Tensor | None] = dict.fromkeys(theta)
+    tangents: dict[str, Tensor | None] = dict.fromkeys(theta)
+    at, own = list(theta.values()), list(phi.values())
+    along = [*(point.tangent for point in points.values()), *(direction[n] for n in phi)]
+    for part in _parts(inner_loss(theta, phi, number)):
+        if number == 0:
+            mixed = torch.autograd.grad(part, own, create_graph=True, allow_unused=True)
+            found = torch.autograd.grad(part, at, retain_graph=True, allow_unused=True)
+            ends = list(zip(mixed, along[len(at) :], strict=True))
+        else:
+            every = torch.autograd.grad(part, [*at, *own], create_graph=True, allow_unused=True)
+            found = every[: len(at)]
+            ends = list(zip(every, along, strict=True))
+        _add(gradients, found)
+        ends = [(g, d) for g, d in ends if _on_graph(g)]
+        if ends:
+            pulled = torch.autograd.grad([g for g, _ in ends], at, grad_outputs=[d for _, d in ends], allow_unused=True)
+            _add(tangents, pulled)
+    return gradients, tangents
+
+
+def _mixed(
+    gradients: Mapping[str, Tensor | None], along: Mapping[str, Tensor | None], phi: Tensors, factor: float
+) -> dict[str, Tensor]:
+    """factor · ∂/∂φ ⟨∇_θ J, along⟩, zeros where J does not depend on φ."""
+    ends = _ends(gradients, along)
+    if not ends:
+        return {n: torch.zeros_like(h) for n, h in phi.items()}
+    found = torch.autograd.grad(
+        [g for g, _ in ends], list(phi.values()), grad_outputs=[factor * a for _, a in ends], allow_unused=True
+    )
+    return {n: g.detach() for n, g in _filled(phi, found).items()}
+
+
+def _start(rule: Rule, theta: Tensors, moments: Moments | None) -> tuple[dict[str, Slots], int]:
+    """Optimiser state at the start of a look-ahead, to be written to, and how many steps it has seen."""
+    if rule.carried and moments is not None:
+        return {n: tuple(s.detach().clone() for s in moments.slots[n]) for n in theta}, moments.count
+    return {n: rule.start(p) for n, p in theta.items()}, 0
+
+
+def _move(
+    rule: Rule,
+    theta: Tensors,
+    gradients: Mapping[str, Tensor | None],
+    slots: Mapping[str, Slots],
+    number: int,
+    rate: float,
+) -> tuple[dict[str, Tensor], dict[str, Slots]]:
+    """One inner step; a parameter without a gradient stays where it is, as in torch.optim."""
+    moved, state = {}, {}
+    for name, p in theta.items():
+        g = gradients[name]
+        moved[name], state[name] = (p, slots[name]) if g is None else rule.step(p, g, slots[name], number, rate)
+    return moved, state
+
+
+def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    return torch.stack([torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(a, b, strict=True)]).sum()
+
+
+def _neumann(curved: Callable[[list[Tensor]], list[Tensor]], v: list[Tensor], terms: int, scale: float) -> list[Tensor]:
+    """scale · Σ_{i ≤ terms} (I − scale·A)^i v."""
+    term, total = v, [t.clone() for t in v]
+    for _ in range(terms):
+        term = [t.sub(c, alpha=scale) for t, c in zip(term, curved(term), strict=True)]
+        total = [s.add_(t) for s, t in zip(total, term, strict=True)]
+    return [s.mul_(scale) for s in total]
+
+
+def _cg(curved: Callable[[list[Tensor]], list[Tensor]], v: list[Tensor], terms: int) -> list[Tensor]:
+    """A⁻¹ v by conjugate gradients.
+
+    Directions of no positive curvature are not followed: the factor is then zero, without a look at the host.
+    """
+    x = [torch.zeros_like(t) for t in v]
+    residual, direction = [t.clone() for t in v], [t.clone() for t in v]
+    size = _dot(residual, residual)
+    going = torch.ones_like(size)
+    for _ in range(terms):
+        image = curved(direction)
+        curvature = _dot(direction, image)
+        going = going * (curvature > 0)
+        step = going * torch.where(curvature > 0, size / curvature, 0)
+        x = [a + step * d for a, d in zip(x, direction, strict=True)]
+        residual = [r - step * i for r, i in zip(residual, image, strict=True)]
+        new = _dot(residual, residual)
+        direction = [r + torch.where(size > 0, new / size, 0) * d for r, d in zip(residual, direction, strict=True)]
+        size = new
+    return x

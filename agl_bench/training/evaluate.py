@@ -21,8 +21,11 @@ def predict(model: Model, store: SpotStore, rows: Tensor, columns: Tensor) -> Te
     was_training = model.training
     model.eval()
     weight, bias = model.head.weight[columns], model.head.bias[columns]
+    here: np.ndarray = rows.cpu().numpy()
+    batches = [here[start : start + BATCH] for start in range(0, len(here), BATCH)]
     parts = [
-        torch.nn.functional.linear(model.backbone(store.spots(part)), weight, bias) for part in torch.split(rows, BATCH)
+        torch.nn.functional.linear(model.backbone(batch.spots), weight, bias)
+        for batch in store.stream(batches, expression=False)
     ]
     model.train(was_training)
     return torch.cat(parts)
@@ -74,9 +77,9 @@ def evaluate(model: Model, test: SpotStore, development: SpotStore, training_row
     """
     columns = primary.to(test.device).nonzero().squeeze(1)
     prediction = predict(model, test, torch.arange(len(test), device=test.device), columns)
-    target = test.expression[:, columns]
+    target = test.expression_of(columns=columns)
     slope, offset = metrics.affine_fit(
-        predict(model, development, training_rows, columns), development.expression[training_rows[:, None], columns]
+        predict(model, development, training_rows, columns), development.expression_of(training_rows, columns)
     )
     fitted = prediction * slope + offset
     parts = _rows_of_sections(test.section_on_host, prediction.device)

@@ -17,6 +17,8 @@ class EpochRecord:
         validation_pcc: mean over sections of the mean over primary genes of the PCC on the validation spots.
         validation_nan_genes: primary genes without a PCC, summed over sections.
         outer_loss: mean over the outer steps of the outer loss after the look-ahead; None if there were none.
+        outer_signal_to_noise: of the selector's gradient over the last look-aheads, see `trainer.Signal`; None for
+            fewer than two.
         selected: auxiliary genes whose effective weight is above half of a primary gene's (k, where there is a k).
         effective: sum of the effective weights of auxiliary genes, a primary gene counting 1.
         parameters: scalar parameters of the selector by name, e.g. its cut-off.
@@ -29,6 +31,7 @@ class EpochRecord:
     validation_pcc: float
     validation_nan_genes: int
     outer_loss: float | None
+    outer_signal_to_noise: float | None
     selected: int
     effective: float
     parameters: dict[str, float] = field(default_factory=dict)
@@ -45,9 +48,11 @@ class Fit:
         validation_pcc: at that epoch.
         effective_weights: (genes,) at that epoch, float32 on the host; ∂loss/∂(loss of the gene), primary mean = 1.
         epochs: how many were trained.
+        hypergradient: how the selector's gradient was obtained, with nothing left open; "''" if it has none.
     """
 
     best_epoch: int
     validation_pcc: float
     effective_weights: Tensor
     epochs: int
+    hypergradient: str = ""

@@ -13,6 +13,7 @@ test spots are not in the store that it gets.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ from agl_bench.errors import BadPlugin, Diverged
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, Step
 from agl_bench.interfaces.spots import SpotBatch
+from agl_bench.maths.hypergradient import Hypergradient, Moments, Sum
 from agl_bench.maths.losses import LOSSES
 from agl_bench.maths.seeds import generator_for, seed_for
 from agl_bench.protocol import Protocol
 from agl_bench.training.evaluate import pcc_by_section, predict
 from agl_bench.training.model import Model
+from agl_bench.training.precision import device_memory, fast
 from agl_bench.training.records import EpochRecord, Fit
 
 HALF = 0.5 + 1e-5  # a weight of exactly one half, where some selectors start, is not above it by rounding
@@ -47,6 +50,50 @@ class DevelopmentRows:
     train: np.ndarray
     held_out: np.ndarray
     validation: np.ndarray
+
+
+@dataclass(frozen=True)
+class OuterPass:
+    """What an epoch's outer steps measured; None where there were none."""
+
+    loss: float | None = None
+    signal_to_noise: float | None = None
+
+
+class Signal:
+    """Signal-to-noise of a gradient from one look-ahead to the next, accumulated on the device.
+
+    Σ over entries of mean² / Σ of variance, square root; for a scalar |mean| / standard deviation. Means run over the
+    last look-aheads with weights that fade by a tenth each, and the squared mean is corrected for what noise alone
+    would give it, so that noise reads 0.
+    """
+
+    FADING = 0.9
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.means = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
+        self.squares = {n: torch.zeros((), dtype=torch.float64, device=p.device) for n, p in parameters.items()}
+        self.count = 0
+
+    def add(self, gradients: Mapping[str, Tensor]) -> None:
+        """The gradient of one look-ahead."""
+        self.count += 1
+        for name, gradient in gradients.items():
+            gradient = gradient.double()
+            self.means[name].lerp_(gradient, 1 - self.FADING)
+            self.squares[name].lerp_(gradient.square().sum(), 1 - self.FADING)
+
+    def to_noise(self) -> float | None:
+        """The ratio; None for fewer than two look-aheads. Waits for the device."""
+        if self.count < 2:
+            return None
+        whole = 1 - self.FADING**self.count  # the weights add up to this
+        # Share of the noise that is left in the mean: Σ weight² of weights that add up to one.
+        left = (1 - self.FADING) / (1 + self.FADING) * (1 - self.FADING ** (2 * self.count)) / whole**2
+        length = float(sum(m.square().sum() for m in self.means.values())) / whole**2
+        noise = max(float(sum(self.squares.values())) / whole - length, 0.0) / (1 - left)
+        signal = max(length - left * noise, 0.0)
+        return (signal / noise) ** 0.5 if noise > 0 else None
 
 
 class Trainer:
@@ -67,22 +114,46 @@ class Trainer:
         *,
         seed: int,
     ) -> None:
-        self.model, self.selector, self.store, self.rows = model, selector, store, rows
-        self.genes, self.protocol, self.seed = genes, protocol, seed
+        self.selector, self.rows, self.genes, self.protocol, self.seed = selector, rows, genes, protocol, seed
+        self.whole, self.columns = model, self._used_columns(store.device)
+        # Outputs that no loss will ever read are left out of the head, the optimiser and the batches.
+        self.model = model if self.columns is None else model.narrow(self.columns)
+        self.store = store if self.columns is None else store.narrow(self.columns)
         self.primary = genes.primary.to(store.device)
-        self.primary_columns = self.primary.nonzero().squeeze(1)
+        is_primary = self.primary if self.columns is None else self.primary[self.columns]
+        self.primary_columns = is_primary.nonzero().squeeze(1)
+        self.scored = store.narrow(self.primary.nonzero().squeeze(1))  # held-out and validation spots
         self.validation_rows = torch.from_numpy(rows.validation).to(store.device)
-        self.validation_target = store.expression[self.validation_rows[:, None], self.primary_columns]
+        self.validation_target = self.scored.expression_of(self.validation_rows)
         self.losses_of = LOSSES[protocol.loss]
         self.rate = model.backbone.learning_rate if protocol.learning_rate == "backbone" else protocol.learning_rate
         own = [p for p in selector.parameters() if p.requires_grad]
         learns_outside = bool(own) and selector.learns_from == "validation"
-        groups: list[dict[str, object]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        groups: list[dict[str, object]] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
         if own and not learns_outside:
             groups.append({"params": own, "lr": selector.learning_rate, "weight_decay": 0.0})
-        self.optimizer = torch.optim.Adam(groups, lr=self.rate, weight_decay=protocol.weight_decay)
+        # One kernel for all parameters: on a CPU six times faster than one operation after the other.
+        self.optimizer = torch.optim.Adam(groups, lr=self.rate, weight_decay=protocol.weight_decay, fused=True)
         self.outer_optimizer = torch.optim.Adam(own, lr=selector.learning_rate) if learns_outside else None
+        self.hypergradient: Hypergradient | None = None  # settled at the first outer step
+        self.trained = torch.compile(self.model) if protocol.compile else self.model  # first-order steps only
+        self.signal: Signal | None = None
+        self._steps = 0
         self._fit: Fit | None = None
+
+    def _used_columns(self, device: torch.device) -> Tensor | None:
+        """(used,) the genes that the selector uses, None if that is all of them."""
+        used = self.selector.used
+        if used is None:
+            return None
+        name, genes = type(self.selector).__name__, len(self.genes.names)
+        if used.shape != (genes,) or used.dtype != torch.bool:
+            raise BadPlugin(
+                f"{name}.used must be a bool tensor of shape ({genes},), got {used.dtype} {tuple(used.shape)}"
+            )
+        if not used.cpu()[self.genes.primary].all():
+            raise BadPlugin(f"{name}.used leaves out a primary gene; every primary gene takes part")
+        return None if used.all() else used.to(device).nonzero().squeeze(1)
 
     @property
     def fit(self) -> Fit:
@@ -96,7 +167,7 @@ class Trainer:
         best_state, best_weights = self._state(), torch.empty(0)
         for epoch in range(self.protocol.epochs):
             started = time.perf_counter()
-            outer_loss = self._outer_pass(epoch) if self._outer_is_due(epoch) else None
+            outer = self._outer_pass(epoch) if self._outer_is_due(epoch) else OuterPass()
             training_loss, weights = self._train_pass(epoch)
             pcc = self._validate()
             validation = float(pcc.nanmean(1).nanmean())  # NaN only if no gene varies anywhere
@@ -110,7 +181,8 @@ class Trainer:
                 training_loss=training_loss,
                 validation_pcc=validation,
                 validation_nan_genes=int(pcc.isnan().sum()),
-                outer_loss=outer_loss,
+                outer_loss=outer.loss,
+                outer_signal_to_noise=outer.signal_to_noise,
                 selected=int((auxiliary > HALF).sum()),
                 effective=float(auxiliary.sum()),
                 parameters={n: float(p.detach()) for n, p in self.selector.named_parameters() if p.numel() == 1},
@@ -121,7 +193,9 @@ class Trainer:
                 break
         self.model.load_state_dict(best_state[0])
         self.selector.load_state_dict(best_state[1])
-        self._fit = Fit(best_epoch, best_pcc, best_weights.float().cpu(), epoch + 1)
+        if self.columns is not None:
+            self.whole.widen(self.model, self.columns)
+        self._fit = Fit(best_epoch, best_pcc, best_weights.float().cpu(), epoch + 1, repr(self.hypergradient or ""))
 
     def _train_pass(self, epoch: int) -> tuple[float, Tensor]:
         """One pass over the training spots: mean loss, and the effective weight of every gene at its last step."""
@@ -132,18 +206,22 @@ class Trainer:
         broken = torch.zeros(len(self.genes.names), dtype=torch.bool, device=self.store.device)
         batches = self._batches(self.rows.train, "train", epoch, self.protocol.batch_size)
         weights = torch.empty(0)
-        for number, rows in enumerate(batches, start=1):
-            losses, step = self._forward(self.store.batch(rows, augment), epoch)
+        for number, batch in enumerate(self.store.stream(batches, augment), start=1):
+            with fast(self.protocol.precision, self.store.device):
+                features, prediction = self.trained(batch.spots)
+            losses, step = self._losses(features, prediction, batch, epoch)
             loss = self._combine(losses, step)
             if not loss.requires_grad:
                 raise self._detached()
             if number == len(batches):
                 weights = self._effective_weights(loss, losses)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            with fast(self.protocol.precision, self.store.device, backward=True):
+                loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.detach()
             broken = torch.where(broken.any(), broken, ~losses.detach().isfinite())  # those of the first bad batch
+        self._steps += len(batches)
         mean = float(total) / len(batches)  # read once per epoch: no step waits for the device
         if not np.isfinite(mean):
             gene = next((n for n, b in zip(self.genes.names, broken.tolist(), strict=True) if b), None)
@@ -159,54 +237,117 @@ class Trainer:
         due = epoch >= p.outer_start and (epoch - p.outer_start) % p.outer_every == 0
         return due and self.outer_optimizer is not None
 
-    def _outer_pass(self, epoch: int) -> float:
-        """One outer step for each training batch; the model stays as it is, only the selector moves."""
+    def _outer_pass(self, epoch: int) -> OuterPass:
+        """As many look-aheads as there are training batches; the model stays as it is, only the selector moves."""
         assert self.outer_optimizer is not None
         self.model.train()
-        torch.manual_seed(seed_for(self.seed, "dropout", "outer", str(epoch)))
         augment = self._augmentation("inner", epoch) if self.protocol.augment else None
         augment_outer = self._augmentation("outer", epoch) if self.protocol.outer_augment else None
         size = self.protocol.outer_batch_size or self.protocol.batch_size
-        inner_batches = self._batches(self.rows.train, "inner", epoch, size)
-        held_out = self._endless(self.rows.held_out, epoch, size)
+        inner = self.store.stream(self._endless(self.rows.train, "inner", epoch, size), augment)
+        held_out = self.scored.stream(self._endless(self.rows.held_out, "outer", epoch, size), augment_outer)
         own = {n: p for n, p in self.selector.named_parameters() if p.requires_grad}
+        self.signal = self.signal or Signal(own)
+        moments = self._moments()
         total = torch.zeros((), device=self.store.device, dtype=torch.float64)
-        for rows in inner_batches:
+        # A pass: as many look-aheads as take every training spot once into their first inner loss.
+        many = [len(self._batches(r, "count", epoch, size)) for r in (self.rows.train, self.rows.held_out)]
+        averaged, averaged_outer = (min(self.protocol.outer_batches or m, m) for m in many)
+        count = -(-many[0] // averaged)
+        method = self.hypergradient or self.selector.hypergradient
+        for number in range(count):
+            groups = [
+                list(itertools.islice(inner, averaged)) for _ in range(method.steps if method.batches == "new" else 1)
+            ]
             outer, gradients = self._hypergradient(
-                self.store.batch(rows, augment), self.store.batch(next(held_out), augment_outer), own, epoch
+                groups, list(itertools.islice(held_out, averaged_outer)), own, epoch, moments, number
             )
+            self.signal.add(gradients)
             for name, parameter in own.items():
                 parameter.grad = gradients[name]
             self.outer_optimizer.step()
             total += outer
-        return float(total) / len(inner_batches)
+        return OuterPass(float(total) / count, self.signal.to_noise())
 
     def _hypergradient(
-        self, inner: SpotBatch, outer: SpotBatch, own: Mapping[str, Tensor], epoch: int
+        self,
+        inner: list[list[SpotBatch]],
+        outer: list[SpotBatch],
+        own: Mapping[str, Tensor],
+        epoch: int,
+        moments: Moments | None = None,
+        look_ahead: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Outer loss after the look-ahead on `inner`, and its gradient for the selector's parameters.
 
+        Both losses are means over batches, `inner` of one group of batches for all steps or of one for each. Means of
+        losses rather than of hypergradients: m batches on either side make m² pairs.
+
         Normalisation layers use the statistics of the batch at hand, as in training, and keep no running ones; other
-        buffers are copies. Nothing leaks out of a look-ahead. Weight decay is not part of the look-ahead.
+        buffers are copies. Nothing leaks out of a look-ahead. Dropout masks belong to the step, however often its loss
+        is asked for. Weight decay is not part of the look-ahead, which is always in full precision.
         """
+        method = self.hypergradient or self.selector.hypergradient
+        is_late = method.reach == "late" and self.model.backbone.splits
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if is_late:
+            parameters = dict(self.model.late_parameters())
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
 
-        def inner_loss(at: Mapping[str, Tensor], selector_at: Mapping[str, Tensor]) -> Tensor:
-            losses, step = self._forward(inner, epoch, state={**at, **buffers})
-            return self._combine(losses, step, selector_at)
-
-        def outer_loss(at: Mapping[str, Tensor]) -> Tensor:
-            losses, _ = self._forward(outer, epoch, state={**at, **buffers})
-            return losses[self.primary_columns].mean()
+        def draw_dropout(part: str) -> None:
+            torch.manual_seed(seed_for(self.seed, "dropout", "outer", str(epoch), str(look_ahead), part))
 
         with _without_running_statistics(self.model):
-            return self.selector.hypergradient(inner_loss, outer_loss, parameters, own, self.rate)
+            # What a look-ahead does not move is computed once for all its steps.
+            draw_dropout("early")
+            groups = [[(b, self._early(b) if is_late else None) for b in group] for group in (*inner, outer)]
 
-    def _forward(self, batch: SpotBatch, epoch: int, state: dict[str, Tensor] | None = None) -> tuple[Tensor, Step]:
-        """Losses (genes,) of a batch, with the model's own parameters or those of `state`."""
-        features, prediction = functional_call(self.model, state or {}, (batch.spots,))
+            # One part for each batch, so that one batch's graph is in memory at a time where the engine can.
+            def inner_loss(at: Mapping[str, Tensor], selector_at: Mapping[str, Tensor], number: int) -> Sum:
+                group = groups[number % len(inner)]
+
+                def part(index: int) -> Tensor:
+                    draw_dropout(f"{number}.{index}")
+                    batch, hidden = group[index]
+                    features, prediction = functional_call(self.model, {**at, **buffers}, (batch.spots, hidden))
+                    losses, step = self._losses(features, prediction, batch, epoch)
+                    return self._combine(losses, step, selector_at) / len(group)
+
+                return part(0) if len(group) == 1 else map(part, range(len(group)))
+
+            def outer_loss(at: Mapping[str, Tensor]) -> Iterator[Tensor]:
+                draw_dropout("outer")
+                for batch, hidden in groups[-1]:
+                    arguments = (batch.spots, hidden, self.primary_columns)
+                    _, prediction = functional_call(self.model, {**at, **buffers}, arguments)
+                    yield self.losses_of(prediction, batch.expression).mean() / len(outer)
+
+            if self.hypergradient is None:
+                method = method.settled(inner_loss, parameters, own, device_memory(self.store.device))
+                self.hypergradient = method
+            return method(inner_loss, outer_loss, parameters, own, self.rate, moments)
+
+    @torch.no_grad()
+    def _early(self, batch: SpotBatch) -> Tensor:
+        return self.model.backbone.early(batch.spots)
+
+    def _moments(self) -> Moments | None:
+        """Adam's moments of the model's parameters, zeros before its first step."""
+        rule = getattr(self.selector.hypergradient, "rule", None)
+        if not getattr(rule, "carried", False):
+            return None
+        slots = {}
+        for name, parameter in self.model.named_parameters():
+            state = self.optimizer.state.get(parameter, {})
+            slots[name] = tuple(state.get(k, torch.zeros_like(parameter)) for k in ("exp_avg", "exp_avg_sq"))
+        return Moments(slots, self._steps)
+
+    def _losses(self, features: Tensor, prediction: Tensor, batch: SpotBatch, epoch: int) -> tuple[Tensor, Step]:
+        """Losses (genes,) of a batch, 0 for genes that the selector does not use."""
         losses = self.losses_of(prediction, batch.expression)
+        if self.columns is not None:
+            every = torch.zeros(len(self.genes.names), dtype=losses.dtype, device=losses.device)
+            losses = every.index_copy(0, self.columns, losses)
         return losses, Step(features, prediction, batch.expression, batch.row, epoch)
 
     def _combine(self, losses: Tensor, step: Step, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -225,16 +366,16 @@ class Trainer:
         (slope,) = torch.autograd.grad(loss, losses, retain_graph=True, allow_unused=True)
         if slope is None:
             raise self._detached()
-        return slope.detach() / slope.detach()[self.primary_columns].mean()
+        return slope.detach() / slope.detach()[self.primary].mean()
 
     def _validate(self) -> Tensor:
         """PCC of the primary genes within each section of the validation spots, (sections, primary)."""
-        prediction = predict(self.model, self.store, self.validation_rows, self.primary_columns)
+        prediction = predict(self.model, self.scored, self.validation_rows, self.primary_columns)
         section = self.store.section_on_host[self.rows.validation]
         return pcc_by_section(prediction, self.validation_target, section).cpu()
 
-    def _batches(self, rows: np.ndarray, purpose: str, epoch: int, size: int) -> list[Tensor]:
-        """The batches of one pass, of nearly equal size and at most `size` spots, on the device.
+    def _batches(self, rows: np.ndarray, purpose: str, epoch: int, size: int) -> list[np.ndarray]:
+        """The batches of one pass, of nearly equal size and at most `size` spots.
 
         Equal sizes rather than a small last batch: the correlation loss of a few spots is noise.
         """
@@ -245,16 +386,12 @@ class Trainer:
         for group in groups:
             count = -(-len(group) // size)
             batches += np.array_split(rng.permutation(group), count)
-        batches = [batches[i] for i in rng.permutation(len(batches))]
-        everything = torch.from_numpy(np.concatenate(batches)).to(self.store.device)  # one transfer for the pass
-        return list(torch.split(everything, [len(b) for b in batches]))
+        return [batches[i] for i in rng.permutation(len(batches))]
 
-    def _endless(self, rows: np.ndarray, epoch: int, size: int) -> Iterator[Tensor]:
+    def _endless(self, rows: np.ndarray, purpose: str, epoch: int, size: int) -> Iterator[np.ndarray]:
         """Batches of `rows` for ever, shuffled anew in each pass."""
-        turn = 0
-        while True:
-            yield from self._batches(rows, f"outer.{turn}", epoch, size)
-            turn += 1
+        for turn in itertools.count():
+            yield from self._batches(rows, f"{purpose}.{turn}", epoch, size)
 
     def _augmentation(self, purpose: str, epoch: int) -> torch.Generator:
         return generator_for(self.seed, "augmentation", purpose, str(epoch), device=self.store.device)

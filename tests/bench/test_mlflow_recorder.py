@@ -48,6 +48,7 @@ def make_records(*, moving: bool = True) -> list[EpochRecord]:
             validation_pcc=float("nan") if e == 0 else 0.1 * e,
             validation_nan_genes=0,
             outer_loss=None if e == 0 else 0.9,
+            outer_signal_to_noise=None if e == 0 else 0.1 * e,
             selected=5 - e if moving else 5,
             effective=4.5,
             parameters={"cut[off]": 0.5 - e / 10},

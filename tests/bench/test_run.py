@@ -120,6 +120,40 @@ PROBE = """
     def register_selectors():
         return {"quiet": Quiet, "noisy": Noisy}
 """
+FROZEN = """
+    import torch
+    from torch import nn
+    from agl_bench import Backbone, hookimpl
+
+    ENCODED = []
+
+    class Still(Backbone):
+        '''A trained layer on some pixels of the patch; picking them is the frozen part.'''
+        reference = "test"
+        frozen, late_prefixes, patch_px, width, learning_rate = True, ("mix.",), 16, 6, 1e-2
+
+        def __init__(self, example):
+            super().__init__(example)
+            self.register_buffer("chosen", torch.arange(0, 768, 7))
+            self.mix = nn.Linear(len(self.chosen), self.width)
+
+        def encode(self, spots):
+            ENCODED.append(len(spots.position))
+            assert not self.training and not torch.is_grad_enabled()
+            return self.pick(spots)
+
+        def pick(self, spots):
+            return spots.patches.flatten(1)[:, self.chosen]
+
+        def forward(self, spots):
+            hidden = self.pick(spots) if spots.embedding is None else spots.embedding
+            assert (spots.patches is None) == self.frozen
+            return torch.tanh(self.mix(hidden))
+
+    @hookimpl
+    def register_backbones():
+        return {"still": Still}
+"""
 
 
 def plugin(folder, name, source):
@@ -181,6 +215,39 @@ def test_result_is_complete(complete):
         assert result.epochs["epoch"].tolist() == [0, 1, 2]
         assert counts["train_spots"] + counts["held_out_spots"] + counts["validation_spots"] == 40
         assert counts["test_spots"] == 40
+
+
+def test_a_result_says_how_the_selector_learnt(complete):
+    """With nothing left open."""
+    found = {r.spec.selector.name: r.provenance["hypergradient"] for r in CellStore(complete)}
+    assert {n for n, how in found.items() if how != "''"} == {"dkgsb", "amal"}
+    assert found["dkgsb"].startswith("Unrolled(steps=3, rule=Adam(") and "mode='forward'" in found["dkgsb"]
+    assert found["amal"].startswith("OneStep(rate=0.5")
+
+
+@pytest.mark.parametrize(("augment", "symmetries"), [("true", 8), ("false", 1)])
+def test_a_frozen_backbone_encodes_each_spot_once_for_all_folds(tmp_path, grid, monkeypatch, augment, symmetries):
+    """And the results are those of a backbone that does the same work in every step."""
+    path = plugin(tmp_path, "frozen", FROZEN)
+    results = []
+    for frozen in (True, False):
+        more = [*FEWER, f"protocol.augment={augment}", "protocol.min_genes_per_spot=0"]
+        cells, bench = grid("dkgsb", "hvg_k", files=[path], evaluation=["intra"], backbone=["still"], more=more)
+        cls = bench.plugins.entry("still", "backbone").load()
+        monkeypatch.setattr(cls, "frozen", frozen)
+        module = sys.modules[cls.__module__]
+        module.ENCODED.clear()
+        sections = set()
+        results.append([])
+        for spec, plan in cells:
+            sections.add(plan.sections)
+            results[-1].append(list(bench.train(spec, plan))[-1])
+            assert sum(module.ENCODED) == (len(sections) * 40 * symmetries if frozen else 0)
+        assert len(cells) == 8 and len(sections) == 2  # 2 sections × 2 folds × 2 selectors
+    for encoded, plain in zip(*results, strict=True):
+        assert encoded.spec == plain.spec
+        same(encoded, plain)
+    assert len({r.pcc for r in results[0]}) == 8
 
 
 def test_finished_cells_are_not_trained_again(complete, run, monkeypatch):

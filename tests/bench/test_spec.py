@@ -205,7 +205,7 @@ def test_file_that_is_not_there(plugins, tmp_path):
         ("dkgsb.steps=0", BadSpec, "dkgsb.steps = '0' is not allowed; it takes a whole number in 1"),
         ("dkgsb.steps=two", BadSpec, "a whole number"),
         ("dkgsb.temperature=nan", BadSpec, "dkgsb.temperature"),
-        ("dkgsb.inner=lion", BadSpec, "sgd | adam"),
+        ("dkgsb.inner=lion", BadSpec, "adam | adam_higher | sgd"),
         ("protocol.augment=maybe", BadSpec, "true | false"),
         ("tiny.patch_px=32.5", BadSpec, "tiny.patch_px"),
         ("pgl.k=5", UnknownName, "k"),

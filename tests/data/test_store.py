@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from scipy import sparse
 
+from agl_bench.data import store as module
 from agl_bench.data.patches import ArrayPatches
 from agl_bench.data.preprocess import SpotTable, tabulate
-from agl_bench.data.store import SpotStore
+from agl_bench.data.store import Csr, Dense, SpotStore, budget, fit
 from agl_bench.errors import BadSpec
-from agl_bench.interfaces.spots import Section
+from agl_bench.interfaces.backbone import Backbone
+from agl_bench.interfaces.spots import Section, SpotBatch, Spots
 from agl_bench.protocol import Protocol
 
 PX, UM, WIDTH = 8, 112.0, 3
@@ -44,9 +52,9 @@ def table() -> SpotTable:
 
 
 def store_of(
-    table: SpotTable, rows: np.ndarray, sees: str = "patches", columns: tuple[int, ...] = (0, 1, 2, 3)
+    table: SpotTable, rows: np.ndarray, sees: str = "patches", columns: tuple[int, ...] = (0, 1, 2, 3), **place: Any
 ) -> SpotStore:
-    return SpotStore(table, rows, np.array(columns), sees=sees, patch_px=PX, patch_um=UM, device=CPU)  # type: ignore[arg-type]
+    return SpotStore(table, rows, np.array(columns), sees=sees, patch_px=PX, patch_um=UM, device=CPU, **place)  # type: ignore[arg-type]
 
 
 def shuffled(table: SpotTable) -> np.ndarray:
@@ -65,7 +73,7 @@ def test_everything_is_gathered_in_the_order_of_the_rows(table: SpotTable) -> No
         section = table.sections[table.section[row]]
         pixels = section.patches.read(table.source_row[[row]], PX, UM)[0]  # type: ignore[union-attr]
         np.testing.assert_array_equal(spots.patches[i], pixels.astype(np.float32) / np.float32(255))
-        np.testing.assert_array_equal(store.expression[i], table.expression[[row]].toarray()[0, [2, 0]])
+        np.testing.assert_array_equal(store.expression_of()[i], table.expression[[row]].toarray()[0, [2, 0]])
         np.testing.assert_array_equal(spots.position[i], table.position[row])
     np.testing.assert_array_equal(spots.section, table.section[rows])
     np.testing.assert_array_equal(store.section_on_host, table.section[rows])
@@ -83,7 +91,7 @@ def test_a_batch_holds_the_rows_asked_for(table: SpotTable) -> None:
     store = store_of(table, shuffled(table))
     rows = torch.tensor([4, 0, 4, 9])
     batch = store.batch(rows)
-    assert torch.equal(batch.row, rows) and torch.equal(batch.expression, store.expression[rows])
+    assert torch.equal(batch.row, rows) and torch.equal(batch.expression, store.expression_of()[rows])
     assert torch.equal(batch.spots.position, store.position[rows])
     assert torch.equal(batch.spots.patches, store.spots(torch.arange(len(store))).patches[rows])  # type: ignore[index]
 
@@ -145,3 +153,248 @@ def test_sections_without_what_the_backbone_sees(sections: list[Section], sees: 
     table = tabulate(sections, Protocol(min_genes_per_spot=0))
     with pytest.raises(BadSpec, match=sentence):
         store_of(table, np.arange(len(table)), sees)
+
+
+# ---- where the data are ---------------------------------------------------------------------------------------------
+
+CHOICES = [{"dense": d, "patches_on": p} for d in (True, False) for p in ("device", "host")]
+BATCHES = [np.array([3, 0, 3]), np.array([7]), np.array([1, 9, 4, 2]), np.array([5, 6]), np.array([8])]
+
+
+@pytest.mark.parametrize(
+    ("budget_bytes", "expected"),
+    [
+        (4000 + 500, (True, "device")),
+        (4499, (False, "device")),
+        (8 * 100 + 8 * 11 + 500, (False, "device")),
+        (8 * 100 + 8 * 11 + 499, (False, "host")),
+        (10, (False, "host")),
+    ],
+)
+def test_the_fastest_that_fits(budget_bytes: int, expected: tuple[bool, str]) -> None:
+    assert fit(10, 100, 100, 500, budget_bytes) == expected
+
+
+def test_many_patches_go_to_the_host_before_expression_becomes_sparse() -> None:
+    assert fit(10, 100, 100, 50_000, 4000) == (True, "host")
+
+
+def test_csr_that_is_larger_is_no_choice() -> None:
+    assert fit(10, 100, 900, 500, 4499) == (True, "host") == fit(10, 100, 900, 500, 0)
+
+
+def test_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert budget(CPU) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1000, 5000))
+    assert budget(torch.device("cuda")) == 600
+
+
+def sparse_table(table: SpotTable, genes: int = 40) -> SpotTable:
+    """The same spots with mostly empty expression, a row and a column of zeros among them."""
+    values = np.random.default_rng(3).random((len(table), genes), dtype=np.float32)
+    values[values > 0.2] = 0
+    values[2] = values[:, 5] = 0
+    return replace(table, expression=sparse.csr_matrix(values), genes=tuple(f"g{i}" for i in range(genes)))
+
+
+@pytest.mark.parametrize("block", [1024, 4])
+def test_csr_is_dense_bit_for_bit(table: SpotTable, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    table, rows = sparse_table(table), shuffled(table)
+    columns = tuple(np.random.default_rng(0).permutation(40)[:30].tolist())
+    dense, csr = (store_of(table, rows, "position", columns, dense=d) for d in (True, False))
+    assert isinstance(dense.matrix, Dense) and isinstance(csr.matrix, Csr) and dense.genes == csr.genes == 30
+    np.testing.assert_array_equal(dense.expression_of(), table.expression.toarray()[rows][:, columns])
+    some, few = torch.tensor([4, 0, 2, 2, 9, 11]), torch.tensor([7, 29, 0])
+    for r, c in itertools.product((None, some), (None, few)):
+        assert torch.equal(dense.expression_of(r, c), csr.expression_of(r, c))
+    assert torch.equal(dense.expression_of(some, few), dense.expression_of()[some][:, few])
+    for n in (0, 1, 7):
+        assert torch.equal(dense.leading_expression(n), dense.expression_of()[:n])
+        assert torch.equal(csr.leading_expression(n), dense.expression_of()[:n])
+    assert torch.equal(dense.batch(some).expression, csr.batch(some).expression)
+    assert csr.nbytes["device"] < dense.nbytes["device"]
+
+
+def test_a_value_that_is_stored_in_two_parts_is_their_sum(table: SpotTable) -> None:
+    twice = sparse.csr_matrix((np.float32([1, 2]), [1, 1], [0, 2] + [2] * (len(table) - 1)), shape=(len(table), 4))
+    stores = (store_of(replace(table, expression=twice), np.arange(5), "position", dense=d) for d in (True, False))
+    assert all(s.expression_of()[0].tolist() == [0, 3, 0, 0] for s in stores)
+
+
+def test_dense_expression_is_shown_without_a_copy(table: SpotTable) -> None:
+    store = store_of(table, shuffled(table))
+    assert store.expression_of().data_ptr() == store.leading_expression(3).data_ptr()
+    assert store.expression_of() is store.expression_of()
+
+
+def test_a_change_in_place_is_noticed(table: SpotTable) -> None:
+    dense, csr = (store_of(table, shuffled(table), dense=d) for d in (True, False))
+    for store in (dense, csr):
+        store.leading_expression(3).sum()
+        store.batch(torch.arange(3)).expression.zero_()
+        narrow = store.narrow(torch.tensor([0, 1]))
+        assert not store.is_spoilt and not narrow.is_spoilt
+    csr.leading_expression(3).zero_()  # a copy
+    assert not csr.is_spoilt
+    dense.leading_expression(3)[0, 0] = 1
+    assert dense.is_spoilt
+
+
+@pytest.mark.parametrize("genes", [4, 40])
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_narrow_store_has_some_genes_and_shares_the_rest(table: SpotTable, dense: bool, genes: int) -> None:
+    if genes == 40:
+        table = sparse_table(table)
+    store = store_of(table, shuffled(table), columns=tuple(range(genes)), dense=dense)
+    columns = torch.tensor([3, 0, 2] if genes == 4 else [3, 0, 2, *range(10, 40)])
+    narrow = store.narrow(columns)
+    assert narrow.genes == len(columns) and store.genes == genes and len(narrow) == len(store)
+    assert torch.equal(narrow.expression_of(), store.expression_of()[:, columns])
+    assert torch.equal(narrow.batch(torch.tensor([5, 1])).expression, store.expression_of()[[5, 1]][:, columns])
+    assert narrow.patches is store.patches and narrow.position is store.position
+    again = narrow.narrow(torch.tensor([2]))
+    assert torch.equal(again.expression_of(), store.expression_of()[:, [2]])
+    if not dense:  # whichever takes less
+        assert isinstance(narrow.matrix, Csr if genes == 40 else Dense)
+
+
+def test_bytes(table: SpotTable) -> None:
+    rows = np.arange(10)
+    fixed, expression, patches = 10 * 8 + 10 * 2 * 4, 10 * 4 * 4, 10 * 3 * PX * PX
+    assert store_of(table, rows).nbytes == {"device": fixed + expression + patches, "host": 0}
+    assert store_of(table, rows, patches_on="host").nbytes == {"device": fixed + expression, "host": patches}
+    embedded = store_of(table, rows, "embedding")
+    assert embedded.nbytes == {"device": fixed + expression + 10 * WIDTH * 4, "host": 0}
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+def contents(batch: SpotBatch) -> tuple[bytes, ...]:
+    """All that a batch holds."""
+    spots = batch.spots
+    tensors = (spots.patches, spots.embedding, spots.position, spots.section, batch.expression, batch.row)
+    return tuple(b"" if t is None else t.contiguous().numpy().tobytes() for t in tensors)
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_a_stream_is_the_batches_wherever_the_data_are(table: SpotTable, choice: Any, augmented: bool) -> None:
+    def generator() -> torch.Generator | None:
+        return torch.Generator().manual_seed(7) if augmented else None
+
+    rows, reference = shuffled(table), generator()
+    plain = store_of(table, rows)
+    expected = [contents(plain.batch(torch.from_numpy(b), reference)) for b in BATCHES]
+    store = store_of(table, rows, **choice)
+    assert [contents(b) for b in store.stream(BATCHES, generator())] == expected
+    assert [contents(b) for b in store.stream(iter(BATCHES), generator())] == expected
+    used = generator()
+    assert [contents(store.batch(torch.from_numpy(b), used)) for b in BATCHES] == expected
+    bare = list(store.stream(BATCHES, generator(), expression=False))
+    assert [b.expression.shape for b in bare] == [(len(b), 0) for b in BATCHES]
+    assert [contents(b)[:4] for b in bare] == [c[:4] for c in expected]
+    assert list(store.stream([])) == []
+
+
+def test_patches_are_those_of_flips_one_after_the_other(table: SpotTable) -> None:
+    """Results stay what they were before patches were turned by bits."""
+    store, rows = store_of(table, shuffled(table)), torch.arange(12)
+    flips = torch.rand(3, 12, 1, 1, 1, generator=torch.Generator().manual_seed(5)) < 0.5
+    expected = store.spots(rows).patches
+    assert expected is not None
+    expected = torch.where(flips[0], expected.flip(-1), expected)
+    expected = torch.where(flips[1], expected.flip(-2), expected)
+    expected = torch.where(flips[2], expected.transpose(-1, -2), expected)
+    assert torch.equal(store.spots(rows, torch.Generator().manual_seed(5)).patches, expected)  # type: ignore[arg-type]
+
+
+def gatherers() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("patches")]
+
+
+def test_an_endless_stream_ends_with_its_consumer(table: SpotTable) -> None:
+    pulled = []
+
+    def endless() -> Iterator[np.ndarray]:
+        for number in itertools.count():
+            pulled.append(number)
+            yield np.array([number % 5])
+
+    stream = store_of(table, shuffled(table), patches_on="host").stream(endless())
+    assert [next(stream).row.tolist() for _ in range(3)] == [[0], [1], [2]]
+    assert len(pulled) == 3 + module.AHEAD and len(gatherers()) == 1
+    stream.close()  # type: ignore[attr-defined]
+    assert not gatherers()
+
+
+def test_a_fault_of_the_thread_reaches_the_consumer(table: SpotTable) -> None:
+    stream = store_of(table, shuffled(table), patches_on="host").stream(iter([np.array([0]), np.array([999])]))
+    next(stream)
+    with pytest.raises((IndexError, RuntimeError), match=r"range|bounds"):
+        next(stream)
+    assert not gatherers()
+
+
+# ---- frozen encoders ------------------------------------------------------------------------------------------------
+
+
+class Encoder(Backbone):
+    """Depends on how a patch is turned."""
+
+    frozen, width = True, 5
+
+    def __init__(self) -> None:
+        super().__init__(None)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(3 * PX * PX, self.width)
+        self.asked = 0
+
+    def encode(self, spots: Spots) -> torch.Tensor:
+        assert spots.patches is not None and not self.training
+        self.asked += len(spots.patches)
+        return torch.tanh(self.layer(spots.patches.flatten(1)))
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("symmetries", [1, 8])
+def test_kept_features_are_those_encoded_on_the_fly(table: SpotTable, symmetries: Any, place: str) -> None:
+    def generator() -> torch.Generator | None:
+        return torch.Generator().manual_seed(3) if symmetries == 8 else None
+
+    store, encoder = store_of(table, shuffled(table), patches_on=place), Encoder()
+    on_the_fly = list(store.stream(BATCHES, generator()))
+    encoder.train()
+    store.encode(encoder, symmetries, batch=4)
+    assert encoder.training and encoder.asked == symmetries * len(store)
+    assert store.patches is None and store.embedding is not None and not store.embedding.requires_grad
+    assert store.embedding.shape == (symmetries, len(store), 5) and store.nbytes["host"] == 0
+    encoder.eval()
+    for patch, kept in zip(on_the_fly, store.stream(BATCHES, generator()), strict=True):
+        assert kept.spots.patches is None and kept.spots.embedding is not None
+        torch.testing.assert_close(kept.spots.embedding, encoder.encode(patch.spots).detach(), rtol=0, atol=1e-6)
+        assert torch.equal(kept.expression, patch.expression)
+    plain = store.spots(torch.tensor([2, 0])).embedding
+    assert plain is not None and torch.equal(plain, store.embedding[0][[2, 0]])
+
+
+def test_features_made_before_can_be_handed_in(table: SpotTable) -> None:
+    first, second = (store_of(table, shuffled(table)) for _ in range(2))
+    first.encode(Encoder(), 8)
+    assert first.embedding is not None
+    second.take_embedding(first.embedding)
+    one, two = (s.spots(torch.arange(9), torch.Generator().manual_seed(1)).embedding for s in (first, second))
+    assert one is not None and two is not None and torch.equal(one, two) and second.patches is None
+    assert not torch.equal(one, first.spots(torch.arange(9)).embedding)  # type: ignore[arg-type]
+    for wrong in (first.embedding[0], first.embedding[:2], first.embedding[:, 1:]):
+        with pytest.raises(ValueError, match=r"not \(1 or 8, "):
+            second.take_embedding(wrong)
+
+
+def test_embeddings_of_files_are_not_augmented(table: SpotTable) -> None:
+    store, generator = store_of(table, shuffled(table), "embedding"), torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    turned, plain = store.spots(torch.arange(4), generator).embedding, store.spots(torch.arange(4)).embedding
+    assert turned is not None and plain is not None and torch.equal(turned, plain)
+    assert torch.equal(generator.get_state(), before)

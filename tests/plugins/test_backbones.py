@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from agl_bench import BadSpec, Spots
+from agl_bench import Backbone, BadSpec, Spots
 from agl_bench.testing import toy_spots
 from agl_bench_plugins.backbones.embedding import Embedding
 from agl_bench_plugins.backbones.timm import ResNet18, Timm
@@ -88,6 +89,99 @@ def test_embedding_without_embeddings() -> None:
         Embedding(replace(spots(), embedding=None))
 
 
+# ---- split in two ---------------------------------------------------------------------------------------------------
+
+VIT = "test_vit.r160_in1k"
+
+
+def split_backbones() -> list[Any]:
+    return [
+        pytest.param(lambda: (Tiny(spots()), spots(5)), id="tiny"),
+        pytest.param(lambda: (Embedding(spots()), spots(5)), id="embedding"),
+        pytest.param(lambda: (ResNet18(spots(), weights="none", patch_px=32), spots(5)), id="resnet18"),
+        pytest.param(lambda: (Timm(spots(), model=SMALL, weights="none", patch_px=32), spots(5)), id="resnet"),
+        pytest.param(lambda: (Timm(spots(), model=VIT, weights="none", patch_px=160), spots(3, 160)), id="vit"),
+        pytest.param(lambda: (frozen(), spots(5)), id="frozen"),
+    ]
+
+
+def frozen(model: str = SMALL) -> Timm:
+    return Timm(spots(), model=model, weights="none", patch_px=32, frozen=True, shared=7)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("make_split", split_backbones())
+def test_late_after_early_is_forward(make_split: Any, training: bool) -> None:
+    backbone, seen = make_split()
+    assert backbone.train(training).splits
+    once, again, whole = (copy.deepcopy(backbone) for _ in range(3))  # of its own: normalisation has running statistics
+    hidden = once.early(seen)
+    features = once.late(hidden)
+    assert len(hidden) == len(seen.position) and torch.equal(features, again(seen))
+    if isinstance(whole, Timm) and not whole.frozen:
+        assert torch.equal(features, whole.trunk(whole._normalised(seen)))
+
+
+@pytest.mark.parametrize("make_split", split_backbones())
+def test_late_names_are_the_parameters_that_late_uses(make_split: Any) -> None:
+    backbone, seen = make_split()
+    hidden = backbone.early(seen).detach()
+    backbone.zero_grad()
+    backbone.late(hidden).square().sum().backward()
+    assert set(backbone.late_names()) == {n for n, p in backbone.named_parameters() if p.grad is not None}
+    assert backbone.late_names()
+
+
+def test_other_models_are_not_split() -> None:
+    backbone = Timm(spots(px=64), model="test_efficientnet.r160_in1k", weights="none", patch_px=64)
+    assert not backbone.splits and backbone.late_names() == () and backbone(spots(2, 64)).shape == (2, backbone.width)
+
+
+# ---- frozen ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [SMALL, "test_efficientnet.r160_in1k"])
+def test_a_frozen_trunk_never_changes(model: str) -> None:
+    backbone = frozen(model).train()
+    before = {n: t.clone() for n, t in backbone.state_dict().items()}
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    assert backbone.frozen and backbone.width == 7 and len(trained) == 4  # of the shared layer
+    backbone(spots(5)).square().sum().backward()
+    torch.optim.SGD(trained, lr=1.0).step()
+    changed = {n for n, t in backbone.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed and all(n.startswith("shared.") for n in changed)
+    assert backbone.training and not backbone.trunk.training
+
+
+def test_a_frozen_backbone_takes_patches_or_what_it_made_of_them() -> None:
+    backbone, seen = frozen().train(), spots(5)
+    kept = backbone.encode(seen)
+    assert kept.shape == (5, backbone.trunk.num_features) and not kept.requires_grad
+    features = backbone(seen)  # never an embedding of another origin where there are patches
+    assert features.shape == (5, 7)
+    assert torch.equal(features, backbone(replace(seen, patches=None, embedding=kept)))
+    torch.testing.assert_close(features[:2], backbone(replace(seen, patches=seen.patches[:2])))  # type: ignore[index]
+
+
+def test_frozen_or_not_the_trunk_starts_the_same() -> None:
+    states = []
+    for is_frozen in (False, True):
+        torch.manual_seed(0)
+        states.append(ResNet18(spots(), weights="none", patch_px=32, frozen=is_frozen).trunk.state_dict())
+    assert all(torch.equal(t, states[1][n]) for n, t in states[0].items())
+
+
+def test_what_a_plain_backbone_need_not_write() -> None:
+    class Plain(Backbone):
+        pass
+
+    plain = Plain(spots())
+    assert not plain.frozen and not plain.splits and plain.late_names() == () and not Tiny(spots()).frozen
+    for call in (plain, plain.encode, plain.early, plain.late):
+        with pytest.raises(NotImplementedError):
+            call(spots())
+
+
 # ---- timm -----------------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +196,7 @@ def test_resnet18_without_weights_at_64_px() -> None:
 def test_patches_are_normalised_as_the_weights_expect() -> None:
     backbone = Timm(spots(px=64), model=SMALL, weights="none", patch_px=64).eval()
     seen: list[Tensor] = []
-    backbone.trunk.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    backbone.trunk.conv1.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     backbone(spots(2, 64))
     config = backbone.trunk.pretrained_cfg
     mean, deviation = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))

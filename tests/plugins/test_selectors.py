@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
 
-from agl_bench import SGD, Adam, BadSpec, GeneSplit, Selector, TrainingView, Unrolled
+from agl_bench import SGD, Adam, BadSpec, GeneSplit, OneStep, Selector, TrainingView, Unrolled
 from agl_bench.interfaces.tunable import resolve, tunables
 from agl_bench.testing import toy_genes, toy_step
 from agl_bench_plugins.selectors.agl import Agl
@@ -22,8 +20,8 @@ ALL = {"pgl": Pgl, "agl": Agl, "random_k": RandomK, "hvg_k": HvgK, "dkgsb": Dkgs
 PRIMARY, AUXILIARY = 4, 20
 
 
-def view_of(genes: GeneSplit, seed: int = 0, *, detach: bool = False) -> TrainingView:
-    expression = torch.zeros(3, len(genes.names), dtype=torch.float64)
+def view_of(genes: GeneSplit, seed: int = 0, *, detach: bool = False, noise: float = 0) -> TrainingView:
+    expression = torch.full((3, len(genes.names)), float(noise), dtype=torch.float64)
     return TrainingView(genes, expression, torch.Generator().manual_seed(seed), detach)
 
 
@@ -84,14 +82,14 @@ def test_random_k_depends_on_the_generator_alone(genes: GeneSplit) -> None:
     masks = []
     for seed, noise in ((1, 0), (1, 5), (2, 0)):
         torch.manual_seed(noise)
-        view = view_of(genes, seed)
-        masks.append(RandomK(replace(view, expression=view.expression + noise), k=7).mask)
+        masks.append(RandomK(view_of(genes, seed, noise=noise), k=7).mask)
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
 def test_random_k_draws_every_gene_equally_often() -> None:
     genes, generator = toy_genes(2, 6), torch.Generator().manual_seed(0)
-    counts = sum(RandomK(replace(view_of(genes), generator=generator), k=2).mask for _ in range(600))
+    expression = torch.zeros(3, len(genes.names), dtype=torch.float64)
+    counts = sum(RandomK(TrainingView(genes, expression, generator), k=2).mask for _ in range(600))
     assert isinstance(counts, Tensor) and (counts[genes.primary] == 0).all()
     assert counts[~genes.primary].min() > 150 and counts[~genes.primary].max() < 250  # 200 each, sd 12
 
@@ -158,10 +156,48 @@ def test_the_protocol_decides_whether_the_weight_sum_is_differentiated(
 
 def test_look_aheads_are_as_documented(genes: GeneSplit) -> None:
     view = view_of(genes)
-    assert Dkgsb(view).hypergradient == Unrolled(3, SGD(0.5))
-    assert Dkgsb(view, inner="adam", steps=2).hypergradient == Unrolled(2, Adam())
-    assert Amal(view, inner_rate=0.1).hypergradient == Unrolled(1, SGD(0.1))
+    assert Dkgsb(view).hypergradient == Unrolled(3, Adam(carried=True), reach="late", batches="new")
+    assert Dkgsb(view, inner="sgd", steps=2).hypergradient == Unrolled(2, SGD(0.5), reach="late", batches="new")
+    theirs = Dkgsb(view, inner="adam_higher", carried=False, steps=2, reach="all", batches="same")
+    assert theirs.hypergradient == Unrolled(2, Adam(corrected=False))
+    assert Amal(view, inner_rate=0.1).hypergradient == OneStep(0.1, "late")
+    assert Amal(view, reach="all").hypergradient == OneStep(0.5, "all")
     assert Dkgsb(view, learning_rate=0.02).learning_rate == Amal(view, learning_rate=0.02).learning_rate == 0.02
+
+
+@pytest.mark.parametrize("auxiliary", [0, 1, AUXILIARY])
+@pytest.mark.parametrize("name", ALL)
+def test_genes_that_are_not_used_have_no_weight(name: str, auxiliary: int) -> None:
+    """And whatever their losses are, the result is the same."""
+    genes = toy_genes(PRIMARY, auxiliary)
+    selector = ALL[name](view_of(genes), **({"k": 7} if name.endswith("_k") else {}))
+    if selector.used is None:
+        assert name in ("agl", "dkgsb", "amal")
+        return
+    losses = draw(genes)
+    assert torch.equal(selector.used, (weights(selector) != 0))
+    assert torch.equal(value(selector, losses), value(selector, torch.where(selector.used, losses, 0)))
+
+
+def test_no_selector_makes_a_dense_copy_of_the_expression(genes: GeneSplit) -> None:
+    def expression() -> Tensor:
+        raise AssertionError("asked for the expression")
+
+    for cls in ALL.values():
+        assert cls(TrainingView(genes, expression, torch.Generator())).genes is genes
+
+
+def test_a_view_makes_its_expression_once_and_when_it_is_asked(genes: GeneSplit) -> None:
+    made: list[Tensor] = []
+
+    def expression() -> Tensor:
+        made.append(torch.rand(3, len(genes.names)))
+        return made[-1]
+
+    view = TrainingView(genes, expression, torch.Generator())
+    assert view.dtype == torch.float32 and not made
+    assert view.expression is view.expression is made[0] and len(made) == 1
+    assert view_of(genes).dtype == torch.float64 and not view_of(genes).expression.any()
 
 
 @pytest.mark.parametrize("auxiliary", [0, 1])
@@ -195,7 +231,9 @@ def test_gene_order_does_not_matter(name: str, genes: GeneSplit) -> None:
         ("random_k", "k", 2.5),
         ("dkgsb", "start", 1.0),
         ("dkgsb", "inner", "lbfgs"),
-        ("amal", "steps", 0),
+        ("amal", "reach", "early"),
+        ("dkgsb", "steps", 0),
+        ("dkgsb", "batches", "old"),
     ],
 )
 def test_settings_outside_their_range(name: str, setting: str, bad: object) -> None:

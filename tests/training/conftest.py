@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
 from agl_bench.data.preprocess import SpotTable, tabulate
-from agl_bench.data.store import SpotStore
+from agl_bench.data.store import Dense, SpotStore
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, TrainingView
@@ -67,10 +69,11 @@ class Toy:
         dtype: torch.dtype = torch.float32,
         **settings: object,
     ) -> Trainer:
-        self.development.expression = self.development.expression.to(dtype)
+        if self.development.matrix.values.dtype != dtype:
+            self.development.matrix = Dense(self.development.expression_of().to(dtype))
         view = TrainingView(
             self.genes,
-            self.development.expression[: len(self.rows.train)],
+            self.development.leading_expression(len(self.rows.train)),
             torch.Generator().manual_seed(seed),
             self.protocol.detach_weight_sum,
         )
@@ -99,11 +102,29 @@ def toy_table() -> SpotTable:
 
 @pytest.fixture
 def make_toy(toy_table: SpotTable) -> Callable[..., Toy]:
-    """A factory: keyword arguments are protocol settings; `only_primary` leaves the auxiliary genes out."""
+    """A factory: keyword arguments are protocol settings; `only_primary` leaves the auxiliary genes out.
 
-    def make(table: SpotTable = toy_table, *, only_primary: bool = False, **settings: object) -> Toy:
+    `place` says where and how the stores keep their data.
+    """
+
+    def make(
+        table: SpotTable = toy_table,
+        *,
+        only_primary: bool = False,
+        place: Mapping[str, Any] = MappingProxyType({}),
+        **settings: object,
+    ) -> Toy:
         protocol = Protocol.of(
-            {"primary_genes": 6, "batch_size": 12, "epochs": 4, "buffer_um": 0, "outer_start": 0} | settings
+            {
+                "primary_genes": 6,
+                "batch_size": 12,
+                "epochs": 4,
+                "buffer_um": 0,
+                "outer_start": 0,
+                "detach_weight_sum": False,
+                "outer_batches": 1,
+            }
+            | settings
         )
         fold = make_fold(FoldPlan("S3", ("S1", "S2", "S3"), ("S3",), -1), table, protocol, 0)
         genes, columns = split_genes(table, fold.train, protocol)
@@ -115,7 +136,7 @@ def make_toy(toy_table: SpotTable) -> Callable[..., Toy]:
         sizes = np.cumsum([len(fold.train), len(fold.held_out), len(fold.validation)])
         train, held_out, validation = np.split(np.arange(sizes[-1]), sizes[:-1])
         stores = [
-            SpotStore(table, rows, columns, sees="patches", patch_px=PX, patch_um=UM, device=CPU)
+            SpotStore(table, rows, columns, sees="patches", patch_px=PX, patch_um=UM, device=CPU, **place)
             for rows in (np.concatenate([fold.train, fold.held_out, fold.validation]), fold.test)
         ]
         return Toy(table, protocol, fold, genes, *stores, DevelopmentRows(train, held_out, validation))

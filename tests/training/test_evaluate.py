@@ -35,7 +35,7 @@ class Cell:
         """Prediction and target (spots, primary) and the section of each spot, straight from the model."""
         with torch.no_grad():
             prediction = self.model(self.store.spots(torch.arange(len(self.store))))[1][:, self.columns]
-        target = self.store.expression[:, self.columns]
+        target = self.store.expression_of(columns=self.columns)
         return prediction.double().numpy(), target.double().numpy(), self.store.section_on_host
 
 
@@ -98,7 +98,7 @@ def test_scale_and_offset_of_the_head_change_no_score(cell: Cell) -> None:
 
 def test_genes_that_do_not_vary_are_counted(cell: Cell) -> None:
     rows = np.flatnonzero(cell.store.section_on_host == 1)
-    cell.store.expression[rows, int(cell.columns[2])] = 0.7  # constant in one section
+    cell.store.expression_of()[rows, int(cell.columns[2])] = 0.7  # constant in one section
     with torch.no_grad():
         cell.model.head.weight[cell.columns[4]] = 0  # predicted to be constant everywhere
     scores = cell.scores()
@@ -109,7 +109,7 @@ def test_genes_that_do_not_vary_are_counted(cell: Cell) -> None:
     assert np.isfinite(scores.mse).all()
     assert scores.summary()["pcc_nan_genes"] == 3
     train, section = cell.toy.rows.train, cell.store.section_on_host
-    target = cell.store.expression[:, cell.columns[4]].double().numpy()
+    target = cell.store.expression_of()[:, cell.columns[4]].double().numpy()
     for s in (0, 1):  # slope 0, the mean of the training spots
         error = (target[section == s] - target[train].mean()) ** 2
         assert scores.mse[s, 4] == pytest.approx(error.mean(), rel=1e-5)
@@ -153,7 +153,7 @@ def test_a_trained_model_scores_better_than_an_untrained_one(make_toy: Callable)
     before = cell.scores().summary()["pcc_gene_mean_section_mean"]
     trainer = cell.toy.trainer(Pgl)
     list(trainer)
-    cell.model = trainer.model
+    cell.model = trainer.whole
     assert cell.scores().summary()["pcc_gene_mean_section_mean"] > before + 0.05
 
 

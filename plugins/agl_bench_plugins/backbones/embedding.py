@@ -19,6 +19,7 @@ class Embedding(Backbone):
     """Frozen precomputed embeddings behind one shared layer."""
 
     sees = "embedding"
+    splits, late_prefixes = True, ("shared.",)
     reference = "HEST-Benchmark and TRIDENT embedding files"
 
     def __init__(
@@ -35,8 +36,12 @@ class Embedding(Backbone):
         features = example.embedding.shape[1]
         self.shared = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width), nn.SiLU())
 
-    def forward(self, spots: Spots) -> Tensor:
-        """Features (spots, width)."""
+    def early(self, spots: Spots) -> Tensor:
+        """The embedding itself."""
         assert spots.embedding is not None
-        features: Tensor = self.shared(spots.embedding)
+        return spots.embedding
+
+    def late(self, hidden: Tensor) -> Tensor:
+        """Features (spots, width) from embeddings."""
+        features: Tensor = self.shared(hidden)
         return features

@@ -1,14 +1,17 @@
-"""Image encoders of timm, trained end to end: ResNet-18 and any other model by name.
+"""Image encoders of timm, trained end to end or frozen: ResNet-18 and any other model by name.
 
 Source: Wightman, PyTorch Image Models (timm); ResNet-18: He et al., CVPR 2016, with the torchvision ImageNet weights
 that Shiku et al., AAAI 2026 start from. Difference: weights are named by the user (`imagenet`, `none` or a file) and
-never replaced by others in silence.
+never replaced by others in silence. A frozen encoder stays in evaluation mode, behind the trained layer that the
+backbone `embedding` has too, which all genes share.
 """
 
 from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,19 +36,53 @@ class Timm(Backbone):
         weights: str = "imagenet",
         patch_px: Annotated[int, Range(16, 1024)] = 224,
         learning_rate: Annotated[float, LogRange(1e-7, 1e-1)] = 1e-4,
+        frozen: bool = False,
+        shared: Annotated[int, LogRange(2, 4096)] = 128,
     ) -> None:
         super().__init__(example)
-        self.patch_px, self.learning_rate = patch_px, learning_rate
+        self.patch_px, self.learning_rate, self.frozen = patch_px, learning_rate, frozen
         self.trunk = _create(model, weights)
         self.width = int(getattr(self.trunk, "num_features", 0))
+        self._cut = _cut(self.trunk)
+        self.splits = frozen or self._cut is not None
+        if self._cut is not None:
+            self.late_prefixes = self._cut.late_prefixes
+        if frozen:
+            self.trunk.requires_grad_(False).eval()
+            self.shared = nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, shared), nn.SiLU())
+            self.width, self.late_prefixes = shared, ("shared.",)
         config = self.trunk.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
 
+    def train(self, mode: bool = True) -> Timm:
+        """A frozen trunk stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
     def forward(self, spots: Spots) -> Tensor:
-        """Pooled features (spots, width)."""
+        """Features (spots, width): pooled, or those of the shared layer if the trunk is frozen."""
+        return super().forward(spots) if self.splits else self.trunk(self._normalised(spots))
+
+    def encode(self, spots: Spots) -> Tensor:
+        """Pooled features (spots, n) of a frozen trunk."""
+        return self.trunk(self._normalised(spots))
+
+    def early(self, spots: Spots) -> Tensor:
+        """Up to the last stage or block; of a frozen trunk everything, or what was kept of it in place of patches."""
+        if self.frozen:
+            return spots.embedding if spots.patches is None else self.encode(spots)
+        return self._cut.early(self.trunk, self._normalised(spots))
+
+    def late(self, hidden: Tensor) -> Tensor:
+        """Features (spots, width) from what `early` returned."""
+        return self.shared(hidden) if self.frozen else self._cut.late(self.trunk, hidden)
+
+    def _normalised(self, spots: Spots) -> Tensor:
         assert spots.patches is not None
-        return self.trunk((spots.patches - self.mean) / self.deviation)
+        return (spots.patches - self.mean).div_(self.deviation)
 
 
 class ResNet18(Timm):
@@ -60,10 +97,64 @@ class ResNet18(Timm):
         weights: str = "imagenet",
         patch_px: Annotated[int, Range(16, 1024)] = 224,
         learning_rate: Annotated[float, LogRange(1e-7, 1e-1)] = 1e-4,
+        frozen: bool = False,
+        shared: Annotated[int, LogRange(2, 4096)] = 128,
     ) -> None:
         super().__init__(
-            example, model="resnet18.tv_in1k", weights=weights, patch_px=patch_px, learning_rate=learning_rate
+            example,
+            model="resnet18.tv_in1k",
+            weights=weights,
+            patch_px=patch_px,
+            learning_rate=learning_rate,
+            frozen=frozen,
+            shared=shared,
         )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Where a trunk is cut in two: `late(trunk, early(trunk, pixels))` is `trunk(pixels)`.
+
+    Attributes:
+        early: up to the last stage or block.
+        late: the rest and the pooling.
+        late_prefixes: as in `Backbone`.
+    """
+
+    early: Callable[[Any, Tensor], Tensor]
+    late: Callable[[Any, Tensor], Tensor]
+    late_prefixes: tuple[str, ...]
+
+
+def _cut(trunk: Any) -> _Cut | None:
+    """The cut before layer 4 of a ResNet or before the last block of a plain ViT; None for other models."""
+    from timm.models.resnet import ResNet
+    from timm.models.vision_transformer import VisionTransformer
+
+    if type(trunk) is ResNet:
+        return _Cut(_resnet_early, _resnet_late, ("trunk.layer4.",))
+    if type(trunk) is VisionTransformer:
+        last = f"trunk.blocks.{len(trunk.blocks) - 1}."
+        return _Cut(_vit_early, _vit_late, (last, "trunk.norm.", "trunk.fc_norm.", "trunk.attn_pool."))
+    return None
+
+
+def _resnet_early(trunk: Any, pixels: Tensor) -> Tensor:
+    stem = trunk.maxpool(trunk.act1(trunk.bn1(trunk.conv1(pixels))))
+    return trunk.layer3(trunk.layer2(trunk.layer1(stem)))
+
+
+def _resnet_late(trunk: Any, maps: Tensor) -> Tensor:
+    return trunk.forward_head(trunk.layer4(maps))
+
+
+def _vit_early(trunk: Any, pixels: Tensor) -> Tensor:
+    tokens = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(pixels))))
+    return trunk.blocks[:-1](tokens)
+
+
+def _vit_late(trunk: Any, tokens: Tensor) -> Tensor:
+    return trunk.forward_head(trunk.norm(trunk.blocks[-1](tokens)))
 
 
 def _create(name: str, weights: str) -> Any:

@@ -19,6 +19,7 @@ class Tiny(Backbone):
     """A small CNN that trains on two CPU cores."""
 
     reference = "agl-bench"
+    splits, late_prefixes = True, ("stages.6.", "stages.7.", "mix.")  # the last convolution with its normalisation
 
     def __init__(
         self,
@@ -40,10 +41,15 @@ class Tiny(Backbone):
         )
         self.mix = nn.Linear(2 * channels, width)
 
-    def forward(self, spots: Spots) -> Tensor:
-        """Features (spots, width)."""
+    def early(self, spots: Spots) -> Tensor:
+        """Maps (spots, channels, px / 4, px / 4) after two of the three convolutions."""
         assert spots.patches is not None
-        maps = self.stages(2 * spots.patches - 1).flatten(2)  # (spots, channels, positions)
+        maps: Tensor = self.stages[:6](2 * spots.patches - 1)
+        return maps
+
+    def late(self, hidden: Tensor) -> Tensor:
+        """Features (spots, width) from maps."""
+        maps = self.stages[6:](hidden).flatten(2)  # (spots, channels, positions)
         centre = maps.mean(2)
         spread = ((maps - centre[..., None]).square().mean(2) + 1e-6).sqrt()
         return torch.nn.functional.silu(self.mix(torch.cat([centre, spread], dim=1)))

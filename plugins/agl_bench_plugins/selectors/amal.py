@@ -4,7 +4,8 @@ Source: Sivasubramanian et al., AAAI 2023 (AMAL), in the form that Shiku et al.,
 
     w_j = σ(l_j / τ) for auxiliary genes, l_j learnt;  w_j = 1 for primary genes
 
-l follows the gradient of the primary loss on held-out spots after one SGD step of the model.
+l follows the gradient of the primary loss on held-out spots after one SGD step of the last stage of the model and its
+head (`reach = all`: of the whole model).
 
 How it differs from the AMAL paper: that learns a weight for each *training sample* and loss, updates it every ten
 epochs with five repeats through the last layer alone and clips it to [0, 2]. A correlation over a batch has no loss for
@@ -18,12 +19,12 @@ is Σ w·l / Σ w, not Σ w·l over the number of genes.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from agl_bench import SGD, LogRange, Range, Selector, Step, TrainingView, Unrolled
+from agl_bench import LogRange, OneStep, Selector, Step, TrainingView
 
 
 class Amal(Selector):
@@ -37,13 +38,13 @@ class Amal(Selector):
         *,
         temperature: Annotated[float, LogRange(1e-3, 1.0)] = 0.01,
         learning_rate: Annotated[float, LogRange(1e-4, 1e-1)] = 3e-3,
-        steps: Annotated[int, Range(1, 12)] = 1,
         inner_rate: Annotated[float, LogRange(1e-4, 10)] = 0.5,
+        reach: Literal["late", "all"] = "late",
     ) -> None:
         super().__init__(view)
         self.temperature, self.learning_rate = temperature, learning_rate
-        self.hypergradient = Unrolled(steps, SGD(inner_rate))
-        self.logits = nn.Parameter(torch.zeros(len(view.genes.names), dtype=view.expression.dtype))  # w = ½
+        self.hypergradient = OneStep(inner_rate, reach)
+        self.logits = nn.Parameter(torch.zeros(len(view.genes.names), dtype=view.dtype))  # w = ½
 
     def forward(self, losses: Tensor, step: Step) -> Tensor:
         """Weighted mean with a weight for each gene."""

@@ -21,7 +21,8 @@ class HvgK(Selector):
 
     def __init__(self, view: TrainingView, *, k: Annotated[int, LogRange(1, 50_000)] = 500) -> None:
         super().__init__(view)
-        self.register_buffer("mask", (view.genes.rank < k).to(view.expression.dtype), persistent=False)
+        self.register_buffer("mask", (view.genes.rank < k).to(view.dtype), persistent=False)
+        self.used = (self.mask > 0) | view.genes.primary
 
     def forward(self, losses: Tensor, step: Step) -> Tensor:
         """Mean over the primary genes and the first k auxiliary ones."""

@@ -23,12 +23,17 @@ class RandomK(Selector):
     def __init__(self, view: TrainingView, *, k: Annotated[int, LogRange(1, 50_000)] = 500) -> None:
         super().__init__(view)
         # Drawn by rank, not by column: the same genes whatever order the columns have.
-        drawn = torch.zeros(view.genes.auxiliary_count, dtype=view.expression.dtype)
+        drawn = torch.zeros(view.genes.auxiliary_count, dtype=view.dtype)
         drawn[torch.randperm(len(drawn), generator=view.generator)[:k]] = 1
         mask = torch.zeros(len(view.genes.names), dtype=drawn.dtype)
         auxiliary = ~view.genes.primary
         mask[auxiliary] = drawn[view.genes.rank[auxiliary]]
         self.register_buffer("mask", mask)
+
+    @property
+    def used(self) -> Tensor:
+        """The primary genes and the drawn ones; of the mask, which a saved state brings along."""
+        return (self.mask > 0) | self.is_primary
 
     def forward(self, losses: Tensor, step: Step) -> Tensor:
         """Mean over the primary genes and the drawn ones."""
