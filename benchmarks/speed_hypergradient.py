@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import os
 import statistics
 import sys
 import warnings
@@ -226,7 +227,7 @@ METHODS: dict[str, Callable[[Problem, int], Tensor | None]] = {
 }
 FIRST_ORDER = ("plain", "plain, unfused")
 OF_ONE_STEP = ("one step", "implicit 0", "implicit 5")  # without a look-ahead of several steps
-UNROLLED = ("reverse", "classical")  # memory grows with the steps
+UNROLLED = {"reverse": 0.67, "classical": 1.15}  # GiB for each step, of ResNet-18 with 15,000 genes
 EXACT = dict.fromkeys(("reverse", "replay", "classical", "func jvp", "difference"), "forward")  # whose float64 to meet
 
 
@@ -271,9 +272,10 @@ def flops(problem: Problem) -> int:
     return counter.get_total_flops()
 
 
-def unrolled_gib(px: int, batch: int, steps: int) -> float:
-    """About what unrolling takes: 0.55 GiB for each step at 64 px and 16 spots, most of it parameters."""
-    return steps * (0.5 + 0.05 * batch / 16 * (px / 64) ** 2)
+def unrolled_gib(method: str, px: int, batch: int, genes: int, steps: int) -> float:
+    """About what unrolling takes: as much for each step, most of it copies of the parameters."""
+    parameters = (11.2e6 + 513 * genes) / 18.9e6
+    return steps * (UNROLLED[method] * parameters + 0.05 * batch / 16 * (px / 64) ** 2)
 
 
 def rows(options: argparse.Namespace) -> list[measure.Row]:
@@ -291,8 +293,9 @@ def rows(options: argparse.Namespace) -> list[measure.Row]:
 
 def _group(methods: list[str], size: dict[str, Any], steps: int, options: argparse.Namespace) -> list[measure.Row]:
     """Methods that share their plain steps."""
-    device, needed = options.device, unrolled_gib(size["px"], size["batch"], steps)
-    run = [m for m in methods if m not in UNROLLED or needed <= options.limit_gib]
+    device = options.device
+    needed = {m: unrolled_gib(m, size["px"], size["batch"], size["genes"], steps) for m in UNROLLED}
+    run = [m for m in methods if needed.get(m, 0) <= options.limit_gib]
     problem = Problem.make(**size, device=device)
     seconds = measure.alternate({m: partial(METHODS[m], problem, steps) for m in run}, options.repeats)
     tera = steps * flops(problem) / 1e12 if device.type == "cuda" else None
@@ -314,9 +317,14 @@ def _group(methods: list[str], size: dict[str, Any], steps: int, options: argpar
             row["error"] = error.get(method)
             row["TFLOP/s"] = tera / row["seconds"] if tera is not None and method in FIRST_ORDER else None
         else:
-            print(f"{method}, {steps} steps: left out, would need about {needed:.0f} GiB", file=sys.stderr)
+            print(f"{method}, {steps} steps: left out, would need about {needed[method]:.0f} GiB", file=sys.stderr)
         found.append(row)
     return [{k: v for k, v in row.items() if any(r.get(k) is not None for r in found)} for row in found]
+
+
+def _default_limit() -> float:
+    """16 GiB, less where the machine has less to spare."""
+    return min(16, 0.8 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
 
 
 def main() -> None:
@@ -332,7 +340,7 @@ def main() -> None:
     parser.add_argument("--backbone", choices=BACKBONES, default="resnet18")
     parser.add_argument("--error", type=int, nargs="?", const=1, default=0, metavar="PAIRS", help="of how many batches")
     parser.add_argument("--warm", type=int, default=10, help="training steps before errors are measured")
-    parser.add_argument("--limit-gib", type=float, default=16, help="of what unrolls all steps; above it is left out")
+    parser.add_argument("--limit-gib", type=float, default=_default_limit(), help="above it unrolling is left out")
     options = measure.options(parser, quick=QUICK)
     vars(options).update(VARY.get(options.vary, {}) if not options.quick else {})
     measure.report("speed_hypergradient", rows(options), options)

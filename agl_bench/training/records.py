@@ -48,7 +48,7 @@ class Fit:
         validation_pcc: at that epoch.
         effective_weights: (genes,) at that epoch, float32 on the host; ∂loss/∂(loss of the gene), primary mean = 1.
         epochs: how many were trained.
-        hypergradient: how the selector's gradient was obtained, with nothing left open; "''" if it has none.
+        hypergradient: how the selector's gradient was obtained, with nothing left open; "" if it has none.
     """
 
     best_epoch: int

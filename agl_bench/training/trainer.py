@@ -15,8 +15,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -195,7 +195,8 @@ class Trainer:
         self.selector.load_state_dict(best_state[1])
         if self.columns is not None:
             self.whole.widen(self.model, self.columns)
-        self._fit = Fit(best_epoch, best_pcc, best_weights.float().cpu(), epoch + 1, repr(self.hypergradient or ""))
+        engine = repr(self.hypergradient) if self.hypergradient else ""
+        self._fit = Fit(best_epoch, best_pcc, best_weights.float().cpu(), epoch + 1, engine)
 
     def _train_pass(self, epoch: int) -> tuple[float, Tensor]:
         """One pass over the training spots: mean loss, and the effective weight of every gene at its last step."""
@@ -238,7 +239,10 @@ class Trainer:
         return due and self.outer_optimizer is not None
 
     def _outer_pass(self, epoch: int) -> OuterPass:
-        """As many look-aheads as there are training batches; the model stays as it is, only the selector moves."""
+        """One pass over the training spots, with an outer step for each group of `outer_batches` of its batches.
+
+        The model stays as it is, only the selector moves.
+        """
         assert self.outer_optimizer is not None
         self.model.train()
         augment = self._augmentation("inner", epoch) if self.protocol.augment else None
@@ -256,11 +260,9 @@ class Trainer:
         count = -(-many[0] // averaged)
         method = self.hypergradient or self.selector.hypergradient
         for number in range(count):
-            groups = [
-                list(itertools.islice(inner, averaged)) for _ in range(method.steps if method.batches == "new" else 1)
-            ]
+            groups = [itertools.islice(inner, averaged) for _ in range(method.steps if method.batches == "new" else 1)]
             outer, gradients = self._hypergradient(
-                groups, list(itertools.islice(held_out, averaged_outer)), own, epoch, moments, number
+                groups, itertools.islice(held_out, averaged_outer), own, epoch, moments, number
             )
             self.signal.add(gradients)
             for name, parameter in own.items():
@@ -271,8 +273,8 @@ class Trainer:
 
     def _hypergradient(
         self,
-        inner: list[list[SpotBatch]],
-        outer: list[SpotBatch],
+        inner: Sequence[Iterable[SpotBatch]],
+        outer: Iterable[SpotBatch],
         own: Mapping[str, Tensor],
         epoch: int,
         moments: Moments | None = None,
@@ -300,11 +302,11 @@ class Trainer:
         with _without_running_statistics(self.model):
             # What a look-ahead does not move is computed once for all its steps.
             draw_dropout("early")
-            groups = [[(b, self._early(b) if is_late else None) for b in group] for group in (*inner, outer)]
+            *groups, held_out = [[self._early(b) if is_late else (b, None) for b in g] for g in (*inner, outer)]
 
             # One part for each batch, so that one batch's graph is in memory at a time where the engine can.
             def inner_loss(at: Mapping[str, Tensor], selector_at: Mapping[str, Tensor], number: int) -> Sum:
-                group = groups[number % len(inner)]
+                group = groups[number % len(groups)]
 
                 def part(index: int) -> Tensor:
                     draw_dropout(f"{number}.{index}")
@@ -317,10 +319,10 @@ class Trainer:
 
             def outer_loss(at: Mapping[str, Tensor]) -> Iterator[Tensor]:
                 draw_dropout("outer")
-                for batch, hidden in groups[-1]:
+                for batch, hidden in held_out:
                     arguments = (batch.spots, hidden, self.primary_columns)
                     _, prediction = functional_call(self.model, {**at, **buffers}, arguments)
-                    yield self.losses_of(prediction, batch.expression).mean() / len(outer)
+                    yield self.losses_of(prediction, batch.expression).mean() / len(held_out)
 
             if self.hypergradient is None:
                 method = method.settled(inner_loss, parameters, own, device_memory(self.store.device))
@@ -328,8 +330,10 @@ class Trainer:
             return method(inner_loss, outer_loss, parameters, own, self.rate, moments)
 
     @torch.no_grad()
-    def _early(self, batch: SpotBatch) -> Tensor:
-        return self.model.backbone.early(batch.spots)
+    def _early(self, batch: SpotBatch) -> tuple[SpotBatch, Tensor]:
+        """A batch without what the backbone looks at, and what the early part makes of it."""
+        hidden = self.model.backbone.early(batch.spots)
+        return replace(batch, spots=replace(batch.spots, patches=None, embedding=None)), hidden
 
     def _moments(self) -> Moments | None:
         """Adam's moments of the model's parameters, zeros before its first step."""

@@ -663,6 +663,7 @@ def looked_at(trainer: Trainer, epoch: int = 0) -> list[tuple[list[list[tuple[in
     original = trainer._hypergradient
 
     def recorded(inner: Any, outer: Any, *rest: Any) -> Any:
+        *inner, outer = [list(group) for group in (*inner, outer)]
         rows = [[tuple(b.row.tolist()) for b in group] for group in (*inner, outer)]
         found.append((rows[:-1], rows[-1]))
         return original(inner, outer, *rest)
