@@ -58,7 +58,7 @@ class Protocol:
     outer_start: Annotated[int, Range(0, 1_000_000)] = 1  # first epoch that opens with outer steps
     outer_every: Annotated[int, Range(1, 1_000_000)] = 1  # epochs
     outer_batch_size: Annotated[int, Range(0, 100_000)] = 0  # of inner and outer loss; 0 = batch_size
-    outer_batches: Annotated[int, Range(0, 100_000)] = 0  # that either loss of a look-ahead averages; 0 = all
+    outer_batches: Annotated[int, Range(0, 100_000)] = 16  # of a pass that a look-ahead's losses average; 0 = all
     outer_augment: bool = False  # augment the batch of the outer loss
     detach_weight_sum: bool = True  # treat Σw of the weighted mean as a constant, as the released code does
 

@@ -695,7 +695,7 @@ def _add(sums: dict[str, Tensor | None], parts: Sequence[Tensor | None]) -> None
     """Add to each sum; one that has nothing yet takes the part itself."""
     for (name, old), new in zip(sums.items(), parts, strict=True):
         if new is not None:
-            sums[name] = new.detach() if old is None else old + new
+            sums[name] = new.detach() if old is None else old + new.detach()
 
 
 def _ends(gradients: Mapping[str, Tensor | None], along: Mapping[str, Tensor | None]) -> list[tuple[Tensor, Tensor]]:
