@@ -137,11 +137,13 @@ def run(
     from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
 
     torch_device = choose_device(device)
-    if campaign.protocol.precision == "tf32" and torch_device.type != "cuda":
-        raise BadSpec("precision tf32 is a mode of CUDA devices, and there is none here; use fp32 or bf16")
     if dry_run:
         _show_grid(campaign, plugins, root, work, torch_device.type)
         return
+    if campaign.protocol.precision == "tf32" and torch_device.type != "cuda":
+        raise BadSpec(
+            f"protocol.precision = tf32 needs a CUDA device, and this run is on the {torch_device.type}; use fp32"
+        )
     store = CellStore(work)
     cells = campaign.cells(
         plugins, root, device=torch_device.type, fingerprint=fingerprints(campaign, plugins, root, work / "files.json")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agl_bench.data import check as sections_check
 from agl_bench.errors import AglBenchError
@@ -322,7 +323,8 @@ class BackboneContract:
         own = [p for p in backbone.parameters() if p.requires_grad]
         if not own:
             return
-        features = backbone(self.spots(4))
+        with sdpa_kernel(SDPBackend.MATH):  # as in a look-ahead: fused attention has no second derivative
+            features = backbone(self.spots(4))
         first = torch.autograd.grad(features.square().sum(), own, create_graph=True, allow_unused=True)
         size = torch.stack([g.square().sum() for g in first if g is not None]).sum()
         second = torch.autograd.grad(size, own, allow_unused=True)
@@ -437,11 +439,12 @@ def _hypergradients(selector: Selector, own: Mapping[str, Tensor]) -> dict[str, 
         losses = (prediction - target).square().mean(0)
         return losses, Step(hidden, prediction, target, torch.arange(SPOTS), epoch=0)
 
-    _, gradients = selector.hypergradient(
-        lambda at, selector_at, _: functional_call(selector, dict(selector_at), losses_at(at)),
-        lambda at: losses_at(at)[0][genes.primary].mean(),
-        start,
-        own,
-        rate=1e-2,
-    )
+    def inner(at: Mapping[str, Tensor], selector_at: Mapping[str, Tensor], _: int) -> Iterator[Tensor]:
+        for _ in range(2):  # in parts, as of two batches
+            yield functional_call(selector, dict(selector_at), losses_at(at)) / 2
+
+    def outer(at: Mapping[str, Tensor]) -> Tensor:
+        return losses_at(at)[0][genes.primary].mean()
+
+    _, gradients = selector.hypergradient(inner, outer, start, own, rate=1e-2)
     return gradients

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -254,7 +255,7 @@ def main() -> None:
     """See the module."""
     made = measure.parser(__doc__)
     made.add_argument("what", choices=("signal", "starts"))
-    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
+    made.add_argument("--data", type=Path, default=Path(os.environ.get("AGL_BENCH_DATA", "data")), help="of datasets")
     made.add_argument("--backbone", default="tiny")
     made.add_argument("--datasets", default="synthetic:D1,her2st:C2", help="signal: DATASET:FOLD,…")
     made.add_argument("--epochs", type=int, nargs="+", default=[10], help="signal: of training beforehand")

@@ -29,8 +29,8 @@ The folder holds
                     genes (genes,) names; primary (genes,) bool; rank (genes,) int64, 0 = most variable auxiliary gene,
                     −1 = primary gene
     settings.json   protocol: every setting of the protocol; learning_rate: of the model; batches: training batches of
-                    an epoch, as many outer steps; outer_steps: inner steps of a look-ahead, by selector; dataset,
-                    backbone, fold, device, threads
+                    an epoch, with an outer step for each outer_batches of them; outer_steps: inner steps of a
+                    look-ahead, by selector; dataset, backbone, fold, device, threads
 """
 
 from __future__ import annotations

@@ -119,9 +119,8 @@ class Bench:
     def sections(self, part: Part) -> list[Section]:
         """Load and check a dataset."""
         if self._sections is None or self._sections[0] != part:
-            self._sections = self._table = self._setting = self._features = (
-                None  # let go of the old before reading the new
-            )
+            # Let go of the old before reading the new.
+            self._sections = self._table = self._setting = self._features = None
             dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
             with _naming_the_dataset(part):
                 loaded = dataset.load(self.root)
@@ -186,6 +185,8 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
         development, test = setting.development, setting.test
         if model.backbone.frozen:
+            if model.backbone.sees != "patches":
+                raise BadPlugin(f"backbone '{spec.backbone.name}' is frozen and sees no patches: nothing to encode")
             development, test = self._encoded(spec, plan, setting, model.backbone)
         trainer = Trainer(model, selector, development, setting.rows, setting.genes, spec.protocol, seed=spec.seed)
         records = []
@@ -228,7 +229,10 @@ class Bench:
         if self._features is None or self._features[0] != key:
             self._features = None
             every, no_genes = np.arange(len(table)), np.empty(0, dtype=np.int64)
-            store = _store(table, every, no_genes, "patches", backbone.patch_px, spec.protocol.patch_um, self.device)
+            store = SpotStore(
+                table, every, no_genes, sees="patches", patch_px=backbone.patch_px, patch_um=spec.protocol.patch_um,
+                device=self.device, patches_on="host",
+            )  # fmt: skip
             store.encode(backbone, symmetries)
             assert store.embedding is not None
             self._features = (key, store.embedding)
@@ -267,8 +271,16 @@ def _setting(
     sizes = np.cumsum([len(fold.train), len(fold.held_out), len(fold.validation)])
     train, held_out, validation = np.split(np.arange(sizes[-1]), sizes[:-1])
 
+    # Both stores on the device as far as they fit; where data lie changes no result.
+    spots = sizes[-1] + len(fold.test)
+    patch_bytes = int(spots) * 3 * patch_px**2 if sees == "patches" else 0
+    dense, patches_on = fit(int(spots), len(columns), table.expression.nnz, patch_bytes, budget(device))
+
     def store_of(rows: np.ndarray) -> SpotStore:
-        return _store(table, rows, columns, sees, patch_px, spec.protocol.patch_um, device)
+        return SpotStore(
+            table, rows, columns, sees=sees, patch_px=patch_px, patch_um=spec.protocol.patch_um, device=device,
+            dense=dense, patches_on=patches_on,
+        )  # fmt: skip
 
     development = store_of(np.concatenate([fold.train, fold.held_out, fold.validation]))
     return Setting(
@@ -288,32 +300,6 @@ def _setting(
             "auxiliary_genes": genes.auxiliary_count,
             "unscored_genes": genes.unscored,
         },
-    )
-
-
-def _store(
-    table: SpotTable,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    sees: Any,
-    patch_px: int,
-    patch_um: float,
-    device: torch.device,
-) -> SpotStore:
-    """Spots on the device as far as they fit; where they lie changes no result."""
-    patch_bytes = len(rows) * 3 * patch_px**2 if sees == "patches" else 0
-    nonzero = int(np.diff(table.expression.indptr)[rows].sum())
-    dense, patches_on = fit(len(rows), len(columns), nonzero, patch_bytes, budget(device))
-    return SpotStore(
-        table,
-        rows,
-        columns,
-        sees=sees,
-        patch_px=patch_px,
-        patch_um=patch_um,
-        device=device,
-        dense=dense,
-        patches_on=patches_on,
     )
 
 

@@ -256,7 +256,7 @@ class SpotStore:
 
     def stream(
         self, batches: Iterable[np.ndarray], augment: torch.Generator | None = None, *, expression: bool = True
-    ) -> Iterator[SpotBatch]:
+    ) -> Generator[SpotBatch, None, None]:
         """`batch` of each of `batches`, without waiting for the device.
 
         Patches on the host are gathered ahead by a thread that ends with the iterator.
@@ -345,11 +345,16 @@ class SpotStore:
     def _sent(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Each batch with its rows on the device: one transfer for a sequence, one for each batch of an iterator."""
         if isinstance(batches, Sequence) and batches:
-            everything = torch.from_numpy(np.concatenate(batches)).to(self.device)
+            everything = self._send(np.concatenate(batches))
             yield from zip(batches, torch.split(everything, [len(b) for b in batches]), strict=True)
         else:
             for here in batches:
-                yield here, torch.from_numpy(here).to(self.device)
+                yield here, self._send(here)
+
+    def _send(self, rows: np.ndarray) -> Tensor:
+        """Rows on the device, without waiting for it."""
+        there = torch.from_numpy(rows)
+        return (there.pin_memory() if self.device.type == "cuda" else there).to(self.device, non_blocking=True)
 
 
 def _draw(count: int, generator: torch.Generator) -> Tensor:
@@ -362,7 +367,7 @@ def _pixels(patches: Tensor, symmetry: Tensor | None) -> Tensor:
     """Patches (spots, 3, px, px) uint8, each under its symmetry, as float32 in [0, 1]."""
     if symmetry is not None:
         patches = _turn_and_flip(patches, symmetry)
-    return patches.to(torch.float32).div_(255)
+    return torch.true_divide(patches, 255)  # one pass from uint8 to float32
 
 
 def _turn_and_flip(patches: Tensor, symmetry: Tensor) -> Tensor:

@@ -80,9 +80,9 @@ class Selector(nn.Module):
         learning_rate: of those parameters, Adam.
         hypergradient: how their gradient is obtained where they learn from validation.
         used: (genes,) bool, the genes whose loss can ever get a weight, primary ones included; None = all. The others
-            are not computed at all: their losses are 0 and their outputs stay as they began.
+            are not computed at all: their losses are 0 and their outputs stay as they began. A plain attribute or a
+            property, no buffer.
         reference: the publication or idea that this selector implements.
-        view: what the constructor was given.
     """
 
     learns_from: Literal["training", "validation"] = "validation"

@@ -11,8 +11,10 @@ then ∂/∂φ costs next to nothing and each second-order pass costs two plain 
 
     engine              cost of H steps            memory              exact
     Unrolled, forward   3 H for each scalar of φ   two graphs          yes
-    Unrolled, reverse   3 H                        two graphs × H      yes
-    Unrolled, replay    4 H                        two graphs + H θ    yes
+    Unrolled, reverse   3 H                        two graphs × H ×    yes
+                                                   parts
+    Unrolled, replay    4 H                        two graphs + H      yes
+                                                   states
     OneStep             3                          two graphs          yes, of one SGD step
     Implicit            1 + 2 terms                two graphs          in the limit of terms, at a minimum of J
     FiniteDifference    2 H for each scalar of φ   one graph           to δ², if rounding allows
@@ -199,7 +201,6 @@ class Adam(Rule):
             return
         b1, b2 = self.betas
         size, epsilon = self._scale(number, rate)
-        least = torch.finfo(gradient.dtype).smallest_normal
         for block, (g, dg) in point.blocks(gradient, tangent):
             (first, second), (d_first, d_second) = block.slots, block.slot_tangents
             first.mul_(b1).add_(g, alpha=1 - b1)
@@ -209,9 +210,10 @@ class Adam(Rule):
             root = second.sqrt()
             below = root + epsilon
             block.value.addcdiv_(first, below, value=-size)
-            # d(m/(r + ε)) = (ṁ − m·v̇ / (2 r (r + ε))) / (r + ε); v = 0 makes v̇ = 0 as well, so any divisor does there.
-            root.mul_(below).mul_(2).clamp_(min=least)
-            slope = torch.addcdiv(d_first, first * d_second, root, value=-1)
+            # d(m/(r + ε)) = (ṁ − m·v̇ / (2 r (r + ε))) / (r + ε), without the second term where v = 0, as in `step`.
+            still = second == 0
+            root.mul_(below).mul_(2).masked_fill_(still, 1)
+            slope = torch.addcdiv(d_first, (first * d_second).masked_fill_(still, 0), root, value=-1)
             block.tangent.addcdiv_(slope, below, value=-size)
 
     def _scale(self, number: int, rate: float) -> tuple[float, float]:
@@ -329,8 +331,8 @@ class Unrolled(Hypergradient):
             return self
         if self._is_single(hyper):
             return replace(self, mode="forward")
-        fits = self.steps < 2 or self.steps * graph_bytes(inner_loss, parameters, hyper) < memory / 2
-        return replace(self, mode="reverse" if fits else "replay")
+        needed = self.steps * graph_bytes(inner_loss, parameters, hyper)
+        return replace(self, mode="reverse" if needed < memory / 2 else "replay")
 
     def _is_single(self, hyper: Tensors) -> bool:
         return self.steps > 1 and sum(h.numel() for h in hyper.values()) == 1
@@ -383,9 +385,8 @@ class Unrolled(Hypergradient):
                     continue
                 starts = [t.detach().requires_grad_() for t in (theta[n], g, *slots[n])]
                 moved, state = self.rule.step(starts[0], starts[1], tuple(starts[2:]), count + h + 1, rate)
-                pairs = [(e, a) for e, a in zip((moved, *state), (adjoint[n], *slot_adjoint[n]), strict=True)]
                 pulled = torch.autograd.grad(
-                    [e for e, _ in pairs], starts, grad_outputs=[a for _, a in pairs], allow_unused=True
+                    [moved, *state], starts, grad_outputs=[adjoint[n], *slot_adjoint[n]], allow_unused=True
                 )
                 adjoint[n], along[n], *rest = _filled_list(starts, pulled)
                 slot_adjoint[n] = tuple(rest)
@@ -463,7 +464,7 @@ class Unrolled(Hypergradient):
 class OneStep(Hypergradient):
     """Exact derivative through one SGD step, for many hyper-parameters: −rate · ∂/∂φ ⟨∇_θ J(θ, φ), ∇E(θ₁)⟩.
 
-    With one weight for each gene that is every gene's alignment ⟨∇L_j(θ), ∇E(θ₁)⟩ at once (method.md D.16), never a
+    With one weight for each gene that is every gene's alignment ⟨∇L_j(θ), ∇E(θ₁)⟩ at once, never a
     loop over genes; the same number as `Unrolled(1)`. Two ways to the product with v = ∇E(θ₁):
 
     - "double backward" keeps the graph of ∇J until v is known: 2⅔ plain steps.
@@ -552,6 +553,8 @@ class Implicit(Hypergradient):
         def curved(direction: list[Tensor]) -> list[Tensor]:
             """(∇²J + damping·I) · direction."""
             ends = _ends(gradients, dict(zip(theta, direction, strict=True)))
+            if not ends:
+                return [d * self.damping for d in direction]
             pulled = torch.autograd.grad(
                 [g for g, _ in ends],
                 list(theta.values()),
@@ -572,7 +575,7 @@ class FiniteDifference(Hypergradient):
     """(E(θ_H(φ + δ)) − E(θ_H(φ − δ))) / 2δ for each scalar of φ: two look-aheads without a graph.
 
     A reference in float64, and a fallback where the model has no second derivative. In float32 rounding and the kinks
-    of a ReLU network swamp it (performance.md: relative error .24 to 5.4), so that it decides nothing there.
+    of a ReLU network swamp it, so that it decides nothing there.
     """
 
     steps: int = 1
@@ -618,7 +621,10 @@ class FiniteDifference(Hypergradient):
 
 
 def graph_bytes(inner_loss: InnerLoss, parameters: Tensors, hyper: Tensors) -> int:
-    """Bytes that one inner step and its backward pass save for a later backward pass, parameters apart."""
+    """Bytes that one inner step and its backward pass save for a later backward pass, parameters apart.
+
+    Its parts are looked at one after the other, so that asking takes the memory of one.
+    """
     theta, phi = _leaves(parameters), _leaves(hyper)
     known = {t.untyped_storage().data_ptr() for t in (*theta.values(), *phi.values())}
     saved: dict[int, int] = {}
@@ -630,10 +636,14 @@ def graph_bytes(inner_loss: InnerLoss, parameters: Tensors, hyper: Tensors) -> i
                 saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # an output that held its own graph would keep it alive for ever
 
+    total = 0
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = _taped_gradients(inner_loss(theta, phi, 0), theta)
-    del kept
-    return sum(saved.values())
+        for part in _parts(inner_loss(theta, phi, 0)):
+            saved.clear()
+            kept = _taped_gradients(part, theta)
+            total += sum(saved.values())
+            del kept, part
+    return total
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def fast(precision: Precision, device: torch.device, *, backward: bool = False) 
     - "tf32": matrix products and convolutions of CUDA round their inputs to 10 bits of mantissa.
     - "bf16": they run under autocast, in bfloat16; a backward pass follows its forward pass by itself.
 
-    A look-ahead is never inside: under bfloat16 the hypergradient is off by .2 to 1.3 of itself.
+    A look-ahead is never inside: bfloat16 would leave its gradient little but noise.
     """
     if precision == "bf16" and not backward:
         with torch.autocast(device.type, torch.bfloat16):
