@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -640,7 +640,6 @@ def test_one_scalar_goes_forward() -> None:
     arguments = (world.inner_of(selector), world.parameters, own_of(selector))
     for memory in (0, 2**60):
         assert Unrolled(3, SGD(0.5)).settled(*arguments, memory) == Unrolled(3, SGD(0.5), "forward")
-        assert Unrolled(1).settled(*arguments, memory) == Unrolled(1, mode="reverse")
 
 
 def test_memory_decides_between_reverse_and_replay() -> None:
@@ -650,11 +649,45 @@ def test_memory_decides_between_reverse_and_replay() -> None:
     arguments = (world.inner_of(selector), world.parameters, own_of(selector))
     needed = graph_bytes(*arguments)
     assert needed > 0
-    for steps in (2, 5):
+    for steps in (1, 2, 5):
         limit = 2 * steps * needed
         assert Unrolled(steps).settled(*arguments, limit + 2) == Unrolled(steps, mode="reverse")
         assert Unrolled(steps).settled(*arguments, limit) == Unrolled(steps, mode="replay")
-    assert Unrolled(1).settled(*arguments, 0) == Unrolled(1, mode="reverse")
+
+
+@pytest.mark.parametrize("rule", [SGD(0.3), Adam(epsilon=1e-3), Adam(epsilon=1e-3, carried=True)], ids=repr)
+@pytest.mark.parametrize("name", ["dkgsb", "amal"])
+def test_losses_in_parts_are_losses(name: str, rule: Rule) -> None:
+    """Each part is alive only while it is looked at, and the parts add up."""
+    world = World()
+    selector = build(name, world.view)
+    own = own_of(selector)
+    whole_inner, whole_outer = world.inner_of(selector), world.outer_loss
+
+    def inner(at: Tensors, own: Tensors, number: int) -> Iterator[Tensor]:
+        for share in (0.2, 0.3, 0.5):
+            yield share * whole_inner(at, own, number) * (1 + number)
+
+    def outer(at: Tensors) -> Iterator[Tensor]:
+        return (share * whole_outer(at) for share in (0.6, 0.4))
+
+    moments = Moments({n: (draw(8, *p.shape), draw(9, *p.shape).square()) for n, p in world.parameters.items()}, 5)
+    engines: list[Hypergradient] = [
+        *(Unrolled(3, rule, mode) for mode in MODES),  # type: ignore[arg-type]
+        *(OneStep(0.3, mode=mode) for mode in ("auto", "jvp", "double backward")),  # type: ignore[arg-type]
+        Implicit(3), Implicit(4, "cg", damping=2.0), FiniteDifference(2, rule),
+    ]  # fmt: skip
+    for engine in engines:
+        rest = (world.parameters, own, RATE, moments)
+        value, found = engine(inner, outer, *rest)
+        expected, whole = engine(lambda at, o, h: whole_inner(at, o, h) * (1 + h), whole_outer, *rest)
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+        tolerance = 1e-6 if isinstance(engine, FiniteDifference) else 1e-10
+        for key, gradient in whole.items():
+            assert not found[key].requires_grad
+            torch.testing.assert_close(found[key], gradient, rtol=tolerance, atol=tolerance)
+    value = graph_bytes(inner, world.parameters, own)
+    assert value > graph_bytes(whole_inner, world.parameters, own)
 
 
 @pytest.mark.parametrize("method", [*(Unrolled(3, SGD(), m) for m in MODES), OneStep(), Implicit(), FiniteDifference()])
