@@ -22,6 +22,7 @@ then ∂/∂φ costs next to nothing and each second-order pass costs two plain 
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -498,7 +499,9 @@ class OneStep(Hypergradient):
         if is_taped:
             return outer, _mixed(gradients, v, phi, -rate)
         found = {n: torch.zeros_like(h) for n, h in phi.items()}
-        with forward_ad.dual_level():
+        with warnings.catch_warnings(), forward_ad.dual_level():
+            # torch builds its forward formulas with what it is about to retire; no user's matter.
+            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
             dual: dict[str, Tensor] = {
                 n: p.detach() if (d := v[n]) is None else forward_ad.make_dual(p.detach(), d)  # type: ignore[no-untyped-call]
                 for n, p in theta.items()
