@@ -111,6 +111,13 @@ def rows(options: argparse.Namespace) -> list[measure.Row]:
     for name, choice in STORES.items():
         store = make_store(table, px, place, **choice)
         found.append((name, spots / seconds(partial(stream, store), options.repeats)))
+    some = torch.from_numpy(pixels[:batch]).to(place)  # for scale: what no way of giving out floats can beat
+
+    def floats() -> None:
+        for _ in range(spots // batch):
+            torch.true_divide(some, 255)
+
+    found.append(("bytes to floats, nothing else", spots // batch * batch / seconds(floats, options.repeats)))
     results = [*_against_the_first(found)]
     return results + (training_rows(table, px, place) if options.frozen else [])
 
