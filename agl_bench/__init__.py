@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Hypergradient,
         Implicit,
         OneStep,
+        Problem,
         Rule,
         Unrolled,
     )
@@ -63,6 +64,7 @@ _HOMES = {
     "Hypergradient": "maths.hypergradient",
     "Implicit": "maths.hypergradient",
     "OneStep": "maths.hypergradient",
+    "Problem": "maths.hypergradient",
     "Rule": "maths.hypergradient",
     "Unrolled": "maths.hypergradient",
     "Protocol": "protocol",
@@ -88,6 +90,7 @@ __all__ = [
     "MissingData",
     "OneStep",
     "PatchSource",
+    "Problem",
     "Protocol",
     "Range",
     "Rule",

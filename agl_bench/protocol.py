@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, resolve, tunable
 
+Precision = Literal["fp32", "tf32", "bf16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -51,7 +53,7 @@ class Protocol:
     weight_decay: Annotated[float, Range(0, 1)] = 0.0
     epochs: Annotated[int, Range(1, 1_000_000)] = 100
     patience: Annotated[int, Range(1, 1_000_000)] = 20
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # of first-order steps; look-aheads are always fp32
+    precision: Precision = "fp32"  # of first-order steps; look-aheads are always fp32
     compile: bool = False  # torch.compile for first-order steps
 
     # Outer steps, for selectors that learn from validation

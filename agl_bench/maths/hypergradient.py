@@ -235,6 +235,18 @@ class AdamW(Adam):
 # Hypergradients ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What a hypergradient is asked for; see `Hypergradient.__call__`."""
+
+    inner_loss: InnerLoss
+    outer_loss: OuterLoss
+    parameters: Tensors
+    hyper: Tensors
+    rate: float
+    moments: Moments | None
+
+
 class Hypergradient(ABC):
     """How dE/dφ is obtained; a selector carries one as data.
 
@@ -249,7 +261,6 @@ class Hypergradient(ABC):
     reach: Literal["all", "late"] = "all"
     batches: Literal["same", "new"] = "same"
 
-    @abstractmethod
     def __call__(
         self,
         inner_loss: InnerLoss,
@@ -273,6 +284,11 @@ class Hypergradient(ABC):
             E (after the look-ahead, where there is one), and a gradient for each tensor of φ, zeros where J does not
             depend on it; all detached.
         """
+        return self.solve(Problem(inner_loss, outer_loss, parameters, hyper, rate, moments))
+
+    @abstractmethod
+    def solve(self, problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `__call__` returns; the one method to write."""
 
     def settled(self, inner_loss: InnerLoss, parameters: Tensors, hyper: Tensors, memory: int) -> Hypergradient:
         """The same with nothing left open; asked once, before the first outer step.
@@ -310,21 +326,13 @@ class Unrolled(Hypergradient):
     reach: Literal["all", "late"] = "all"
     batches: Literal["same", "new"] = "same"
 
-    def __call__(
-        self,
-        inner_loss: InnerLoss,
-        outer_loss: OuterLoss,
-        parameters: Tensors,
-        hyper: Tensors,
-        rate: float,
-        moments: Moments | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Hypergradient.__call__`; "auto" that has not been settled takes forward or reverse by φ alone."""
+    def solve(self, problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Hypergradient.solve`; "auto" that has not been settled takes forward or reverse by φ alone."""
         mode = self.mode
         if mode == "auto":
-            mode = "forward" if self._is_single(hyper) else "reverse"
+            mode = "forward" if self._is_single(problem.hyper) else "reverse"
         ways = {"forward": self._forward, "reverse": self._reverse, "replay": self._replay}
-        return ways[mode](inner_loss, outer_loss, parameters, hyper, _rate(self.rule, rate), moments)
+        return ways[mode](replace(problem, rate=_rate(self.rule, problem.rate)))
 
     def settled(self, inner_loss: InnerLoss, parameters: Tensors, hyper: Tensors, memory: int) -> Unrolled:
         """See `Hypergradient.settled`."""
@@ -338,42 +346,26 @@ class Unrolled(Hypergradient):
     def _is_single(self, hyper: Tensors) -> bool:
         return self.steps > 1 and sum(h.numel() for h in hyper.values()) == 1
 
-    def _reverse(
-        self,
-        inner_loss: InnerLoss,
-        outer_loss: OuterLoss,
-        parameters: Tensors,
-        hyper: Tensors,
-        rate: float,
-        moments: Moments | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        theta, phi = _leaves(parameters), _leaves(hyper)
-        slots, count = _start(self.rule, theta, moments)
+    def _reverse(self, problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
+        theta, phi = _leaves(problem.parameters), _leaves(problem.hyper)
+        slots, count = _start(self.rule, theta, problem.moments)
         for h in range(self.steps):
-            gradients = _taped_gradients(inner_loss(theta, phi, h), theta)
-            theta, slots = _move(self.rule, theta, gradients, slots, count + h + 1, rate)
-        outer = _total(outer_loss(theta))
+            gradients = _taped_gradients(problem.inner_loss(theta, phi, h), theta)
+            theta, slots = _move(self.rule, theta, gradients, slots, count + h + 1, problem.rate)
+        outer = _total(problem.outer_loss(theta))
         found = torch.autograd.grad(outer, list(phi.values()), allow_unused=True)
         return outer.detach(), _filled(phi, found)
 
-    def _replay(
-        self,
-        inner_loss: InnerLoss,
-        outer_loss: OuterLoss,
-        parameters: Tensors,
-        hyper: Tensors,
-        rate: float,
-        moments: Moments | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        phi = _leaves(hyper)
-        theta = {n: p.detach() for n, p in parameters.items()}
-        slots, count = _start(self.rule, theta, moments)
+    def _replay(self, problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
+        phi = _leaves(problem.hyper)
+        theta = {n: p.detach() for n, p in problem.parameters.items()}
+        slots, count = _start(self.rule, theta, problem.moments)
         path = []
         for h in range(self.steps):
-            gradients, _ = _gradients(inner_loss(at := _leaves(theta), phi, h), at)
+            gradients, _ = _gradients(problem.inner_loss(at := _leaves(theta), phi, h), at)
             path.append((theta, slots, gradients))
-            theta, slots = _move(self.rule, theta, gradients, slots, count + h + 1, rate)
-        slopes, outer = _gradients(outer_loss(at := _leaves(theta)), at)
+            theta, slots = _move(self.rule, theta, gradients, slots, count + h + 1, problem.rate)
+        slopes, outer = _gradients(problem.outer_loss(at := _leaves(theta)), at)
         adjoint = _filled(theta, tuple(slopes.values()))
         slot_adjoint = {n: tuple(torch.zeros_like(s) for s in group) for n, group in slots.items()}
         found = {n: torch.zeros_like(h) for n, h in phi.items()}
@@ -385,7 +377,7 @@ class Unrolled(Hypergradient):
                 if g is None:
                     continue
                 starts = [t.detach().requires_grad_() for t in (theta[n], g, *slots[n])]
-                moved, state = self.rule.step(starts[0], starts[1], tuple(starts[2:]), count + h + 1, rate)
+                moved, state = self.rule.step(starts[0], starts[1], tuple(starts[2:]), count + h + 1, problem.rate)
                 pulled = torch.autograd.grad(
                     [moved, *state], starts, grad_outputs=[adjoint[n], *slot_adjoint[n]], allow_unused=True
                 )
@@ -393,52 +385,28 @@ class Unrolled(Hypergradient):
                 slot_adjoint[n] = tuple(rest)
             # … then through the gradient, one part of the loss after the other.
             at = _leaves(theta)
-            for part in _parts(inner_loss(at, phi, h)):
-                ends = _ends(_taped_gradients(part, at), along)
-                if not ends:
-                    continue
-                pulled = torch.autograd.grad(
-                    [g for g, _ in ends],
-                    [*at.values(), *phi.values()],
-                    grad_outputs=[a for _, a in ends],
-                    allow_unused=True,
-                )
-                for target, name, g in zip([adjoint] * len(at) + [found] * len(phi), (*at, *phi), pulled, strict=True):
+            for part in _parts(problem.inner_loss(at, phi, h)):
+                taped = _taped_gradients(part, at)
+                back = _pulled(taped.values(), map(along.get, taped), [*at.values(), *phi.values()])
+                for target, name, g in zip([adjoint] * len(at) + [found] * len(phi), (*at, *phi), back, strict=True):
                     if g is not None:
                         target[name] = target[name] + g
         return outer, found
 
-    def _forward(
-        self,
-        inner_loss: InnerLoss,
-        outer_loss: OuterLoss,
-        parameters: Tensors,
-        hyper: Tensors,
-        rate: float,
-        moments: Moments | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        outer, found = torch.empty(()), {n: torch.zeros_like(h) for n, h in hyper.items()}
-        for name, h in hyper.items():
+    def _forward(self, problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
+        outer, found = torch.empty(()), {n: torch.zeros_like(h) for n, h in problem.hyper.items()}
+        for name, h in problem.hyper.items():
             for entry in range(h.numel()):
-                direction = {n: torch.zeros_like(t) for n, t in hyper.items()}
+                direction = {n: torch.zeros_like(t) for n, t in problem.hyper.items()}
                 direction[name].view(-1)[entry] = 1
-                outer, slope = self._along(direction, inner_loss, outer_loss, parameters, hyper, rate, moments)
+                outer, slope = self._along(direction, problem)
                 found[name].view(-1)[entry] = slope
         return outer, found
 
-    def _along(
-        self,
-        direction: Tensors,
-        inner_loss: InnerLoss,
-        outer_loss: OuterLoss,
-        parameters: Tensors,
-        hyper: Tensors,
-        rate: float,
-        moments: Moments | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _along(self, direction: Tensors, problem: Problem) -> tuple[Tensor, Tensor]:
         """E(θ_H) and its derivative along one direction of φ."""
-        start = {n: p.detach().clone() for n, p in parameters.items()}
-        slots, count = _start(self.rule, start, moments)
+        start = {n: p.detach().clone() for n, p in problem.parameters.items()}
+        slots, count = _start(self.rule, start, problem.moments)
         points = {
             n: Dual(
                 p,
@@ -449,14 +417,14 @@ class Unrolled(Hypergradient):
             for n, p in start.items()
         }
         for h in range(self.steps):
-            gradients, tangents = _gradient_and_tangent(inner_loss, points, hyper, direction, h)
+            gradients, tangents = _gradient_and_tangent(problem, points, direction, h)
             for n, point in points.items():
                 g, dg = gradients[n], tangents[n]
                 if g is not None:  # a parameter without a gradient stays where it is, as in torch.optim
                     dg = torch.zeros_like(point.value) if dg is None else _laid_out_like(point.value, dg)
-                    self.rule.push(point, _laid_out_like(point.value, g), dg, count + h + 1, rate)
+                    self.rule.push(point, _laid_out_like(point.value, g), dg, count + h + 1, problem.rate)
         theta = _leaves({n: point.value for n, point in points.items()})
-        slopes, outer = _gradients(outer_loss(theta), theta)
+        slopes, outer = _gradients(problem.outer_loss(theta), theta)
         aligned = [(g * points[n].tangent).sum() for n, g in slopes.items() if g is not None]
         return outer, torch.stack(aligned).sum() if aligned else torch.zeros_like(outer)
 
@@ -479,23 +447,15 @@ class OneStep(Hypergradient):
     reach: Literal["all", "late"] = "all"
     mode: Literal["auto", "double backward", "jvp"] = "auto"
 
-    def __call__(
-        self,
-        inner_loss: InnerLoss,
-        outer_loss: OuterLoss,
-        parameters: Tensors,
-        hyper: Tensors,
-        rate: float,
-        moments: Moments | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Hypergradient.__call__`."""
-        rate = rate if self.rate is None else self.rate
-        theta, phi = _leaves(parameters), _leaves(hyper)
-        inner = inner_loss(theta, phi, 0)
+    def solve(self, problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Hypergradient.solve`."""
+        rate = problem.rate if self.rate is None else self.rate
+        theta, phi = _leaves(problem.parameters), _leaves(problem.hyper)
+        inner = problem.inner_loss(theta, phi, 0)
         is_taped = self.mode == "double backward" or (self.mode == "auto" and isinstance(inner, Tensor))
         gradients = _taped_gradients(inner, theta) if is_taped else _gradients(inner, theta)[0]
         ahead = _leaves({n: p if (g := gradients[n]) is None else p - rate * g.detach() for n, p in theta.items()})
-        v, outer = _gradients(outer_loss(ahead), ahead)
+        v, outer = _gradients(problem.outer_loss(ahead), ahead)
         if is_taped:
             return outer, _mixed(gradients, v, phi, -rate)
         found = {n: torch.zeros_like(h) for n, h in phi.items()}
@@ -506,7 +466,7 @@ class OneStep(Hypergradient):
                 n: p.detach() if (d := v[n]) is None else forward_ad.make_dual(p.detach(), d)  # type: ignore[no-untyped-call]
                 for n, p in theta.items()
             }
-            for part in _parts(inner_loss(dual, phi, 0)):
+            for part in _parts(problem.inner_loss(dual, phi, 0)):
                 slope = forward_ad.unpack_dual(part).tangent  # type: ignore[no-untyped-call]
                 if slope is not None and slope.requires_grad:
                     pulled = torch.autograd.grad(slope, list(phi.values()), allow_unused=True)
@@ -538,37 +498,20 @@ class Implicit(Hypergradient):
     damping: float = 0.0
     reach: Literal["all", "late"] = "all"
 
-    def __call__(
-        self,
-        inner_loss: InnerLoss,
-        outer_loss: OuterLoss,
-        parameters: Tensors,
-        hyper: Tensors,
-        rate: float,
-        moments: Moments | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Hypergradient.__call__`."""
-        theta, phi = _leaves(parameters), _leaves(hyper)
-        slopes, outer = _gradients(outer_loss(theta), theta)
+    def solve(self, problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Hypergradient.solve`."""
+        theta, phi = _leaves(problem.parameters), _leaves(problem.hyper)
+        slopes, outer = _gradients(problem.outer_loss(theta), theta)
         v = list(_filled(theta, tuple(slopes.values())).values())
-        gradients = _taped_gradients(inner_loss(theta, phi, 0), theta)
+        gradients = _taped_gradients(problem.inner_loss(theta, phi, 0), theta)
 
         def curved(direction: list[Tensor]) -> list[Tensor]:
             """(∇²J + damping·I) · direction."""
-            ends = _ends(gradients, dict(zip(theta, direction, strict=True)))
-            if not ends:
-                return [d * self.damping for d in direction]
-            pulled = torch.autograd.grad(
-                [g for g, _ in ends],
-                list(theta.values()),
-                grad_outputs=[d for _, d in ends],
-                retain_graph=True,
-                allow_unused=True,
-            )
-            found = _filled(theta, pulled).values()
+            at = list(theta.values())
+            found = _filled_list(at, _pulled(gradients.values(), direction, at, retain_graph=True))
             return [f.add(d, alpha=self.damping) for f, d in zip(found, direction, strict=True)]
 
-        scale = rate if self.scale is None else self.scale
+        scale = problem.rate if self.scale is None else self.scale
         u = _neumann(curved, v, self.terms, scale) if self.solver == "neumann" else _cg(curved, v, self.terms)
         return outer, _mixed(gradients, dict(zip(theta, u, strict=True)), phi, -1.0)
 
@@ -587,31 +530,23 @@ class FiniteDifference(Hypergradient):
     reach: Literal["all", "late"] = "all"
     batches: Literal["same", "new"] = "same"
 
-    def __call__(
-        self,
-        inner_loss: InnerLoss,
-        outer_loss: OuterLoss,
-        parameters: Tensors,
-        hyper: Tensors,
-        rate: float,
-        moments: Moments | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Hypergradient.__call__`; E is the mean of the last two look-aheads."""
-        rate = _rate(self.rule, rate)
+    def solve(self, problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Hypergradient.solve`; E is the mean of the last two look-aheads."""
+        rate = _rate(self.rule, problem.rate)
 
         def after(phi: Tensors) -> Tensor:
-            theta = {n: p.detach() for n, p in parameters.items()}
-            slots, count = _start(self.rule, theta, moments)
+            theta = {n: p.detach() for n, p in problem.parameters.items()}
+            slots, count = _start(self.rule, theta, problem.moments)
             for h in range(self.steps):
-                gradients, _ = _gradients(inner_loss(at := _leaves(theta), phi, h), at)
+                gradients, _ = _gradients(problem.inner_loss(at := _leaves(theta), phi, h), at)
                 theta, slots = _move(self.rule, theta, gradients, slots, count + h + 1, rate)
             with torch.no_grad():
-                return _total(outer_loss(theta))
+                return _total(problem.outer_loss(theta))
 
-        outer, found = torch.empty(()), {n: torch.zeros_like(h) for n, h in hyper.items()}
-        for name, h in hyper.items():
+        outer, found = torch.empty(()), {n: torch.zeros_like(h) for n, h in problem.hyper.items()}
+        for name, h in problem.hyper.items():
             for entry in range(h.numel()):
-                shifted = {n: t.detach().clone() for n, t in hyper.items()}
+                shifted = {n: t.detach().clone() for n, t in problem.hyper.items()}
                 spot = shifted[name].view(-1)
                 old = spot[entry].clone()
                 spot[entry] = old + self.delta
@@ -665,10 +600,6 @@ def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     return tensor if tensor.stride() == parameter.stride() else torch.empty_like(parameter).copy_(tensor)
 
 
-def _on_graph(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.requires_grad
-
-
 def _filled_list(tensors: Sequence[Tensor], found: Sequence[Tensor | None]) -> list[Tensor]:
     """Gradients of the tensors, zeros where there is none."""
     return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
@@ -711,39 +642,51 @@ def _add(sums: dict[str, Tensor | None], parts: Sequence[Tensor | None]) -> None
             sums[name] = new.detach() if old is None else old + new.detach()
 
 
-def _ends(gradients: Mapping[str, Tensor | None], along: Mapping[str, Tensor | None]) -> list[tuple[Tensor, Tensor]]:
-    """Gradients that are on a graph, each with its direction."""
-    pairs = ((g, along.get(n)) for n, g in gradients.items())
-    return [(g, a) for g, a in pairs if g is not None and g.requires_grad and a is not None]
+def _pulled(
+    ends: Iterable[Tensor | None],
+    along: Iterable[Tensor | None],
+    inputs: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+) -> Sequence[Tensor | None]:
+    """∂/∂inputs Σ ⟨end, along⟩ over the ends that are on a graph; None where it does not depend on an input."""
+    pairs = [(e, a) for e, a in zip(ends, along, strict=True) if e is not None and e.requires_grad and a is not None]
+    if not pairs:
+        return [None] * len(inputs)
+    return torch.autograd.grad(
+        [e for e, _ in pairs],
+        inputs,
+        grad_outputs=[a for _, a in pairs],
+        retain_graph=retain_graph,
+        allow_unused=True,
+    )
 
 
 def _gradient_and_tangent(
-    inner_loss: InnerLoss, points: Mapping[str, Dual], hyper: Tensors, direction: Tensors, number: int
+    problem: Problem, points: Mapping[str, Dual], direction: Tensors, number: int
 ) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
     """g = ∇_θ J and ġ = ∂_φ∇_θ J · φ̇ + ∇²_θ J · θ̇, part after part.
 
     By one double backward pass: ġ = ∇_θ (⟨∇_θ J, θ̇⟩ + ⟨∂_φ J, φ̇⟩). Before the first step θ̇ is zero and only the second
     term is left, which is an ordinary backward pass with other loss weights.
     """
-    theta, phi = _leaves({n: point.value for n, point in points.items()}), _leaves(hyper)
+    theta, phi = _leaves({n: point.value for n, point in points.items()}), _leaves(problem.hyper)
     gradients: dict[str, Tensor | None] = dict.fromkeys(theta)
     tangents: dict[str, Tensor | None] = dict.fromkeys(theta)
     at, own = list(theta.values()), list(phi.values())
-    along = [*(point.tangent for point in points.values()), *(direction[n] for n in phi)]
-    for part in _parts(inner_loss(theta, phi, number)):
+    turning = [direction[n] for n in phi]
+    moving = [point.tangent for point in points.values()]
+    for part in _parts(problem.inner_loss(theta, phi, number)):
         if number == 0:
             mixed = torch.autograd.grad(part, own, create_graph=True, allow_unused=True)
             found = torch.autograd.grad(part, at, retain_graph=True, allow_unused=True)
-            ends = list(zip(mixed, along[len(at) :], strict=True))
+            pulled = _pulled(mixed, turning, at)
         else:
             every = torch.autograd.grad(part, [*at, *own], create_graph=True, allow_unused=True)
             found = every[: len(at)]
-            ends = list(zip(every, along, strict=True))
+            pulled = _pulled(every, [*moving, *turning], at)
         _add(gradients, found)
-        ends = [(g, d) for g, d in ends if _on_graph(g)]
-        if ends:
-            pulled = torch.autograd.grad([g for g, _ in ends], at, grad_outputs=[d for _, d in ends], allow_unused=True)
-            _add(tangents, pulled)
+        _add(tangents, pulled)
     return gradients, tangents
 
 
@@ -751,12 +694,8 @@ def _mixed(
     gradients: Mapping[str, Tensor | None], along: Mapping[str, Tensor | None], phi: Tensors, factor: float
 ) -> dict[str, Tensor]:
     """factor · ∂/∂φ ⟨∇_θ J, along⟩, zeros where J does not depend on φ."""
-    ends = _ends(gradients, along)
-    if not ends:
-        return {n: torch.zeros_like(h) for n, h in phi.items()}
-    found = torch.autograd.grad(
-        [g for g, _ in ends], list(phi.values()), grad_outputs=[factor * a for _, a in ends], allow_unused=True
-    )
+    scaled = (None if (a := along[n]) is None else factor * a for n in gradients)
+    found = _pulled(gradients.values(), scaled, list(phi.values()))
     return {n: g.detach() for n, g in _filled(phi, found).items()}
 
 

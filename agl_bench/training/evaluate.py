@@ -20,13 +20,9 @@ def predict(model: Model, store: SpotStore, rows: Tensor, columns: Tensor) -> Te
     """Predictions of the genes `columns` for the spots `rows`: (spots, columns), in evaluation mode."""
     was_training = model.training
     model.eval()
-    weight, bias = model.head.weight[columns], model.head.bias[columns]
     here: np.ndarray = rows.cpu().numpy()
     batches = [here[start : start + BATCH] for start in range(0, len(here), BATCH)]
-    parts = [
-        torch.nn.functional.linear(model.backbone(batch.spots), weight, bias)
-        for batch in store.stream(batches, expression=False)
-    ]
+    parts = [model(batch.spots, None, columns)[1] for batch in store.stream(batches, expression=False)]
     model.train(was_training)
     return torch.cat(parts)
 

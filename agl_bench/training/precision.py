@@ -1,15 +1,13 @@
-"""In which arithmetic first-order steps run, and how much memory a device has."""
+"""In which arithmetic first-order steps run."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "tf32", "bf16"]
+from agl_bench.protocol import Precision
 
 
 @contextlib.contextmanager
@@ -35,10 +33,3 @@ def fast(precision: Precision, device: torch.device, *, backward: bool = False) 
             matmul.allow_tf32, cudnn.allow_tf32 = before
     else:
         yield
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes of memory that the device has, used or not."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from agl_bench.data.store import SpotStore
+from agl_bench.data.store import SpotStore, device_memory
 from agl_bench.errors import BadPlugin, Diverged
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, Step
@@ -35,7 +35,7 @@ from agl_bench.maths.seeds import generator_for, seed_for
 from agl_bench.protocol import Protocol
 from agl_bench.training.evaluate import pcc_by_section, predict
 from agl_bench.training.model import Model
-from agl_bench.training.precision import device_memory, fast
+from agl_bench.training.precision import fast
 from agl_bench.training.records import EpochRecord, Fit
 
 HALF = 0.5 + 1e-5  # a weight of exactly one half, where some selectors start, is not above it by rounding
@@ -264,7 +264,7 @@ class Trainer:
         moments = self._moments()
         total = torch.zeros((), device=self.store.device, dtype=torch.float64)
         # A pass: as many look-aheads as take every training spot once into their first inner loss.
-        many = [len(self._batches(r, "count", epoch, size)) for r in (self.rows.train, self.rows.held_out)]
+        many = [sum(-(-len(g) // size) for g in self._groups(r)) for r in (self.rows.train, self.rows.held_out)]
         averaged, averaged_outer = (min(self.protocol.outer_batches or m, m) for m in many)
         count = -(-many[0] // averaged)
         method = self.hypergradient or self.selector.hypergradient
@@ -400,13 +400,18 @@ class Trainer:
         Equal sizes rather than a small last batch: the correlation loss of a few spots is noise.
         """
         rng = np.random.default_rng(seed_for(self.seed, "batches", purpose, str(epoch)))
-        section = self.store.section_on_host[rows]
-        groups = [rows[section == s] for s in np.unique(section)] if self.protocol.batches_within_section else [rows]
         batches = []
-        for group in groups:
+        for group in self._groups(rows):
             count = -(-len(group) // size)
             batches += np.array_split(rng.permutation(group), count)
         return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows that may share a batch: those of a section, or all of them."""
+        if not self.protocol.batches_within_section:
+            return [rows]
+        section = self.store.section_on_host[rows]
+        return [rows[section == s] for s in np.unique(section)]
 
     def _endless(self, rows: np.ndarray, purpose: str, epoch: int, size: int) -> Iterator[np.ndarray]:
         """Batches of `rows` for ever, shuffled anew in each pass."""
