@@ -277,54 +277,55 @@ def test_broken_backbones(cls, rule):
 
 
 class Renaming(Synthetic):
-    """Loads other sections than it names."""
+    """Reads another section than it was asked for."""
 
-    def load(self, root):
-        return super().load(root)[:-1]
+    def read(self, root, name):
+        return super().read(root, "S1")
 
 
 class Fickle(Synthetic):
-    """Loads other counts each time."""
+    """Reads other counts each time."""
 
     calls = 0
 
-    def load(self, root):
-        sections = super().load(root)
+    def read(self, root, name):
+        section = super().read(root, name)
         Fickle.calls += 1
-        sections[0].counts.X[0, 0] += Fickle.calls
-        return sections
+        section.counts.X[0, 0] += Fickle.calls
+        return section
 
 
 class Blurred(Synthetic):
     """Has counts that are no counts."""
 
-    def load(self, root):
-        sections = super().load(root)
-        sections[1].counts.X = sections[1].counts.X * 0.5
-        return sections
+    def read(self, root, name):
+        section = super().read(root, name)
+        if name == "S2":
+            section.counts.X = section.counts.X * 0.5
+        return section
 
 
 class Borrowed(Synthetic):
     """Lists a file that is not there."""
 
-    def files(self, root):
+    def files(self, root, name):
         return [root / "absent.h5ad"]
 
 
 class Patchless(Synthetic):
     """Has pictures of another number of spots."""
 
-    def load(self, root):
-        sections = super().load(root)
-        sections[0].patches = ArrayPatches(sections[0].patches.read(range(3), 16, 112.0).transpose(0, 2, 3, 1), 112.0)
-        return sections
+    def read(self, root, name):
+        section = super().read(root, name)
+        section.patches = ArrayPatches(section.patches.read(range(3), 16, 112.0).transpose(0, 2, 3, 1), 112.0)
+        return section
 
 
 @pytest.mark.parametrize(
     ("cls", "rule", "problem"),
     [
-        (Renaming, "`sections` names exactly", "S2"),
-        (Fickle, "Two loads give the same", "counts of S1 differ"),
+        (Renaming, "`read` returns the section", "S2"),
+        (Fickle, "Read twice", "counts of S1 differ"),
         (Blurred, "pass the checks of every run", "section 'S2'"),
         (Borrowed, "Every file of `files` exists", "absent.h5ad"),
         (Patchless, "patches", ""),

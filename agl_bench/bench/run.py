@@ -403,8 +403,7 @@ def fingerprints(campaign: Campaign, plugins: Plugins, root: Path, cache: Path |
         part = campaign.part(plugins, name, "dataset")
         dataset = make_dataset(plugins.entry(name, "dataset"), part)
         with _naming_the_dataset(part):
-            dataset.sections(root)  # raises where something is missing
-            paths = dataset.files(root)
+            paths = [path for section in dataset.sections(root) for path in dataset.files(root, section)]
         whole = hashlib.blake2b(dataset.revision.encode(), digest_size=10)
         for path in paths:
             status = path.stat()

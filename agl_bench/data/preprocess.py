@@ -40,6 +40,24 @@ class SpotTable:
     def __len__(self) -> int:
         return len(self.section)
 
+    def rows(self, rows: np.ndarray, columns: np.ndarray | None = None) -> sparse.csr_matrix:
+        """Normalised expression of some spots, (rows, columns) float32; None is all genes."""
+        taken = self.expression[rows]
+        return taken if columns is None else taken[:, columns]
+
+    def counts(self, rows: np.ndarray, columns: np.ndarray | None = None) -> sparse.csr_matrix:
+        """Raw counts of some spots, (rows, columns) float32, in the order of `rows`; None is all genes."""
+        genes = self.genes if columns is None else tuple(np.asarray(self.genes)[columns])
+        parts, order = [], []
+        for index, section in enumerate(self.sections):
+            here = np.flatnonzero(self.section[rows] == index)
+            if len(here):
+                counts = sparse.csr_matrix(section.counts.X)[self.source_row[rows[here]]]
+                parts.append(counts[:, section.counts.var_names.get_indexer(genes)].astype(np.float32))
+                order.append(here)
+        stacked: sparse.csr_matrix = sparse.vstack(parts, format="csr")[np.argsort(np.concatenate(order))]
+        return stacked
+
 
 def tabulate(sections: Sequence[Section], protocol: Protocol) -> SpotTable:
     """Common genes, spots with enough detected genes, normalised expression.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 from agl_bench.interfaces.spots import Section
 
 
 class Dataset(ABC):
-    """Knows where its sections are and how to read them; nothing is read until `load`.
+    """Knows where its sections are and how to read them; nothing is read until `read`, one section at a time.
 
     Settings are keyword-only arguments of `__init__` with their range in the annotation. `root` is always the data
     folder (`AGL_BENCH_DATA`).
@@ -18,11 +19,17 @@ class Dataset(ABC):
         citation: how to cite the data.
         licence: under which terms it may be used.
         revision: version of the data, part of every result.
+        technology: with which the sections were measured, for the card.
+        tissue: what they are of, for the card.
+        argument: the setting that VALUE of `--datasets NAME:VALUE` is short for; "" = there is none.
     """
 
     citation: str = ""
     licence: str = ""
     revision: str = ""
+    technology: str = ""
+    tissue: str = ""
+    argument: str = ""
 
     @abstractmethod
     def sections(self, root: Path) -> dict[str, str]:
@@ -33,17 +40,28 @@ class Dataset(ABC):
         """
 
     @abstractmethod
-    def load(self, root: Path) -> list[Section]:
-        """All sections with raw counts, no filter, no normalisation.
+    def read(self, root: Path, name: str) -> Section:
+        """One section with raw counts, no filter, no normalisation.
 
         Raises:
             MissingData: which file is absent and which command brings it.
             BadSection: which section cannot be read and why.
         """
 
-    def files(self, root: Path) -> list[Path]:
-        """Every file that `load` reads; their content makes the fingerprint. Empty for generated data."""
+    def load(self, root: Path) -> list[Section]:
+        """All sections, in order."""
+        return [self.read(root, name) for name in self.sections(root)]
+
+    def files(self, root: Path, name: str) -> list[Path]:
+        """Every file that `read` looks at; their content makes the fingerprint. Empty for generated data."""
         return []
+
+    def truth(self, root: Path) -> Mapping[str, float] | None:
+        """For planted data: what each gene is worth as an auxiliary one, > 0 helpful, < 0 harmful; else None.
+
+        It reaches the selectors that say `is_control`, and what is computed after a test; nothing else.
+        """
+        return None
 
     def fetch(self, root: Path) -> None:  # noqa: B027  (optional)
         """Download what is not there yet, once, checked. Nothing to do by default.

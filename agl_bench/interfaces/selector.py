@@ -22,6 +22,8 @@ class TrainingView:
         expression: (spots, genes) of the training spots, or how to make it where the device holds a sparse matrix.
         generator: the selector's own randomness; the only one it may use.
         detach_weight_sum: the protocol's choice for `Selector.weighted_mean`.
+        truth: (genes,) what each gene is worth on planted data, for selectors that say `is_control`; None for all
+            others, and where nobody knows.
     """
 
     def __init__(
@@ -30,8 +32,9 @@ class TrainingView:
         expression: Tensor | Callable[[], Tensor],
         generator: torch.Generator,
         detach_weight_sum: bool = False,
+        truth: Tensor | None = None,
     ) -> None:
-        self.genes, self.generator, self.detach_weight_sum = genes, generator, detach_weight_sum
+        self.genes, self.generator, self.detach_weight_sum, self.truth = genes, generator, detach_weight_sum, truth
         self._expression = expression
 
     @cached_property
@@ -83,12 +86,15 @@ class Selector(nn.Module):
             are not computed at all: their losses are 0 and their outputs stay as they began. A plain attribute or a
             property, no buffer.
         reference: the publication or idea that this selector implements.
+        is_control: whether it is no method but a bound for methods, and may know the truth of planted data. Tables
+            mark it.
     """
 
     learns_from: Literal["training", "validation"] = "validation"
     learning_rate: float = 3e-3
     hypergradient: Hypergradient = Unrolled(1)
     reference: str = ""
+    is_control: bool = False
     used: Tensor | None = None
 
     is_primary: Tensor

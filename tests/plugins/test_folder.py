@@ -78,12 +78,8 @@ def test_sections_and_files(tmp_path: Path) -> None:
     (tmp_path / "mine" / "readme.txt").write_text("text")
     dataset = Folder(path="mine")
     assert list(dataset.sections(tmp_path).items()) == [("S1", ""), ("S2", "D2")]
-    assert [str(path.relative_to(tmp_path / "mine")) for path in dataset.files(tmp_path)] == [
-        "S1/counts.h5ad",
-        "S1/patches.h5",
-        "S2/counts.h5ad",
-        "S2/image.png",
-    ]
+    for name, files in (("S1", ["counts.h5ad", "patches.h5"]), ("S2", ["counts.h5ad", "image.png"])):
+        assert dataset.files(tmp_path, name) == [tmp_path / "mine" / name / file for file in files]
     assert [section.name for section in dataset.load(tmp_path)] == ["S1", "S2"]
     chosen = Folder(path="mine", sections=("S2", "S1"))
     assert list(chosen.sections(tmp_path)) == [section.name for section in chosen.load(tmp_path)] == ["S2", "S1"]
@@ -125,14 +121,14 @@ def test_embedding_alone_is_enough(tmp_path: Path) -> None:
 def test_image_is_preferred_to_patches(tmp_path: Path) -> None:
     write_image(write_counts(tmp_path / "S1"))
     write_patches(tmp_path / "S1" / "patches.h5", ["other"])
-    assert [path.name for path in Folder(path=str(tmp_path)).files(tmp_path)] == ["counts.h5ad", "image.png"]
+    assert [path.name for path in Folder(path=str(tmp_path)).files(tmp_path, "S1")] == ["counts.h5ad", "image.png"]
     assert only(tmp_path).dropped_spots == 0
 
 
 def test_missing_files(tmp_path: Path) -> None:
     def expect(message: str, **settings: object) -> None:
         dataset = Folder(**{"path": str(tmp_path), **settings})  # type: ignore[arg-type]
-        for ask in (dataset.sections, dataset.load, dataset.files):
+        for ask in (dataset.sections, dataset.load):
             with pytest.raises(MissingData, match=message):
                 ask(tmp_path)
 
@@ -210,7 +206,7 @@ def test_real_her2st() -> None:
         (184, 15_842),
         (181, 15_721),
     ]
-    assert len(dataset.files(DATA)) == 8
+    assert [len(dataset.files(DATA, name)) for name in dataset.sections(DATA)] == [2] * 4
 
 
 @real

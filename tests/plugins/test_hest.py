@@ -68,7 +68,7 @@ def test_slide(tmp_path: Path) -> None:
     read = section.patches.read(np.arange(2), 224, 112.0)
     np.testing.assert_array_equal(read, img[[2, 0]].transpose(0, 3, 1, 2))
     assert section.patches.read(np.array([1]), 32, 112.0).shape == (1, 3, 32, 32)
-    assert [path.name for path in dataset.files(tmp_path)] == ["TENX65.h5ad", "TENX65.h5", "TENX65.json"]
+    assert [path.name for path in dataset.files(tmp_path, "TENX65")] == ["TENX65.h5ad", "TENX65.h5", "TENX65.json"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     ],
 )
 def test_absent_files_name_the_command(tmp_path: Path, dataset: HestSlides, command: str) -> None:
-    for ask in (dataset.sections, dataset.load, dataset.files):
+    for ask in (dataset.sections, dataset.load):
         with pytest.raises(MissingData, match=command):
             ask(tmp_path)
 

@@ -258,7 +258,7 @@ def test_donors() -> None:
     assert list(Synthetic(sections=5, donors=2).sections(NOWHERE).values()) == ["D1", "D2", "D1", "D2", "D1"]
     dataset = Synthetic(**SMALL, sections=3, donors=2)
     assert {s.name: s.donor for s in dataset.load(NOWHERE)} == dataset.sections(NOWHERE)
-    assert dataset.files(NOWHERE) == []
+    assert dataset.files(NOWHERE, "S1") == []
 
 
 def test_smallest_settings() -> None:

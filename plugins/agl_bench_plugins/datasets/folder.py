@@ -48,6 +48,7 @@ class Folder(Dataset):
     citation = "the user's own sections"
     licence = "as the user knows"
     revision = "local"
+    argument = "path"
 
     def __init__(self, *, path: str = "", sections: tuple[str, ...] = ()) -> None:
         self.path = path
@@ -67,13 +68,13 @@ class Folder(Dataset):
         """Names of the sections, each with its donor from uns["patient"] or uns["donor"]."""
         return {name: _donor(read_uns(files[0], "patient", "donor")) for name, files in self._found(root).items()}
 
-    def load(self, root: Path) -> list[Section]:
-        """All sections with raw counts as stored."""
-        return [_read(name, files) for name, files in self._found(root).items()]
+    def read(self, root: Path, name: str) -> Section:
+        """One section with raw counts as stored."""
+        return _read(name, self.files(root, name))
 
-    def files(self, root: Path) -> list[Path]:
-        """counts.h5ad, the image or patches.h5, and embedding.h5 of each section."""
-        return [path for files in self._found(root).values() for path in files]
+    def files(self, root: Path, name: str) -> list[Path]:
+        """counts.h5ad, the image or patches.h5, and embedding.h5."""
+        return self._files_of(self.folder(root) / name)
 
     def _found(self, root: Path) -> dict[str, list[Path]]:
         """The files of each chosen section."""

@@ -20,6 +20,9 @@ class Her2st(Folder):
     citation = "Andersson et al. 2021, Nat Commun 12:6012, doi:10.1038/s41467-021-26271-2"
     licence = "CC BY 4.0 (Zenodo 4751624)"
     revision = "almaan/her2st 85df7411b987"
+    technology = "Spatial Transcriptomics 1k array, 100 µm spots"
+    tissue = "breast, HER2-positive tumour"
+    argument = "sections"
 
     def __init__(self, *, sections: tuple[str, ...] = ("C2", "C3", "C4", "C5")) -> None:
         super().__init__(path="her2st", sections=sections)

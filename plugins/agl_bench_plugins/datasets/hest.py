@@ -53,15 +53,15 @@ class HestSlides(Dataset):
         self._require(root)
         return {slide: _donor(_metadata(root, slide)) for slide in self.ids}
 
-    def load(self, root: Path) -> list[Section]:
-        """All slides with raw counts."""
+    def read(self, root: Path, name: str) -> Section:
+        """A slide with raw counts."""
         self._require(root)
-        return [_read(root, slide) for slide in self.ids]
+        return _read(root, name)
 
-    def files(self, root: Path) -> list[Path]:
-        """Counts, patches and, where they are there, metadata of each slide."""
+    def files(self, root: Path, name: str) -> list[Path]:
+        """Counts, patches and, where they are there, metadata."""
         self._require(root)
-        return [path for slide in self.ids for path in _paths(root, slide) if path.is_file()]
+        return [path for path in _paths(root, name) if path.is_file()]
 
     def fetch(self, root: Path) -> None:
         """Download what is absent or differs from the repository; every file is verified before it gets its name."""
@@ -165,6 +165,7 @@ class Hest(HestSlides):
     """
 
     called = "hest"
+    argument = "ids"
 
     def __init__(self, *, ids: tuple[str, ...] = (), revision: str = "main") -> None:
         super().__init__(revision=revision)

@@ -134,10 +134,10 @@ class Synthetic(Dataset):
         dealt = self.donors or self.section_count
         return {f"S{index + 1}": f"D{index % dealt + 1}" for index in range(self.section_count)}
 
-    def load(self, root: Path) -> list[Section]:
-        """All sections, generated afresh; `root` is not looked at."""
-        genes = _Genes(self.data_seed, *self.gene_counts)
-        return [self._section(i, name, donor, genes) for i, (name, donor) in enumerate(self.sections(root).items())]
+    def read(self, root: Path, name: str) -> Section:
+        """One section, generated afresh; `root` is not looked at."""
+        named = self.sections(root)
+        return self._section(list(named).index(name), name, named[name], _Genes(self.data_seed, *self.gene_counts))
 
     def _section(self, index: int, name: str, donor: str, genes: _Genes) -> Section:
         position_um = hexagonal_grid(self.spots)
