@@ -79,7 +79,12 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--selectors", multiple=True, metavar="A,B", help="Auxiliary selectors to compare.")
-@click.option("--datasets", multiple=True, metavar="A,B", help="Datasets to compare them on.")
+@click.option(
+    "--datasets",
+    multiple=True,
+    metavar="A,B",
+    help="Datasets to compare them on; NAME:VALUE where one takes a value, e.g. hest:TENX152,TENX89.",
+)
 @click.option("--backbone", multiple=True, metavar="A,B", help="Image encoders.  [default: tiny]")
 @click.option("--evaluation", multiple=True, metavar="A,B", help="intra, inter or both.  [default: intra,inter]")
 @click.option("--seeds", multiple=True, metavar="0,1", help="Roots of all randomness.  [default: 0]")
@@ -246,7 +251,8 @@ def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
     from agl_bench.bench.spec import make_dataset, one_part
 
     plugins = _discover(files)
-    dataset = make_dataset(plugins.entry(name, "dataset"), one_part(plugins, name, "dataset", assignments))
+    part = one_part(plugins, name, "dataset", assignments)
+    dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
     console = _console()
     if dataset.licence:
         console.print(f"{name}: {dataset.citation} Licence: {dataset.licence}.", markup=False, highlight=False)
@@ -272,11 +278,12 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
             raise BadPlugin(f"plug-in {name}: it registers nothing; return {{name: class}} from a hook")
     else:
         plugins = _discover(files)
-        entries = [plugins.entry(name)]
+        entries = [plugins.entry(name.partition(":")[0])]
     console = _console()
     broken = 0
     for entry in entries:
-        part = one_part(plugins, entry.name, entry.kind, assignments)
+        word = name if name.startswith(f"{entry.name}:") else entry.name
+        part = one_part(plugins, word, entry.kind, assignments)
         if entry.kind == "selector":
             verdicts = check_selector(entry.load(), part.settings)
         elif entry.kind == "backbone":
@@ -442,7 +449,7 @@ def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:
     """One line for each dataset that an evaluation cannot be made on."""
     if campaign.folds:
         return
-    made = {(spec.dataset.name, spec.evaluation) for spec, _ in cells}
+    made = {(spec.dataset.label, spec.evaluation) for spec, _ in cells}
     for dataset in campaign.datasets:
         for evaluation in campaign.evaluations:
             if (dataset, evaluation) not in made:

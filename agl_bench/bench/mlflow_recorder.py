@@ -46,7 +46,7 @@ def _params(spec: RunSpec) -> dict[str, object]:
     """What all folds and seeds of a group share."""
     values: dict[str, object] = {
         "selector": spec.selector.name,
-        "dataset": spec.dataset.name,
+        "dataset": spec.dataset.label,
         "backbone": spec.backbone.name,
         "evaluation": spec.evaluation,
         "preset": spec.preset,
@@ -60,7 +60,7 @@ def _params(spec: RunSpec) -> dict[str, object]:
 
 
 def _group_name(spec: RunSpec) -> str:
-    return f"{spec.selector.name} · {spec.dataset.name} · {spec.backbone.name}"
+    return f"{spec.selector.name} · {spec.dataset.label} · {spec.backbone.name}"
 
 
 def _tags(spec: RunSpec, level: str) -> dict[str, str]:
@@ -70,7 +70,7 @@ def _tags(spec: RunSpec, level: str) -> dict[str, str]:
         "agl.group": spec.group,
         "agl.line": f"{_group_name(spec)} · {spec.preset}",  # the group for readers, e.g. to average curves over
         "agl.selector": spec.selector.name,
-        "agl.dataset": spec.dataset.name,
+        "agl.dataset": spec.dataset.label,
         "agl.evaluation": spec.evaluation,
         "agl.backbone": spec.backbone.name,
         "agl.preset": spec.preset,
@@ -165,7 +165,7 @@ def k_trajectory(result: Result) -> Figure:
     lower.margins(y=0.25)
     lower.set_xlabel("epoch")
     upper.set_title(
-        f"{spec.selector.name} on {spec.dataset.name}, {spec.evaluation}-batch, fold {spec.fold}, seed {spec.seed}, "
+        f"{spec.selector.name} on {spec.dataset.label}, {spec.evaluation}-batch, fold {spec.fold}, seed {spec.seed}, "
         f"{spec.backbone.name}",
         loc="left",
         fontsize=11,

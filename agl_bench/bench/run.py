@@ -377,7 +377,7 @@ def preflight(cells: Sequence[tuple[RunSpec, FoldPlan]], bench: Bench, store: Ce
         if not again and store.read(spec.key) is not None:
             continue
         setting = bench.setting(spec, plan)
-        combination = (spec.dataset.name, spec.evaluation, spec.backbone.name, spec.selector.name)
+        combination = (spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name)
         if combination in built:
             continue
         built.add(combination)
@@ -401,7 +401,7 @@ def fingerprints(campaign: Campaign, plugins: Plugins, root: Path, cache: Path |
     found, fresh = {}, {}
     for name in campaign.datasets:
         part = campaign.part(plugins, name, "dataset")
-        dataset = make_dataset(plugins.entry(name, "dataset"), part)
+        dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
         with _naming_the_dataset(part):
             paths = [path for section in dataset.sections(root) for path in dataset.files(root, section)]
         whole = hashlib.blake2b(dataset.revision.encode(), digest_size=10)

@@ -39,12 +39,18 @@ class Part:
         settings: every tunable with its value.
         provider: distribution and version, or the file.
         source: digest of the defining files, and of the content of every file that a setting names.
+        label: for people: the name, or NAME:VALUE where a dataset was chosen so; not part of the identity.
     """
 
     name: str
     settings: dict[str, Value] = field(hash=False)
     provider: str
     source: str
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,15 @@ class RunSpec:
 
     def _digest_without(self, *names: str) -> str:
         content = {k: v for k, v in self.as_json().items() if k not in names}
+        for part in ("dataset", "backbone", "selector"):
+            content[part] = {k: v for k, v in content[part].items() if k != "label"}
         return text_digest(json.dumps(content, sort_keys=True, separators=(",", ":")))
 
     @property
     def title(self) -> str:
         """For progress lines: dataset, evaluation, backbone, selector, fold and seed."""
         return (
-            f"{self.dataset.name} · {self.evaluation} · {self.backbone.name} · {self.selector.name} · "
+            f"{self.dataset.label} · {self.evaluation} · {self.backbone.name} · {self.selector.name} · "
             f"fold {self.fold} · seed {self.seed}"
         )
 
@@ -133,7 +141,8 @@ class Campaign:
     """What the user asked for, before any data is read.
 
     Attributes:
-        selectors, datasets, backbones, evaluations: names.
+        selectors, backbones, evaluations: names.
+        datasets: names, or NAME:VALUE with a value for the setting that the dataset calls its argument.
         seeds: roots.
         folds: labels to keep; empty = all.
         protocol: conditions held equal.
@@ -186,6 +195,7 @@ class Campaign:
             key: _names(lists.get(key) or table.get(key) or defaults.get(key) or ())
             for key in ("selectors", "datasets", "backbone", "evaluation", "seeds", "fold")
         }
+        chosen["datasets"] = _dataset_words(plugins, chosen["datasets"])
         for key in ("selectors", "datasets"):
             if not chosen[key]:
                 kind = key[:-1]
@@ -195,7 +205,7 @@ class Campaign:
         for key in ("backbone", "evaluation", "seeds"):
             if not chosen[key]:
                 raise BadSpec(f"--{key} is empty; name at least one, or leave it out")
-        for key, kind in (("selectors", "selector"), ("datasets", "dataset"), ("backbone", "backbone")):
+        for key, kind in (("selectors", "selector"), ("backbone", "backbone")):
             for name in chosen[key]:
                 plugins.entry(name, kind)
         for evaluation in chosen["evaluation"]:
@@ -216,9 +226,8 @@ class Campaign:
         )
 
     def part(self, plugins: Plugins, name: str, kind: str) -> Part:
-        """A plug-in with all its settings resolved."""
-        entry = plugins.entry(name, kind)
-        return _part(entry, self.settings.get(name, {}))
+        """A plug-in with all its settings resolved; a dataset by its name or NAME:VALUE."""
+        return _part(plugins, name, kind, self.settings)
 
     def cells(
         self, plugins: Plugins, root: Path, *, device: str, fingerprint: Mapping[str, str]
@@ -240,7 +249,7 @@ class Campaign:
         backbones = [self.part(plugins, b, "backbone") for b in self.backbones]
         for name in self.datasets:
             part = self.part(plugins, name, "dataset")
-            dataset = make_dataset(plugins.entry(name, "dataset"), part)
+            dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
             donors = dataset.sections(root)
             for evaluation in self.evaluations:
                 if evaluation == "inter" and len(donors) < 2 and "intra" in self.evaluations:
@@ -264,19 +273,19 @@ class Campaign:
 
 
 def one_part(plugins: Plugins, name: str, kind: str, assignments: Sequence[str]) -> Part:
-    """A single plug-in with settings from "NAME.KEY=VALUE", outside any campaign.
+    """A single plug-in with settings from "NAME.KEY=VALUE", outside any campaign; a dataset by its name or NAME:VALUE.
 
     Raises:
         UnknownName, BadSpec: for anything that nobody knows or that is out of range.
     """
-    entry = plugins.entry(name, kind)
+    plain = name.partition(":")[0] if kind == "dataset" else name
     given: dict[str, object] = {}
     for text in assignments:
         target, key, value = _assignment(text)
-        if target != name:
-            raise BadSpec(f"--set {text!r} is about {target}, not about {name}")
+        if target != plain:
+            raise BadSpec(f"--set {text!r} is about {target}, not about {plain}")
         given[key] = value
-    return _part(entry, given)
+    return _part(plugins, name, kind, {plain: given})
 
 
 def make_dataset(entry: Entry, part: Part) -> Dataset:
@@ -320,12 +329,43 @@ def _assignment(text: str) -> tuple[str, str, str]:
     return name, key, value.strip()
 
 
-def _part(entry: Entry, given: Mapping[str, object]) -> Part:
-    settings = resolve(entry.name, tunables(entry.load()), given)
+def _dataset_words(plugins: Plugins, pieces: Sequence[str]) -> tuple[str, ...]:
+    """Join what the comma has parted: after NAME:VALUE, pieces that are no dataset are more of its values.
+
+    `hest:TENX152,TENX89,heart` is `hest:TENX152,TENX89` and `heart`.
+    """
+    known = plugins.names("dataset")
+    words: list[str] = []
+    for piece in pieces:
+        name = piece.partition(":")[0]
+        if name not in known and words and ":" in words[-1]:
+            words[-1] += f",{piece}"
+            continue
+        plugins.entry(name, "dataset")  # raises where nobody knows it
+        words.append(piece)
+    return tuple(dict.fromkeys(words))
+
+
+def _part(plugins: Plugins, word: str, kind: str, given: Mapping[str, Mapping[str, object]]) -> Part:
+    """A plug-in with its settings: those given under its name, and VALUE of NAME:VALUE for its argument."""
+    name, colon, value = word.partition(":") if kind == "dataset" else (word, "", "")
+    entry = plugins.entry(name, kind)
+    own = dict(given.get(name, {}))
+    if colon:
+        argument = getattr(entry.load(), "argument", "")
+        if not argument:
+            raise BadSpec(
+                f"dataset '{name}' takes nothing after a colon ('{word}'); its settings are given by "
+                f"--set {name}.KEY=VALUE, see `agl-bench show {name}`"
+            )
+        if not value:
+            raise BadSpec(f"'{word}' names nothing after the colon; it takes {name}.{argument}, e.g. {name}:VALUE")
+        own[argument] = value
+    settings = resolve(entry.name, tunables(entry.load()), own)
     # A setting that names a file, e.g. of weights, stands for its content.
     files = [Path(v) for v in settings.values() if isinstance(v, str) and v and Path(v).is_file()]
     source = "".join([entry.digest(), *(file_digest(f) for f in files)])
-    return Part(entry.name, settings, entry.provider, source)
+    return Part(entry.name, settings, entry.provider, source, word)
 
 
 def _names(value: object) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def summarise(results: Iterable[Result]) -> list[Summary]:
     groups: dict[tuple[str, str, str, str], list[Result]] = {}
     for result in results:
         spec = result.spec
-        key = (spec.dataset.name, spec.evaluation, spec.backbone.name, spec.selector.name)
+        key = (spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name)
         groups.setdefault(key, []).append(result)
     summaries = []
     for key, members in groups.items():
@@ -127,4 +127,4 @@ def _unit(result: Result) -> tuple[str, int]:
 
 def _place(result: Result) -> tuple[str, str, str, str]:
     spec = result.spec
-    return spec.dataset.name, spec.evaluation, spec.backbone.name, spec.selector.name
+    return spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -252,3 +253,46 @@ def test_one_section_has_no_inter_evaluation(plugins, tmp_path):
     assert {spec.evaluation for spec, _ in cells} == {"intra"}
     with pytest.raises(BadSpec, match="needs at least two sections and synthetic has 1"):
         Campaign.of(plugins, evaluation=["inter"], **one).cells(plugins, tmp_path, device="cpu", fingerprint={})
+
+
+def words_of(plugins, **lists):
+    return Campaign.of(plugins, selectors=["pgl"], **lists)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["hest:TENX152,TENX89,heart"], ("hest:TENX152,TENX89", "heart")),
+        (["hest:TENX152,hest:TENX89"], ("hest:TENX152", "hest:TENX89")),
+        (["her2st:C2", "C3", "synthetic"], ("her2st:C2,C3", "synthetic")),
+        (["synthetic", "hest:A"], ("synthetic", "hest:A")),
+    ],
+)
+def test_datasets_with_a_value(plugins, given, expected):
+    assert words_of(plugins, datasets=given).datasets == expected
+
+
+def test_a_dataset_chosen_twice_with_different_values_is_two(plugins):
+    campaign = words_of(plugins, datasets=["her2st:C2,C3", "her2st:C4"], assignments=["synthetic.spots=30"])
+    one, two = (campaign.part(plugins, word, "dataset") for word in campaign.datasets)
+    assert (one.label, one.settings["sections"]) == ("her2st:C2,C3", ("C2", "C3"))
+    assert (two.label, two.settings["sections"]) == ("her2st:C4", ("C4",))
+
+
+def test_the_word_is_not_part_of_the_identity(spec):
+    said = dataclasses.replace(spec, dataset=dataclasses.replace(spec.dataset, label="synthetic:said-so"))
+    assert said.key == spec.key and said.group == spec.group
+    assert "synthetic:said-so" in said.title
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("synthetic:3", "dataset 'synthetic' takes nothing after a colon"),
+        ("hest:", "'hest:' names nothing after the colon; it takes hest.ids"),
+        ("hset:TENX152", "unknown dataset 'hset'. Did you mean 'hest'"),
+    ],
+)
+def test_bad_values_of_a_dataset(plugins, word, sentence):
+    with pytest.raises(AglBenchError, match=re.escape(sentence)):
+        words_of(plugins, datasets=[word]).part(plugins, word, "dataset")
