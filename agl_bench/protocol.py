@@ -26,7 +26,8 @@ class Protocol:
     # Genes and targets
     min_genes_per_spot: Annotated[int, Range(0, 100_000)] = 50
     min_spots_per_gene: Annotated[int, Range(0, 1_000_000)] = 1
-    normalisation: Literal["normalize_total+log1p", "log1p"] = "normalize_total+log1p"
+    normalisation: Literal["normalize_total+log1p", "log1p", "pearson_residuals"] = "normalize_total+log1p"
+    standardise: Literal["none", "section"] = "none"  # targets: z-scores by the training spots of each section
     primary_genes: Annotated[int, Range(1, 100_000)] = 50
     primary_detection: Annotated[float, Range(0, 1)] = 0.25  # of the spots; a rarer gene is never primary
     genes_from: Literal["training", "all"] = "training"  # spots that decide gene filter, primary genes and ranks

@@ -32,8 +32,9 @@ from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset, check_section
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
-from agl_bench.data.preprocess import SpotTable, tabulate
+from agl_bench.data.preprocess import SpotTable, panel, tabulate
 from agl_bench.data.store import SpotStore, budget, fit
+from agl_bench.data.targets import fit_targets
 from agl_bench.digests import file_digest
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec
 from agl_bench.interfaces.backbone import Backbone
@@ -225,13 +226,13 @@ class Bench:
             if not name.startswith(backbone.late_prefixes):
                 state.update(tensor.cpu().contiguous().numpy().tobytes())
         symmetries: Literal[1, 8] = 8 if spec.protocol.augment or spec.protocol.outer_augment else 1
-        key = (plan.sections, spec.protocol, spec.backbone, symmetries, state.digest())
+        key = (plan.sections, table.genes, spec.protocol, spec.backbone, symmetries, state.digest())
         if self._features is None or self._features[0] != key:
             self._features = None
             every, no_genes = np.arange(len(table)), np.empty(0, dtype=np.int64)
             store = SpotStore(
                 table, every, no_genes, sees="patches", patch_px=backbone.patch_px, patch_um=spec.protocol.patch_um,
-                device=self.device, patches_on="host",
+                device=self.device, patches_on="mapped",
             )  # fmt: skip
             store.encode(backbone, symmetries)
             assert store.embedding is not None
@@ -245,10 +246,12 @@ class Bench:
         return stores
 
     def _tabulate(self, sections: list[Section], plan: FoldPlan, spec: RunSpec) -> SpotTable:
-        key = (plan.sections, spec.protocol)
+        taking_part = [s for s in sections if s.name in plan.sections]
+        decide = plan.training_sections if spec.protocol.genes_from == "training" else plan.sections
+        key = (plan.sections, panel(taking_part, decide), spec.protocol)
         if self._table is None or self._table[0] != key:
             self._table = None
-            self._table = (key, tabulate([s for s in sections if s.name in plan.sections], spec.protocol))
+            self._table = (key, tabulate(taking_part, spec.protocol, decide))
         return self._table[1]
 
 
@@ -268,18 +271,28 @@ def _setting(
 ) -> Setting:
     fold = make_fold(plan, table, spec.protocol, spec.seed)
     genes, columns = split_genes(table, fold.train, spec.protocol)
+    for index, name in enumerate(s.name for s in table.sections):
+        if (table.source_columns[index, columns[genes.primary.numpy()]] < 0).all():
+            raise BadSpec(
+                f"section '{name}', tested in fold {spec.fold}, has none of the {genes.primary_count} primary genes; "
+                "check that it names genes as the training sections do, or leave it out"
+            )
     sizes = np.cumsum([len(fold.train), len(fold.held_out), len(fold.validation)])
     train, held_out, validation = np.split(np.arange(sizes[-1]), sizes[:-1])
 
     # Both stores on the device as far as they fit; where data lie changes no result.
     spots = sizes[-1] + len(fold.test)
     patch_bytes = int(spots) * 3 * patch_px**2 if sees == "patches" else 0
-    dense, patches_on = fit(int(spots), len(columns), table.expression.nnz, patch_bytes, budget(device))
+    allowed, host = budget(device), None if device.type == "cpu" else budget(torch.device("cpu"))
+    nonzero = int(table.lengths(np.arange(len(table))).sum())
+    form, patches_on = fit(int(spots), len(columns), nonzero, patch_bytes, allowed, host)
+    spare = (allowed - patch_bytes if patches_on == "device" else allowed) // 4  # a trainer picks genes twice or thrice
+    targets = fit_targets(table, fold.train, columns, spec.protocol)
 
     def store_of(rows: np.ndarray) -> SpotStore:
         return SpotStore(
             table, rows, columns, sees=sees, patch_px=patch_px, patch_um=spec.protocol.patch_um, device=device,
-            dense=dense, patches_on=patches_on,
+            form=form, patches_on=patches_on, targets=targets, spare_bytes=spare,
         )  # fmt: skip
 
     development = store_of(np.concatenate([fold.train, fold.held_out, fold.validation]))

@@ -55,6 +55,11 @@ class FoldPlan:
     test_sections: tuple[str, ...]
     part: int
 
+    @property
+    def training_sections(self) -> tuple[str, ...]:
+        """Names of the sections that have training spots."""
+        return tuple(s for s in self.sections if self.part >= 0 or s not in self.test_sections)
+
 
 def plan_folds(evaluation: str, donors: Mapping[str, str], protocol: Protocol, *, dataset: str) -> list[FoldPlan]:
     """The folds of an evaluation.

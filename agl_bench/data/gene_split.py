@@ -27,13 +27,13 @@ def split_genes(table: SpotTable, training_rows: np.ndarray, protocol: Protocol)
         protocol: gene filter, number of primary genes and the spots that decide.
 
     Returns:
-        The split, and the columns of `table.expression` that it covers, (genes,).
+        The split, and the columns of the table that it covers, (genes,).
 
     Raises:
         BadSpec: if there are more primary genes than genes.
     """
     rows = training_rows if protocol.genes_from == "training" else np.arange(len(table))
-    seen = table.expression[rows]
+    seen = table.rows(rows)
     detected = np.asarray((seen > 0).sum(0)).ravel()
     columns = np.flatnonzero(detected >= protocol.min_spots_per_gene)
     eligible = detected[columns] >= protocol.primary_detection * len(rows)

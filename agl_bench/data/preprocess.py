@@ -1,8 +1,8 @@
-"""From sections as measured to one table of spots over common genes, normalised as the protocol says."""
+"""From sections as measured to one table of spots over a panel of genes, normalised as the protocol says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,83 +13,135 @@ from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 
 TARGET_SUM = 1e4  # fixed, so that a spot's values do not depend on other spots (scanpy's default is their median)
+_BLOCK = 1024  # spots whose counts are looked at at a time
 
 
 @dataclass(frozen=True)
 class SpotTable:
-    """All spots that take part, on the host.
+    """All spots that take part: where their counts are, and what normalises them.
+
+    Counts stay in the sections, in memory or memory-mapped. Rows are gathered and normalised when they are asked for,
+    so that a table holds nothing of size spots × genes; ask for blocks of rows where there are many.
 
     Attributes:
         sections: the sections the spots are from.
-        expression: (spots, genes) float32 CSR, normalised as the protocol says.
-        genes: (genes,) symbols common to all sections, in the order of the first.
+        matrices: raw counts of each section, CSR (its spots, its genes) with sorted, distinct columns.
+        source_columns: (sections, genes) column of each gene in the section's matrix, −1 where the section lacks it.
+        genes: (genes,) symbols of the panel.
         section: (spots,) index into `sections`.
         source_row: (spots,) row in the section's AnnData.
         position: (spots, 2) float32, µm.
+        total: (spots,) float64, counts of all genes of the panel.
+        scales: whether `rows` scales each spot to `TARGET_SUM` before the logarithm.
         dropped_spots: spots left out because too few genes were detected or no patch was found.
     """
 
     sections: tuple[Section, ...]
-    expression: sparse.csr_matrix
+    matrices: tuple[sparse.csr_matrix, ...]
+    source_columns: np.ndarray
     genes: tuple[str, ...]
     section: np.ndarray
     source_row: np.ndarray
     position: np.ndarray
+    total: np.ndarray
+    scales: bool
     dropped_spots: int
 
     def __len__(self) -> int:
         return len(self.section)
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Stored values of each spot, (rows,) int64; genes outside the panel are counted too."""
+        lengths = np.empty(len(rows), dtype=np.int64)
+        for index, matrix in enumerate(self.matrices):
+            here = self.section[rows] == index
+            lengths[here] = np.diff(matrix.indptr)[self.source_row[rows[here]]]
+        return lengths
+
     def rows(self, rows: np.ndarray, columns: np.ndarray | None = None) -> sparse.csr_matrix:
-        """Normalised expression of some spots, (rows, columns) float32; None is all genes."""
-        taken = self.expression[rows]
-        return taken if columns is None else taken[:, columns]
+        """Log-normalised expression of some spots, (rows, columns) float32; None is all genes.
+
+        ln(1 + count), after scaling the spot to `TARGET_SUM` if `scales`.
+        """
+        values = self.counts(rows, columns)
+        if self.scales:
+            total = self.total[rows].astype(np.float32)  # > 0 unless min_genes_per_spot is 0
+            factor = (TARGET_SUM / np.where(total > 0, total, 1)).astype(np.float32)
+            values.data *= np.repeat(factor, np.diff(values.indptr))
+        np.log1p(values.data, out=values.data)
+        return values
 
     def counts(self, rows: np.ndarray, columns: np.ndarray | None = None) -> sparse.csr_matrix:
-        """Raw counts of some spots, (rows, columns) float32, in the order of `rows`; None is all genes."""
-        genes = self.genes if columns is None else tuple(np.asarray(self.genes)[columns])
+        """Raw counts of some spots, (rows, columns) float32, in the order of `rows`; None is all genes.
+
+        A gene that a section lacks is 0 there.
+        """
+        wanted = self.source_columns if columns is None else self.source_columns[:, columns]
+        section = self.section[rows]
         parts, order = [], []
-        for index, section in enumerate(self.sections):
-            here = np.flatnonzero(self.section[rows] == index)
-            if len(here):
-                counts = sparse.csr_matrix(section.counts.X)[self.source_row[rows[here]]]
-                parts.append(counts[:, section.counts.var_names.get_indexer(genes)].astype(np.float32))
-                order.append(here)
-        stacked: sparse.csr_matrix = sparse.vstack(parts, format="csr")[np.argsort(np.concatenate(order))]
-        return stacked
+        for index in np.unique(section):
+            here = np.flatnonzero(section == index)
+            parts.append(_gather(self.matrices[index], self.source_row[rows[here]], wanted[index]))
+            order.append(here)
+        if not parts:
+            return sparse.csr_matrix((0, wanted.shape[1]), dtype=np.float32)
+        if len(parts) == 1:
+            return parts[0]
+        stacked: sparse.csr_matrix = sparse.vstack(parts, format="csr")
+        place = np.concatenate(order)
+        return stacked if (np.diff(place) > 0).all() else stacked[np.argsort(place)]
 
 
-def tabulate(sections: Sequence[Section], protocol: Protocol) -> SpotTable:
-    """Common genes, spots with enough detected genes, normalised expression.
+def panel(sections: Sequence[Section], names: Collection[str] | None = None) -> tuple[str, ...]:
+    """Genes common to the sections called `names` (None = all), in the order of the first of them.
 
     Raises:
-        BadSpec: if the sections have no gene in common.
-        BadSection: if no spot of a section has enough detected genes.
+        BadSpec: if they have no gene in common.
     """
-    shared = set.intersection(*(set(s.counts.var_names) for s in sections))
+    decide = [s for s in sections if names is None or s.name in names]
+    shared = set.intersection(*(set(s.counts.var_names) for s in decide))
     if not shared:
         raise BadSpec(
-            f"sections {', '.join(s.name for s in sections)} have no gene in common; "
+            f"sections {', '.join(s.name for s in decide)} have no gene in common; "
             "check that all use the same gene naming (symbols or Ensembl ids)"
         )
-    genes = tuple(g for g in sections[0].counts.var_names if g in shared)
-    blocks, rows, dropped = [], [], 0
+    return tuple(g for g in decide[0].counts.var_names if g in shared)
+
+
+def tabulate(sections: Sequence[Section], protocol: Protocol, panel_from: Collection[str] | None = None) -> SpotTable:
+    """The panel of genes, and the spots in which enough of them are detected.
+
+    Args:
+        sections: all that take part.
+        protocol: normalisation and the least number of detected genes.
+        panel_from: names of the sections that decide the panel, by default all; another section that lacks a gene of
+            it has zeros there.
+
+    Raises:
+        BadSpec: if the sections that decide have no gene in common.
+        BadSection: if no spot of a section has enough detected genes.
+    """
+    genes = panel(sections, panel_from)
+    matrices, source_columns, rows, totals, dropped = [], [], [], [], 0
     for section in sections:
-        columns = section.counts.var_names.get_indexer(genes)
-        counts = sparse.csr_matrix(section.counts.X)[:, columns].astype(np.float32)
-        kept = np.flatnonzero(np.asarray((counts > 0).sum(1)).ravel() >= protocol.min_genes_per_spot)
+        matrix, columns = _canonical(section.counts.X), section.counts.var_names.get_indexer(genes)
+        detected, total = _sums(matrix, columns)
+        kept = np.flatnonzero(detected >= protocol.min_genes_per_spot)
         if not len(kept):
             raise BadSection(
                 section.name,
-                f"no spot has {protocol.min_genes_per_spot} detected genes among the {len(genes)} that all sections "
-                "have; lower protocol.min_genes_per_spot or leave out the section that lacks genes",
+                f"no spot has {protocol.min_genes_per_spot} detected genes among the {(columns >= 0).sum()} of the "
+                "panel that it has; lower protocol.min_genes_per_spot or leave out the section that lacks genes",
             )
-        dropped += counts.shape[0] - len(kept) + section.dropped_spots
-        blocks.append(_normalise(counts[kept], protocol))
+        dropped += matrix.shape[0] - len(kept) + section.dropped_spots
+        matrices.append(matrix)
+        source_columns.append(columns)
         rows.append(kept)
+        totals.append(total[kept])
     return SpotTable(
         sections=tuple(sections),
-        expression=sparse.vstack(blocks, format="csr") if len(blocks) > 1 else blocks[0],
+        matrices=tuple(matrices),
+        source_columns=np.stack(source_columns),
         genes=genes,
         section=np.repeat(np.arange(len(sections)), [len(r) for r in rows]),
         source_row=np.concatenate(rows),
@@ -99,16 +151,41 @@ def tabulate(sections: Sequence[Section], protocol: Protocol) -> SpotTable:
                 for s, r in zip(sections, rows, strict=True)
             ]
         ).astype(np.float32),
+        total=np.concatenate(totals),
+        scales=protocol.normalisation != "log1p",
         dropped_spots=dropped,
     )
 
 
-def _normalise(counts: sparse.csr_matrix, protocol: Protocol) -> sparse.csr_matrix:
-    """ln(1 + count), after scaling each spot to `TARGET_SUM` if the protocol says so: (spots, genes) float32."""
-    counts = counts.copy()
-    if protocol.normalisation == "normalize_total+log1p":
-        total = np.asarray(counts.sum(1)).ravel()  # > 0 unless min_genes_per_spot is 0
-        counts = sparse.diags_array((TARGET_SUM / np.where(total > 0, total, 1)).astype(np.float32)) @ counts
-    normalised = sparse.csr_matrix(counts, dtype=np.float32)
-    np.log1p(normalised.data, out=normalised.data)
-    return normalised
+def _canonical(counts: object) -> sparse.csr_matrix:
+    """Counts as CSR with sorted, distinct columns; the very arrays of the section where they are so already."""
+    matrix = sparse.csr_matrix(counts)
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()  # the section stays as measured
+        matrix.sum_duplicates()
+    return matrix
+
+
+def _sums(matrix: sparse.csr_matrix, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each spot the number of detected genes and the sum of counts over the panel, (spots,) float64 each."""
+    chosen = np.zeros(matrix.shape[1])
+    chosen[columns[columns >= 0]] = 1
+    detected, total = np.empty(matrix.shape[0]), np.empty(matrix.shape[0])
+    for start in range(0, matrix.shape[0], _BLOCK):
+        block = matrix[start : start + _BLOCK].astype(np.float64)
+        total[start : start + _BLOCK] = block @ chosen
+        block.data = (block.data > 0).astype(np.float64)
+        detected[start : start + _BLOCK] = block @ chosen
+    return detected, total
+
+
+def _gather(matrix: sparse.csr_matrix, rows: np.ndarray, columns: np.ndarray) -> sparse.csr_matrix:
+    """Counts (rows, columns) float32 in arrays of their own; zeros where a column is −1."""
+    taken = matrix[rows]
+    if not np.array_equal(columns, np.arange(matrix.shape[1])):
+        there = np.flatnonzero(columns >= 0)
+        taken = taken[:, columns[there]]
+        if len(there) < len(columns):
+            moved = there.astype(taken.indices.dtype)[taken.indices]
+            taken = sparse.csr_matrix((taken.data, moved, taken.indptr), shape=(len(rows), len(columns)))
+    return taken.astype(np.float32, copy=False)

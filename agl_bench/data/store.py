@@ -1,8 +1,8 @@
 """Spots of one purpose on the device: gathered by index, augmented in batches, streamed without a synchronisation.
 
-fit, budget   choose what is kept where; results do not depend on it
-Dense, Csr    the expression of all spots, (spots, genes)
-SpotStore     expression with what a backbone may see: patches, embeddings or features of a frozen encoder
+fit, budget           choose what is kept where; results do not depend on it
+Dense, Csr, Mapped    the expression of all spots, (spots, genes)
+SpotStore             expression with what a backbone may see: patches, embeddings or features of a frozen encoder
 """
 
 from __future__ import annotations
@@ -10,30 +10,37 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from agl_bench.data.preprocess import SpotTable
+from agl_bench.data.targets import TargetRule, Targets
 from agl_bench.errors import BadSpec
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.spots import SpotBatch, Spots
 
 SYMMETRIES = 8  # of the square: bit 0 flips left and right, bit 1 flips up and down, bit 2 transposes afterwards
-AHEAD = 2  # batches of patches that are gathered before they are asked for
+AHEAD = 2  # batches that are gathered from elsewhere than the device before they are asked for
 _BLOCK = 1024  # spots whose expression is made dense at a time
+_AS_STORED = TargetRule()  # log-normalised expression
 
-Place = Literal["device", "host"]
+Form = Literal["dense", "csr", "mapped"]  # of the expression; "mapped" stays where the sections have it
+Place = Literal["device", "host", "mapped"]  # of the patches; "mapped" ones are read from their source by the batch
+MEMORY = "AGL_BENCH_MEMORY"  # environment variable: the budget, e.g. 4G
 
 
-def fit(spots: int, genes: int, nonzero: int, patch_bytes: int, budget_bytes: int) -> tuple[bool, Place]:
-    """What fits into the budget, fastest first: whether expression is dense, and where the patches are.
+def fit(
+    spots: int, genes: int, nonzero: int, patch_bytes: int, budget_bytes: int, host_bytes: int | None = None
+) -> tuple[Form, Place]:
+    """What fits into the budget, fastest first: the form of the expression, and where the patches are.
 
     Args:
         spots: in all stores together, as the other sizes.
@@ -41,19 +48,37 @@ def fit(spots: int, genes: int, nonzero: int, patch_bytes: int, budget_bytes: in
         nonzero: values that CSR would hold; an upper bound will do.
         patch_bytes: of all patches; 0 where the backbone sees none.
         budget_bytes: on the device.
+        host_bytes: likewise on the host, where patches may be kept too; None = the device is the host.
     """
-    dense_bytes, csr_bytes = 4 * spots * genes, 8 * nonzero + 8 * (spots + 1)
-    kinds = ((True, dense_bytes), (False, csr_bytes)) if csr_bytes < dense_bytes else ((True, dense_bytes),)
-    places: tuple[tuple[Place, int], ...] = (("device", patch_bytes), ("host", 0))
-    for place, patches in places:
-        for dense, expression in kinds:
-            if expression + patches <= budget_bytes:
-                return dense, place
-    return kinds[-1][0], "host"  # nothing fits: the least there is
+    sizes: dict[Form, int] = {"dense": 4 * spots * genes, "csr": 8 * nonzero + 8 * (spots + 1)}
+    if sizes["csr"] >= sizes["dense"]:
+        del sizes["csr"]
+    places: tuple[Place, ...] = ("device", "mapped")
+    if host_bytes is not None and patch_bytes <= host_bytes:
+        places = ("device", "host", "mapped")
+    choices: list[tuple[Form, Place]] = [(form, place) for place in places for form in sizes]
+    choices += [("mapped", place) for place in places]
+    for form, place in choices:
+        if sizes.get(form, 0) + (patch_bytes if place == "device" else 0) <= budget_bytes:
+            return form, place
+    return "mapped", "mapped"
 
 
 def budget(device: torch.device) -> int:
-    """Bytes on the device that data may take: 60 % of what is free on CUDA, half of the memory of the host."""
+    """Bytes on the device that data may take: `AGL_BENCH_MEMORY`, or else 60 % of what is free on CUDA and half of the
+    memory of the host.
+
+    Raises:
+        BadSpec: if `AGL_BENCH_MEMORY` is no amount of memory.
+    """
+    asked = os.environ.get(MEMORY)
+    if asked:
+        amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", asked.strip(), flags=re.IGNORECASE)
+        if not amount:
+            raise BadSpec(
+                f"{MEMORY} = '{asked}' is no amount of memory; give bytes or a number with K, M, G or T, as 4G"
+            )
+        return int(float(amount[1]) * 1024 ** " KMGT".index(amount[2].upper() or " "))
     if device.type == "cuda":
         return int(0.6 * torch.cuda.mem_get_info(device)[0])
     return device_memory(device) // 2
@@ -109,12 +134,16 @@ class Csr:
     Attributes:
         pointers: (spots + 1,) int64, where each row begins.
         columns: (nonzero,) int32, distinct within a row, in any order.
-        values: (nonzero,) float32.
+        values: (nonzero,) float32, as stored.
+        targets: what makes targets of gathered rows; None = they are so already.
     """
 
-    def __init__(self, pointers: Tensor, columns: Tensor, values: Tensor, genes: int) -> None:
+    def __init__(
+        self, pointers: Tensor, columns: Tensor, values: Tensor, genes: int, targets: Targets | None = None
+    ) -> None:
         self.pointers, self.columns, self.values, self.genes = pointers, columns, values, genes
-        self.nbytes = pointers.nbytes + columns.nbytes + values.nbytes
+        self.targets = targets
+        self.nbytes = pointers.nbytes + columns.nbytes + values.nbytes + (targets.nbytes if targets else 0)
         self._pointers_on_host: np.ndarray = pointers.cpu().numpy()
         self._version = values._version
 
@@ -137,7 +166,8 @@ class Csr:
         source = (starts - lengths.cumsum(0) + lengths).index_select(0, row) + order[:total]
         target = row * self.genes + self.columns.index_select(0, source)
         dense = self.values.new_zeros(len(rows) * self.genes)
-        return dense.scatter_(0, target, self.values.index_select(0, source)).view(len(rows), self.genes)
+        dense = dense.scatter_(0, target, self.values.index_select(0, source)).view(len(rows), self.genes)
+        return dense if self.targets is None else self.targets(dense, rows)
 
     def leading(self, count: int) -> Tensor:
         """The first rows, (count, genes): a new tensor."""
@@ -161,8 +191,128 @@ class Csr:
         moved = place.index_select(0, self.columns)
         kept = (moved >= 0).nonzero().squeeze(1)
         pointers = torch.searchsorted(kept, self.pointers)  # the number of kept values before each row
-        narrow = Csr(pointers, moved[kept], self.values[kept], len(columns))
+        targets = None if self.targets is None else self.targets.narrow(columns)
+        narrow = Csr(pointers, moved[kept], self.values[kept], len(columns), targets)
         return Dense(narrow.pick(None, None)) if 4 * (len(pointers) - 1) * len(columns) <= narrow.nbytes else narrow
+
+
+class Mapped:
+    """Expression that stays in the sections, mostly memory-mapped; a gathered row is bit for bit that of `Dense`.
+
+    Attributes:
+        source: where stored values of which rows and columns come from, and what makes targets of them.
+        genes: number of columns.
+        spare_bytes: what a narrow form may take on the device to be held there.
+    """
+
+    is_spoilt = False  # only copies are given out
+
+    def __init__(self, source: _Source, targets: Targets | None, spare_bytes: int) -> None:
+        self.source, self.targets, self.spare_bytes = source, targets, spare_bytes
+        self.genes = len(source.columns)
+        self.nbytes = targets.nbytes if targets else 0
+
+    def nonzero(self, rows: np.ndarray) -> int | None:
+        """`take` does not need it."""
+        return None
+
+    def gather(self, rows: np.ndarray) -> Tensor:
+        """Stored values of some rows on the host, (rows, genes): what may be done ahead, by a thread."""
+        return self.source.gather(rows)
+
+    def receive(self, values: Tensor, rows: Tensor) -> Tensor:
+        """On the device, from what `gather` returned: dense (rows, genes)."""
+        values = values.to(self.source.device, non_blocking=True)
+        return values if self.targets is None else self.targets(values, rows)
+
+    def take(self, rows: Tensor, nonzero: int | None = None) -> Tensor:
+        """Dense (rows, genes)."""
+        return self.receive(self.gather(rows.cpu().numpy()), rows)
+
+    def leading(self, count: int) -> Tensor:
+        """The first rows, (count, genes): a new tensor."""
+        return self.pick(torch.arange(count, device=self.source.device), None)
+
+    def pick(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        """Dense (rows, columns); None is all of them."""
+        if columns is not None:
+            return self._narrow(columns).pick(rows, None)
+        if rows is None:
+            rows = torch.arange(len(self.source.rows), device=self.source.device)
+        dense = torch.empty(len(rows), self.genes, device=self.source.device)
+        for at, block in zip(torch.split(dense, _BLOCK), torch.split(rows, _BLOCK), strict=True):
+            at.copy_(self.take(block))
+        return dense
+
+    def narrow(self, columns: Tensor) -> Dense | Mapped:
+        """Only these genes (distinct), in this order; dense on the device where that takes no more than is spare."""
+        narrow = self._narrow(columns)
+        fits = 4 * len(self.source.rows) * len(columns) <= self.spare_bytes
+        return Dense(narrow.pick(None, None)) if fits else narrow
+
+    def _narrow(self, columns: Tensor) -> Mapped:
+        source = replace(self.source, columns=self.source.columns[columns.cpu().numpy()])
+        return Mapped(source, None if self.targets is None else self.targets.narrow(columns), self.spare_bytes)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Some rows × columns of a table, and the device they are for."""
+
+    table: SpotTable
+    rows: np.ndarray
+    columns: np.ndarray
+    rule: TargetRule
+    device: torch.device
+
+    def gather(self, rows: np.ndarray | slice) -> Tensor:
+        """Stored values of some of the rows as a dense tensor on the host, pinned where a CUDA device will fetch it."""
+        block = self.rule.stored(self.table, self.rows[rows], self.columns)
+        if self.device.type != "cuda":
+            return torch.from_numpy(block.toarray())
+        pinned = torch.empty(block.shape, pin_memory=True)
+        block.toarray(out=pinned.numpy())
+        return pinned
+
+    def targets(self) -> Targets | None:
+        """What makes targets of them."""
+        return Targets.of(self.rule, self.table, self.rows, self.columns, self.device)
+
+    def dense(self) -> Dense:
+        """Block by block, so that no second array of all spots × genes exists."""
+        values, targets = torch.empty(len(self.rows), len(self.columns), device=self.device), self.targets()
+        for start in range(0, len(self.rows), _BLOCK):
+            block = self.gather(slice(start, start + _BLOCK)).to(self.device)
+            rows = torch.arange(start, start + len(block), device=self.device)
+            values[start : start + _BLOCK] = block if targets is None else targets(block, rows)
+        return Dense(values)
+
+    def csr(self) -> Csr:
+        """Block by block into arrays with room for all genes of the sections; room left over is never touched."""
+        room = int(self.table.lengths(self.rows).sum())
+        pointers = np.zeros(len(self.rows) + 1, dtype=np.int64)
+        columns, values = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.float32)
+        end = 0
+        for start in range(0, len(self.rows), _BLOCK):
+            block = self.rule.stored(self.table, self.rows[start : start + _BLOCK], self.columns)
+            pointers[start + 1 : start + 1 + block.shape[0]] = block.indptr[1:] + end
+            columns[end : end + block.nnz], values[end : end + block.nnz] = block.indices, block.data
+            end += block.nnz
+        arrays = [torch.from_numpy(a).to(self.device) for a in (pointers, columns[:end], values[:end])]
+        return Csr(arrays[0], arrays[1], arrays[2], len(self.columns), self.targets())
+
+
+class _Patches:
+    """Patches that stay where the sections have them, memory-mapped or decoded, and are read by rows."""
+
+    def __init__(self, table: SpotTable, rows: np.ndarray, patch_px: int, patch_um: float) -> None:
+        self.table, self.rows, self.patch_px, self.patch_um = table, rows, patch_px, patch_um
+        firsts = np.unique(table.section[rows], return_index=True)[1]
+        self.read(firsts)  # what cannot be read is found now, not in the middle of an epoch
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """Patches of some of the rows, (rows, 3, px, px) uint8 on the host."""
+        return torch.from_numpy(_patches(self.table, self.rows[rows], self.patch_px, self.patch_um))
 
 
 class SpotStore:
@@ -175,7 +325,8 @@ class SpotStore:
         section: (spots,) int64, on the device.
         section_on_host: (spots,) the same for planning batches without a synchronisation.
         position: (spots, 2) float32, on the device.
-        patches: (spots, 3, px, px) uint8, on the device or the host; None if the backbone sees none, or once encoded.
+        patches: (spots, 3, px, px) uint8, on the device or the host, or what reads them from the sections; None if the
+            backbone sees none, or once encoded.
         embedding: (symmetries, spots, n) float32, on the device; one symmetry where the features are of patches as
             they are.
     """
@@ -190,25 +341,47 @@ class SpotStore:
         patch_px: int,
         patch_um: float,
         device: torch.device,
-        dense: bool = True,
+        form: Form = "dense",
         patches_on: Place = "device",
+        targets: TargetRule = _AS_STORED,
+        spare_bytes: int = 0,
     ) -> None:
-        """Gather `rows` × `columns` of the table; `fit` chooses `dense` and `patches_on`.
+        """Gather `rows` × `columns` of the table; `fit` chooses `form` and `patches_on`.
+
+        Args:
+            table: of all spots.
+            rows: spots of the store.
+            columns: genes of the store.
+            sees: what the backbone looks at.
+            patch_px: side of its patches.
+            patch_um: likewise on the tissue.
+            device: where batches are wanted.
+            form: of the expression.
+            patches_on: where the patches are.
+            targets: fitted for `columns`; log-normalised expression by default.
+            spare_bytes: what the genes that a trainer picks out of mapped expression may take on the device.
 
         Raises:
             BadSpec: if the backbone wants to see what the sections do not have.
         """
         self.device = device
         self.section_on_host = table.section[rows]
-        self.matrix = _dense(table, rows, columns, device) if dense else _csr(table, rows, columns, device)
+        source = _Source(table, rows, columns, targets, device)
+        self.matrix: Dense | Csr | Mapped
+        if form == "mapped":
+            self.matrix = Mapped(source, source.targets(), spare_bytes)
+        else:
+            self.matrix = source.dense() if form == "dense" else source.csr()
         self.section = torch.from_numpy(self.section_on_host).to(device)
         self.position = torch.from_numpy(table.position[rows]).to(device)
-        self.patches: Tensor | None = None
+        self.patches: Tensor | _Patches | None = None
         self.embedding: Tensor | None = None
-        self._prefetches = patches_on == "host"
-        if sees == "patches":
+        self._patches_on = patches_on
+        if sees == "patches" and patches_on == "mapped":
+            self.patches = _Patches(table, rows, patch_px, patch_um)
+        elif sees == "patches":
             patches = torch.from_numpy(_patches(table, rows, patch_px, patch_um))
-            self.patches = patches if self._prefetches else patches.to(device)
+            self.patches = patches if patches_on == "host" else patches.to(device)
         elif sees == "embedding":
             self.embedding = torch.from_numpy(_embedding(table, rows)).to(device)[None]
 
@@ -227,10 +400,11 @@ class SpotStore:
 
     @property
     def nbytes(self) -> dict[Place, int]:
-        """What the data take on the device and on the host."""
+        """What the data take on the device and on the host; what stays in the sections is not counted."""
         size: dict[Place, int] = {"device": self.matrix.nbytes + self.section.nbytes + self.position.nbytes, "host": 0}
         size["device"] += 0 if self.embedding is None else self.embedding.nbytes
-        size["host" if self._prefetches else "device"] += 0 if self.patches is None else self.patches.nbytes
+        if isinstance(self.patches, Tensor):
+            size[self._patches_on] += self.patches.nbytes
         return size
 
     def expression_of(self, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
@@ -254,7 +428,10 @@ class SpotStore:
         """What a backbone may see of `rows` (spots,), turned and flipped at random if a generator is given."""
         if self.patches is None:
             return self._look(rows, None, augment)
-        patches = self.patches.index_select(0, rows.to(self.patches.device))
+        if isinstance(self.patches, Tensor):
+            patches = self.patches.index_select(0, rows.to(self.patches.device))
+        else:
+            patches = self.patches.read(rows.cpu().numpy())
         return self._look(rows, patches.to(self.device), augment)
 
     def batch(self, rows: Tensor, augment: torch.Generator | None = None) -> SpotBatch:
@@ -266,20 +443,22 @@ class SpotStore:
     ) -> Generator[SpotBatch, None, None]:
         """`batch` of each of `batches`, without waiting for the device.
 
-        Patches on the host are gathered ahead by a thread that ends with the iterator.
+        What is not on the device is gathered ahead by a thread that ends with the iterator.
 
         Args:
             batches: rows (spots,) int64 on the host; those of a sequence are sent to the device at once.
             augment: as in `spots`.
             expression: without it batches have no column of expression.
         """
-        with contextlib.closing(self._with_patches(batches)) as gathered:
-            for here, rows, patches in gathered:
-                measured = (
-                    self.matrix.take(rows, self.matrix.nonzero(here))
-                    if expression
-                    else self.position.new_empty(len(here), 0)
-                )
+        with contextlib.closing(self._gathered(batches, expression=expression)) as gathered:
+            for here, rows, patches, stored in gathered:
+                if not expression:
+                    measured = self.position.new_empty(len(here), 0)
+                elif isinstance(self.matrix, Mapped):
+                    assert stored is not None
+                    measured = self.matrix.receive(stored, rows)
+                else:
+                    measured = self.matrix.take(rows, self.matrix.nonzero(here))
                 yield SpotBatch(self._look(rows, patches, augment), measured, rows)
 
     @torch.no_grad()
@@ -294,7 +473,8 @@ class SpotStore:
         features: Tensor | None = None
         was_training = backbone.training
         backbone.eval()
-        for here, rows, patches in self._with_patches(np.split(np.arange(len(self)), range(batch, len(self), batch))):
+        batches = np.split(np.arange(len(self)), range(batch, len(self), batch))
+        for here, rows, patches, _ in self._gathered(batches, expression=False):
             assert patches is not None, "there are no patches to encode"
             for symmetry in range(symmetries):
                 turned = _pixels(patches, torch.full_like(rows, symmetry) if symmetry else None)
@@ -324,24 +504,37 @@ class SpotStore:
         pixels = None if patches is None else _pixels(patches, symmetry)
         return Spots(pixels, self.position[rows], self.section[rows], embedding)
 
-    def _with_patches(
-        self, batches: Iterable[np.ndarray]
-    ) -> Generator[tuple[np.ndarray, Tensor, Tensor | None], None, None]:
-        """Each batch with its rows and patches on the device."""
-        if self.patches is None or not self._prefetches:
+    def _gathered(
+        self, batches: Iterable[np.ndarray], *, expression: bool
+    ) -> Generator[tuple[np.ndarray, Tensor, Tensor | None, Tensor | None], None, None]:
+        """Each batch with its rows and patches on the device, and stored values on the host where they are mapped."""
+        mapped = self.matrix if expression and isinstance(self.matrix, Mapped) else None
+        kept = self.patches if isinstance(self.patches, Tensor) and self._patches_on == "device" else None
+        elsewhere = self.patches if kept is None else None
+        if mapped is None and elsewhere is None:
             for here, rows in self._sent(batches):
-                yield here, rows, None if self.patches is None else self.patches.index_select(0, rows)
+                yield here, rows, None if kept is None else kept.index_select(0, rows), None
             return
-        waiting: deque[tuple[np.ndarray, Tensor, Future[Tensor]]] = deque()
 
-        def first() -> tuple[np.ndarray, Tensor, Tensor]:
-            here, rows, patches = waiting.popleft()
-            return here, rows, patches.result().to(self.device, non_blocking=True)
+        def gather(here: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
+            patches = None if elsewhere is None else _gather(elsewhere, here, self.device)
+            return patches, None if mapped is None else mapped.gather(here)
+
+        waiting: deque[tuple[np.ndarray, Tensor, Future[tuple[Tensor | None, Tensor | None]]]] = deque()
+
+        def first() -> tuple[np.ndarray, Tensor, Tensor | None, Tensor | None]:
+            here, rows, ahead = waiting.popleft()
+            patches, stored = ahead.result()
+            if patches is not None:
+                patches = patches.to(self.device, non_blocking=True)
+            elif kept is not None:
+                patches = kept.index_select(0, rows)
+            return here, rows, patches, stored
 
         worker = ThreadPoolExecutor(1, thread_name_prefix="patches")
         try:
             for here, rows in self._sent(batches):
-                waiting.append((here, rows, worker.submit(_gather, self.patches, here, self.device)))
+                waiting.append((here, rows, worker.submit(gather, here)))
                 if len(waiting) > AHEAD:
                     yield first()
             while waiting:
@@ -393,32 +586,15 @@ def _turn_and_flip(patches: Tensor, symmetry: Tensor) -> Tensor:
     return patches
 
 
-def _gather(patches: Tensor, rows: np.ndarray, device: torch.device) -> Tensor:
+def _gather(patches: Tensor | _Patches, rows: np.ndarray, device: torch.device) -> Tensor:
     """Some patches of the host, pinned where a CUDA device will fetch them."""
     pinned = device.type == "cuda"
+    if isinstance(patches, _Patches):
+        read = patches.read(rows)
+        return read.pin_memory() if pinned else read
     gathered = torch.empty((len(rows), *patches.shape[1:]), dtype=patches.dtype, pin_memory=pinned)
     torch.index_select(patches, 0, torch.from_numpy(rows), out=gathered)
     return gathered
-
-
-def _dense(table: SpotTable, rows: np.ndarray, columns: np.ndarray, device: torch.device) -> Dense:
-    """Block by block, so that no second array of all spots × genes exists."""
-    values = torch.empty(len(rows), len(columns), device=device)
-    for start in range(0, len(rows), _BLOCK):
-        block = table.expression[rows[start : start + _BLOCK]][:, columns]
-        values[start : start + _BLOCK] = torch.from_numpy(block.toarray())
-    return Dense(values)
-
-
-def _csr(table: SpotTable, rows: np.ndarray, columns: np.ndarray, device: torch.device) -> Csr:
-    gathered: sparse.csr_matrix = table.expression[rows][:, columns]
-    gathered.sum_duplicates()
-    return Csr(
-        torch.from_numpy(gathered.indptr.astype(np.int64, copy=False)).to(device),
-        torch.from_numpy(gathered.indices.astype(np.int32, copy=False)).to(device),
-        torch.from_numpy(gathered.data).to(device),
-        len(columns),
-    )
 
 
 def _patches(table: SpotTable, rows: np.ndarray, patch_px: int, patch_um: float) -> np.ndarray:

@@ -28,11 +28,14 @@ def table_of(sizes: dict[str, int]) -> SpotTable:
     """Hexagonal grids of 100 µm pitch; the sections lie on top of each other."""
     return SpotTable(
         sections=tuple(Section(name, None, 1.0, donor=DONORS.get(name, "")) for name in sizes),  # type: ignore[arg-type]
-        expression=sparse.csr_matrix((sum(sizes.values()), 1), dtype=np.float32),
+        matrices=tuple(sparse.csr_matrix((size, 1), dtype=np.float32) for size in sizes.values()),
+        source_columns=np.zeros((len(sizes), 1), dtype=np.int64),
         genes=("G",),
         section=np.repeat(np.arange(len(sizes)), list(sizes.values())),
         source_row=np.concatenate([np.arange(n) for n in sizes.values()]),
         position=np.concatenate([hexagonal_grid(n) for n in sizes.values()]).astype(np.float32),
+        total=np.zeros(sum(sizes.values())),
+        scales=False,
         dropped_spots=0,
     )
 

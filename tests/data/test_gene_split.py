@@ -23,17 +23,25 @@ TRAIN = np.arange(0, 40)
 LOOSE = Protocol(primary_genes=5, primary_detection=0.0, min_spots_per_gene=0)
 
 
-def table_of(expression: np.ndarray, names: list[str] | None = None) -> SpotTable:
-    spots, genes = expression.shape
+def table_of(counts: np.ndarray, names: list[str] | None = None) -> SpotTable:
+    """Not scaled: expression is ln(1 + count)."""
+    spots, genes = counts.shape
     return SpotTable(
         sections=(),
-        expression=sparse.csr_matrix(expression.astype(np.float32)),
+        matrices=(sparse.csr_matrix(counts.astype(np.float32)),),
+        source_columns=np.arange(genes)[None],
         genes=tuple(names or [f"GENE{i:03d}" for i in range(genes)]),
         section=np.zeros(spots, dtype=np.int64),
         source_row=np.arange(spots),
         position=np.zeros((spots, 2), dtype=np.float32),
+        total=counts.sum(1).astype(np.float64),
+        scales=False,
         dropped_spots=0,
     )
+
+
+def expression_of(table: SpotTable, rows: np.ndarray | None = None) -> sparse.csr_matrix:
+    return table.rows(np.arange(len(table)) if rows is None else rows)
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def table() -> SpotTable:
     rng = np.random.default_rng(0)
     mean = np.exp(rng.uniform(-3, 3, GENES)) * rng.gamma(2, 0.5, (SPOTS, GENES))
     mean[:, ::25] = 0
-    return table_of(np.log1p(rng.poisson(mean)))
+    return table_of(rng.poisson(mean))
 
 
 def scores_of(expression: np.ndarray) -> np.ndarray:
@@ -66,10 +74,11 @@ def scores_of(expression: np.ndarray) -> np.ndarray:
 
 
 def test_variability_is_that_of_scanpy_and_of_the_formula(table: SpotTable) -> None:
-    before = table.expression.toarray()
-    score = variability(table.expression)
-    np.testing.assert_array_equal(table.expression.toarray(), before)
-    adata = AnnData(table.expression.copy())
+    expression = expression_of(table)
+    before = expression.toarray()
+    score = variability(expression)
+    np.testing.assert_array_equal(expression.toarray(), before)
+    adata = AnnData(expression)
     scanpy.pp.highly_variable_genes(adata, flavor="seurat", n_bins=20, n_top_genes=50)
     np.testing.assert_allclose(score, adata.var["dispersions_norm"], rtol=1e-6)  # there stored as float32
     np.testing.assert_allclose(score, scores_of(before), rtol=1e-4, atol=1e-4)
@@ -87,7 +96,7 @@ def test_variability_leaves_the_threads_of_torch(table: SpotTable, monkeypatch: 
 
     monkeypatch.setattr(scanpy.pp, "highly_variable_genes", meddling)
     try:
-        variability(table.expression)
+        variability(expression_of(table))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(threads)
@@ -97,7 +106,7 @@ def test_primary_genes_have_the_highest_scores_and_ranks_follow(table: SpotTable
     genes, columns = split_genes(table, TRAIN, LOOSE)
     score = genes.score.numpy()
     np.testing.assert_array_equal(columns, np.arange(GENES))
-    np.testing.assert_array_equal(score, variability(table.expression[TRAIN]))
+    np.testing.assert_array_equal(score, variability(expression_of(table, TRAIN)))
     assert genes.primary_count == 5 and genes.auxiliary_count == GENES - 5
     rank = genes.rank.numpy()
     assert (rank[genes.primary] == -1).all()
@@ -120,9 +129,9 @@ def test_relative_rank(table: SpotTable) -> None:
 
 def test_ties_are_broken_by_name(table: SpotTable) -> None:
     """Equal genes have equal scores, and genes that nobody has have none."""
-    expression = np.tile(table.expression.toarray(), 2)
+    counts = np.tile(table.matrices[0].toarray(), 2)
     names = [f"{word}{i:03d}" for word in "ba" for i in np.random.default_rng(1).permutation(GENES)]
-    genes, _ = split_genes(table_of(expression, names), TRAIN, LOOSE)
+    genes, _ = split_genes(table_of(counts, names), TRAIN, LOOSE)
     score = dict(zip(genes.names, genes.score.nan_to_num(nan=-np.inf).tolist(), strict=True))
     expected = sorted(names, key=lambda n: (-score[n], n))
     assert len(set(score.values())) <= GENES
@@ -152,7 +161,8 @@ def test_genes_that_nobody_has_have_no_score(varies: int) -> None:
 
 def test_gene_order_does_not_matter(table: SpotTable) -> None:
     order = np.random.default_rng(2).permutation(GENES)
-    moved = replace(table, expression=table.expression[:, order], genes=tuple(np.asarray(table.genes)[order].tolist()))
+    names = np.asarray(table.genes)[order].tolist()
+    moved = replace(table, source_columns=table.source_columns[:, order], genes=tuple(names))
 
     def by_name(genes: GeneSplit) -> dict[str, int]:
         return dict(zip(genes.names, genes.rank.tolist(), strict=True))
@@ -163,14 +173,14 @@ def test_gene_order_does_not_matter(table: SpotTable) -> None:
 @pytest.mark.parametrize("fewest", [1, 2, 20])
 def test_genes_seen_in_few_spots_are_left_out(table: SpotTable, fewest: int) -> None:
     genes, columns = split_genes(table, TRAIN, replace(LOOSE, min_spots_per_gene=fewest))
-    detected = (table.expression[TRAIN].toarray() > 0).sum(0)
+    detected = (expression_of(table, TRAIN).toarray() > 0).sum(0)
     np.testing.assert_array_equal(columns, np.flatnonzero(detected >= fewest))
     assert genes.names == tuple(np.asarray(table.genes)[columns]) and 5 < len(columns) < GENES
     assert genes.unscored == 0
 
 
 def test_a_rare_gene_is_never_primary(table: SpotTable) -> None:
-    detected = (table.expression[TRAIN].toarray() > 0).mean(0)
+    detected = (expression_of(table, TRAIN).toarray() > 0).mean(0)
     loose, _ = split_genes(table, TRAIN, replace(LOOSE, primary_genes=20))
     strict, _ = split_genes(table, TRAIN, replace(LOOSE, primary_genes=20, primary_detection=0.5))
     assert detected[loose.primary].min() < 0.5 <= detected[strict.primary].min()
@@ -182,18 +192,18 @@ def test_a_rare_gene_is_never_primary(table: SpotTable) -> None:
 
 def test_detection_exactly_at_the_limit_counts() -> None:
     rng = np.random.default_rng(3)
-    expression = np.log1p(rng.poisson(5, (40, 6)) + 1.0)
-    expression[10:, 0] = 0  # seen in 10 of 40
-    expression[9:, 1] = 0  # seen in 9 of 40
+    counts = rng.poisson(5, (40, 6)) + 1.0
+    counts[10:, 0] = 0  # seen in 10 of 40
+    counts[9:, 1] = 0  # seen in 9 of 40
     protocol = Protocol(primary_genes=5, primary_detection=0.25)
-    genes, _ = split_genes(table_of(expression), np.arange(40), protocol)
+    genes, _ = split_genes(table_of(counts), np.arange(40), protocol)
     assert genes.primary.tolist() == [True, False, True, True, True, True]
 
 
 def test_only_training_spots_decide(table: SpotTable) -> None:
-    changed = table.expression.toarray()
+    changed = table.matrices[0].toarray()
     changed[40:] = np.random.default_rng(4).permutation(changed[40:].ravel()).reshape(-1, GENES) * 3
-    other = replace(table, expression=sparse.csr_matrix(changed))
+    other = replace(table, matrices=(sparse.csr_matrix(changed),))
     clean, paper = replace(LOOSE, genes_from="training"), replace(LOOSE, genes_from="all")
     before, after = (split_genes(t, TRAIN, clean) for t in (table, other))
     assert torch.equal(before[0].rank, after[0].rank) and torch.equal(before[0].primary, after[0].primary)
@@ -202,7 +212,7 @@ def test_only_training_spots_decide(table: SpotTable) -> None:
     before, after = (split_genes(t, TRAIN, paper) for t in (table, other))
     assert not torch.equal(before[0].rank, after[0].rank)
     torch.testing.assert_close(
-        before[0].score, torch.from_numpy(variability(table.expression)), rtol=0, atol=0, equal_nan=True
+        before[0].score, torch.from_numpy(variability(expression_of(table))), rtol=0, atol=0, equal_nan=True
     )
 
 
@@ -214,6 +224,6 @@ def test_every_gene_primary(table: SpotTable) -> None:
 def test_too_many_primary_genes(table: SpotTable) -> None:
     with pytest.raises(BadSpec, match=r"protocol\.primary_genes = 121 is more than the 120 genes .* 0% of 40 spots"):
         split_genes(table, TRAIN, replace(LOOSE, primary_genes=121))
-    eligible = ((table.expression[TRAIN].toarray() > 0).mean(0) >= 0.9).sum()
+    eligible = ((expression_of(table, TRAIN).toarray() > 0).mean(0) >= 0.9).sum()
     with pytest.raises(BadSpec, match=rf"primary_genes = {eligible + 1} is more than the {eligible} genes .* 90%"):
         split_genes(table, TRAIN, replace(LOOSE, primary_genes=int(eligible) + 1, primary_detection=0.9))

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from scipy import sparse
 from agl_bench.data import store as module
 from agl_bench.data.patches import ArrayPatches
 from agl_bench.data.preprocess import SpotTable, tabulate
-from agl_bench.data.store import Csr, Dense, SpotStore, budget, fit
+from agl_bench.data.store import Csr, Dense, Mapped, SpotStore, budget, fit
+from agl_bench.data.targets import fit_targets
 from agl_bench.errors import BadSpec
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.spots import Section, SpotBatch, Spots
@@ -73,7 +75,7 @@ def test_everything_is_gathered_in_the_order_of_the_rows(table: SpotTable) -> No
         section = table.sections[table.section[row]]
         pixels = section.patches.read(table.source_row[[row]], PX, UM)[0]  # type: ignore[union-attr]
         np.testing.assert_array_equal(spots.patches[i], pixels.astype(np.float32) / np.float32(255))
-        np.testing.assert_array_equal(store.expression_of()[i], table.expression[[row]].toarray()[0, [2, 0]])
+        np.testing.assert_array_equal(store.expression_of()[i], table.rows(np.array([row])).toarray()[0, [2, 0]])
         np.testing.assert_array_equal(spots.position[i], table.position[row])
     np.testing.assert_array_equal(spots.section, table.section[rows])
     np.testing.assert_array_equal(store.section_on_host, table.section[rows])
@@ -157,30 +159,38 @@ def test_sections_without_what_the_backbone_sees(sections: list[Section], sees: 
 
 # ---- where the data are ---------------------------------------------------------------------------------------------
 
-CHOICES = [{"dense": d, "patches_on": p} for d in (True, False) for p in ("device", "host")]
+FORMS = ("dense", "csr", "mapped")
+CHOICES = [{"form": f, "patches_on": p} for f in FORMS for p in ("device", "host", "mapped")]
 BATCHES = [np.array([3, 0, 3]), np.array([7]), np.array([1, 9, 4, 2]), np.array([5, 6]), np.array([8])]
 
 
 @pytest.mark.parametrize(
     ("budget_bytes", "expected"),
     [
-        (4000 + 500, (True, "device")),
-        (4499, (False, "device")),
-        (8 * 100 + 8 * 11 + 500, (False, "device")),
-        (8 * 100 + 8 * 11 + 499, (False, "host")),
-        (10, (False, "host")),
+        (4000 + 500, ("dense", "device")),
+        (4499, ("csr", "device")),
+        (8 * 100 + 8 * 11 + 500, ("csr", "device")),
+        (8 * 100 + 8 * 11 + 499, ("csr", "host")),
+        (8 * 100 + 8 * 11 - 1, ("mapped", "device")),
+        (499, ("mapped", "host")),
+        (0, ("mapped", "host")),
     ],
 )
-def test_the_fastest_that_fits(budget_bytes: int, expected: tuple[bool, str]) -> None:
-    assert fit(10, 100, 100, 500, budget_bytes) == expected
+def test_the_fastest_that_fits(budget_bytes: int, expected: tuple[str, str]) -> None:
+    assert fit(10, 100, 100, 500, budget_bytes, 500) == expected
+    without = (expected[0], expected[1].replace("host", "mapped"))
+    assert fit(10, 100, 100, 500, budget_bytes, 499) == without  # nor do they fit on the host
+    assert fit(10, 100, 100, 500, budget_bytes) == without  # the host is the device
 
 
-def test_many_patches_go_to_the_host_before_expression_becomes_sparse() -> None:
-    assert fit(10, 100, 100, 50_000, 4000) == (True, "host")
+def test_many_patches_leave_the_device_before_expression_becomes_sparse() -> None:
+    assert fit(10, 100, 100, 50_000, 4000, 50_000) == ("dense", "host")
+    assert fit(10, 100, 100, 50_000, 4000) == ("dense", "mapped")
 
 
 def test_csr_that_is_larger_is_no_choice() -> None:
-    assert fit(10, 100, 900, 500, 4499) == (True, "host") == fit(10, 100, 900, 500, 0)
+    assert fit(10, 100, 900, 500, 4499) == ("dense", "mapped")
+    assert fit(10, 100, 900, 500, 3999) == ("mapped", "device")
 
 
 def test_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,37 +199,111 @@ def test_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget(torch.device("cuda")) == 600
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("4G", 4 * 2**30), ("1.5 GiB", 3 * 2**29), ("512MB", 2**29), ("2k", 2048), ("1T", 2**40), ("77", 77), ("0", 0)],
+)
+def test_the_budget_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, asked: str, expected: int) -> None:
+    monkeypatch.setenv("AGL_BENCH_MEMORY", asked)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1000, 5000))
+    assert budget(CPU) == budget(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("asked", ["much", "-4G", "4 X", "G", "4G4", "1e9", "nan"])
+def test_a_budget_that_is_none(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setenv("AGL_BENCH_MEMORY", asked)
+    with pytest.raises(BadSpec, match=f"AGL_BENCH_MEMORY = '{asked}' is no amount of memory; give bytes or .* 4G$"):
+        budget(CPU)
+
+
 def sparse_table(table: SpotTable, genes: int = 40) -> SpotTable:
-    """The same spots with mostly empty expression, a row and a column of zeros among them."""
-    values = np.random.default_rng(3).random((len(table), genes), dtype=np.float32)
-    values[values > 0.2] = 0
-    values[2] = values[:, 5] = 0
-    return replace(table, expression=sparse.csr_matrix(values), genes=tuple(f"g{i}" for i in range(genes)))
+    """The same spots with mostly empty counts, a row and a column of zeros among them."""
+    rng = np.random.default_rng(3)
+    matrices = []
+    for size in SIZES.values():
+        counts = rng.poisson(0.25, (size, genes)).astype(np.float32)
+        counts[2] = counts[:, 5] = 0
+        matrices.append(sparse.csr_matrix(counts))
+    total = np.concatenate(
+        [np.asarray(m.sum(1)).ravel()[table.source_row[table.section == i]] for i, m in enumerate(matrices)]
+    )
+    return replace(
+        table,
+        matrices=tuple(matrices),
+        source_columns=np.tile(np.arange(genes), (len(matrices), 1)),
+        genes=tuple(f"g{i}" for i in range(genes)),
+        total=total,
+    )
 
 
+def targets_of(table: SpotTable, rows: np.ndarray, columns: Any, kind: str) -> dict[str, Any]:
+    """Stored values as they are, residuals, or standard scores of the sections, as an argument of the store."""
+    protocol = {
+        "stored": Protocol(),
+        "residuals": Protocol(normalisation="pearson_residuals"),
+        "scores": Protocol(standardise="section"),
+        "both": Protocol(normalisation="pearson_residuals", standardise="section"),
+    }[kind]
+    return {"targets": fit_targets(table, rows[table.section[rows] < 2], np.asarray(columns), protocol)}
+
+
+def memory_mapped(table: SpotTable, folder: Path) -> SpotTable:
+    """The same table over files that nobody may write to."""
+
+    def on_disk(index: int, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+        arrays = []
+        for name in ("data", "indices", "indptr"):
+            path = folder / f"{index}.{name}.npy"
+            np.save(path, getattr(matrix, name))
+            arrays.append(np.load(path, mmap_mode="r"))
+        return sparse.csr_matrix(tuple(arrays), shape=matrix.shape)
+
+    return replace(table, matrices=tuple(on_disk(i, m) for i, m in enumerate(table.matrices)))
+
+
+@pytest.mark.parametrize("kind", ["stored", "residuals", "scores", "both"])
 @pytest.mark.parametrize("block", [1024, 4])
-def test_csr_is_dense_bit_for_bit(table: SpotTable, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_every_form_is_dense_bit_for_bit(
+    table: SpotTable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, block: int, kind: str
+) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)
-    table, rows = sparse_table(table), shuffled(table)
+    table, rows = memory_mapped(sparse_table(table), tmp_path), shuffled(table)
     columns = tuple(np.random.default_rng(0).permutation(40)[:30].tolist())
-    dense, csr = (store_of(table, rows, "position", columns, dense=d) for d in (True, False))
-    assert isinstance(dense.matrix, Dense) and isinstance(csr.matrix, Csr) and dense.genes == csr.genes == 30
-    np.testing.assert_array_equal(dense.expression_of(), table.expression.toarray()[rows][:, columns])
+    made = targets_of(table, rows, columns, kind)
+    stores = [store_of(table, rows, "position", columns, form=f, **made) for f in FORMS]
+    stores.append(store_of(table, rows, "position", columns, form="mapped", spare_bytes=4 * len(rows) * 3, **made))
+    dense = stores[0]
+    assert [type(s.matrix) for s in stores] == [Dense, Csr, Mapped, Mapped]
+    if kind == "stored":
+        np.testing.assert_array_equal(
+            dense.expression_of(), table.rows(np.arange(len(table))).toarray()[rows][:, columns]
+        )
     some, few = torch.tensor([4, 0, 2, 2, 9, 11]), torch.tensor([7, 29, 0])
-    for r, c in itertools.product((None, some), (None, few)):
-        assert torch.equal(dense.expression_of(r, c), csr.expression_of(r, c))
     assert torch.equal(dense.expression_of(some, few), dense.expression_of()[some][:, few])
-    for n in (0, 1, 7):
-        assert torch.equal(dense.leading_expression(n), dense.expression_of()[:n])
-        assert torch.equal(csr.leading_expression(n), dense.expression_of()[:n])
-    assert torch.equal(dense.batch(some).expression, csr.batch(some).expression)
-    assert csr.nbytes["device"] < dense.nbytes["device"]
+    for other in stores:
+        assert other.genes == 30
+        for r, c in itertools.product((None, some), (None, few)):
+            assert torch.equal(dense.expression_of(r, c), other.expression_of(r, c))
+        for n in (0, 1, 7):
+            assert torch.equal(other.leading_expression(n), dense.expression_of()[:n])
+        assert torch.equal(dense.batch(some).expression, other.batch(some).expression)
+        narrow = other.narrow(few)
+        assert torch.equal(narrow.expression_of(), dense.expression_of()[:, few])
+        assert torch.equal(narrow.batch(some).expression, dense.expression_of(some, few))
+    assert isinstance(stores[2].narrow(few).matrix, Mapped) and isinstance(stores[3].narrow(few).matrix, Dense)
+    assert isinstance(stores[3].narrow(torch.arange(4)).matrix, Mapped)  # more than is spare
+    sizes = [s.nbytes["device"] for s in stores]
+    assert sizes[2] < sizes[1] and (kind != "stored" or sizes[1] < sizes[0])
 
 
-def test_a_value_that_is_stored_in_two_parts_is_their_sum(table: SpotTable) -> None:
-    twice = sparse.csr_matrix((np.float32([1, 2]), [1, 1], [0, 2] + [2] * (len(table) - 1)), shape=(len(table), 4))
-    stores = (store_of(replace(table, expression=twice), np.arange(5), "position", dense=d) for d in (True, False))
-    assert all(s.expression_of()[0].tolist() == [0, 3, 0, 0] for s in stores)
+def test_a_value_that_is_stored_in_two_parts_is_their_sum() -> None:
+    section = make_section("S", 5)
+    section.counts.X = sparse.csr_matrix((np.float32([1, 2]), [1, 1], [0, 2, 2, 2, 2, 2]), shape=(5, 4))
+    table = tabulate([section], Protocol(min_genes_per_spot=0, normalisation="log1p"))
+    for form in FORMS:
+        found = store_of(table, np.arange(5), "position", form=form).expression_of()[0]
+        assert found.tolist() == [0, np.log1p(np.float32(3)), 0, 0]
+    assert section.counts.X.nnz == 2  # the section stays as measured
 
 
 def test_dense_expression_is_shown_without_a_copy(table: SpotTable) -> None:
@@ -229,24 +313,25 @@ def test_dense_expression_is_shown_without_a_copy(table: SpotTable) -> None:
 
 
 def test_a_change_in_place_is_noticed(table: SpotTable) -> None:
-    dense, csr = (store_of(table, shuffled(table), dense=d) for d in (True, False))
-    for store in (dense, csr):
+    dense, csr, mapped = (store_of(table, shuffled(table), form=f) for f in FORMS)
+    for store in (dense, csr, mapped):
         store.leading_expression(3).sum()
         store.batch(torch.arange(3)).expression.zero_()
         narrow = store.narrow(torch.tensor([0, 1]))
         assert not store.is_spoilt and not narrow.is_spoilt
-    csr.leading_expression(3).zero_()  # a copy
-    assert not csr.is_spoilt
+    for store in (csr, mapped):
+        store.leading_expression(3).zero_()  # a copy
+        assert not store.is_spoilt and store.leading_expression(3).any()
     dense.leading_expression(3)[0, 0] = 1
     assert dense.is_spoilt
 
 
 @pytest.mark.parametrize("genes", [4, 40])
-@pytest.mark.parametrize("dense", [True, False])
-def test_a_narrow_store_has_some_genes_and_shares_the_rest(table: SpotTable, dense: bool, genes: int) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_a_narrow_store_has_some_genes_and_shares_the_rest(table: SpotTable, form: Any, genes: int) -> None:
     if genes == 40:
         table = sparse_table(table)
-    store = store_of(table, shuffled(table), columns=tuple(range(genes)), dense=dense)
+    store = store_of(table, shuffled(table), columns=tuple(range(genes)), form=form)
     columns = torch.tensor([3, 0, 2] if genes == 4 else [3, 0, 2, *range(10, 40)])
     narrow = store.narrow(columns)
     assert narrow.genes == len(columns) and store.genes == genes and len(narrow) == len(store)
@@ -255,7 +340,7 @@ def test_a_narrow_store_has_some_genes_and_shares_the_rest(table: SpotTable, den
     assert narrow.patches is store.patches and narrow.position is store.position
     again = narrow.narrow(torch.tensor([2]))
     assert torch.equal(again.expression_of(), store.expression_of()[:, [2]])
-    if not dense:  # whichever takes less
+    if form == "csr":  # whichever takes less
         assert isinstance(narrow.matrix, Csr if genes == 40 else Dense)
 
 
@@ -264,6 +349,7 @@ def test_bytes(table: SpotTable) -> None:
     fixed, expression, patches = 10 * 8 + 10 * 2 * 4, 10 * 4 * 4, 10 * 3 * PX * PX
     assert store_of(table, rows).nbytes == {"device": fixed + expression + patches, "host": 0}
     assert store_of(table, rows, patches_on="host").nbytes == {"device": fixed + expression, "host": patches}
+    assert store_of(table, rows, form="mapped", patches_on="mapped").nbytes == {"device": fixed, "host": 0}
     embedded = store_of(table, rows, "embedding")
     assert embedded.nbytes == {"device": fixed + expression + 10 * WIDTH * 4, "host": 0}
 
@@ -357,7 +443,7 @@ class Encoder(Backbone):
         return torch.tanh(self.layer(spots.patches.flatten(1)))
 
 
-@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("place", ["device", "host", "mapped"])
 @pytest.mark.parametrize("symmetries", [1, 8])
 def test_kept_features_are_those_encoded_on_the_fly(table: SpotTable, symmetries: Any, place: str) -> None:
     def generator() -> torch.Generator | None:

@@ -69,7 +69,7 @@ class Toy:
         dtype: torch.dtype = torch.float32,
         **settings: object,
     ) -> Trainer:
-        if self.development.matrix.values.dtype != dtype:
+        if self.development.leading_expression(1).dtype != dtype:
             self.development.matrix = Dense(self.development.expression_of().to(dtype))
         view = TrainingView(
             self.genes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from agl_bench import Backbone, Selector, Spots, Step, TrainingView
-from agl_bench.data.store import Dense, SpotStore
+from agl_bench.data.store import Csr, Dense, Mapped, SpotStore
 from agl_bench.errors import BadPlugin, Diverged
 from agl_bench.interfaces.spots import SpotBatch
 from agl_bench.maths.hypergradient import SGD, Adam, FiniteDifference, Implicit, Moments, OneStep, Unrolled
@@ -964,10 +965,11 @@ def test_compiled_steps_are_the_same(make_toy: Callable) -> None:
 @pytest.mark.parametrize("selector", [HvgK, Dkgsb], ids=lambda s: s.__name__)
 def test_where_and_how_data_are_kept_changes_no_bit(make_toy: Callable, selector: type[Selector]) -> None:
     found = []
-    for dense, patches_on in ((True, "device"), (False, "device"), (True, "host"), (False, "host")):
-        toy = make_toy(place={"dense": dense, "patches_on": patches_on})
+    forms = {"dense": Dense, "csr": Csr, "mapped": Mapped}
+    for form, patches_on in itertools.product(forms, ("device", "host", "mapped")):
+        toy = make_toy(place={"form": form, "patches_on": patches_on})
         trainer = toy.trainer(selector, **SELECTORS[selector])
-        assert isinstance(toy.development.matrix, Dense) == dense
+        assert isinstance(toy.development.matrix, forms[form])
         found.append((run(trainer), state(trainer.whole), state(trainer.selector), trainer.fit.effective_weights))
     for records, model, own, weights in found[1:]:
         assert records == found[0][0] and equal(model, found[0][1]) and equal(own, found[0][2])
@@ -1088,11 +1090,9 @@ def test_a_trainer_has_the_development_spots_and_no_others(make_toy: Callable) -
 @pytest.mark.parametrize("selector", [Pgl, Dkgsb], ids=lambda s: s.__name__)
 def test_test_expression_changes_no_epoch(make_toy: Callable, selector: type[Selector]) -> None:
     toy = make_toy()
-    expression = toy.table.expression.toarray()
-    expression[toy.fold.test] = (
-        np.random.default_rng(0).permutation(expression[toy.fold.test].ravel()).reshape(len(toy.fold.test), -1)
-    )
-    other = make_toy(replace(toy.table, expression=sparse.csr_matrix(expression)))
+    *others, tested = toy.table.matrices  # the third section is tested
+    mixed = np.random.default_rng(0).permutation(tested.toarray().ravel()).reshape(tested.shape)
+    other = make_toy(replace(toy.table, matrices=(*others, sparse.csr_matrix(mixed))))
     one, two = (t.trainer(selector, **SELECTORS[selector]) for t in (toy, other))
     assert run(one) == run(two)
     assert equal(state(one.whole), state(two.whole)) and equal(state(one.selector), state(two.selector))
