@@ -28,8 +28,15 @@ class Protocol:
     min_spots_per_gene: Annotated[int, Range(0, 1_000_000)] = 1
     normalisation: Literal["normalize_total+log1p", "log1p", "pearson_residuals"] = "normalize_total+log1p"
     standardise: Literal["none", "section"] = "none"  # targets: z-scores by the training spots of each section
-    primary_genes: Annotated[int, Range(1, 100_000)] = 50
+    primary_score: Literal["seurat", "cell_ranger", "seurat_v3", "moran"] = "seurat"
+    primary_genes: Annotated[int, Range(1, 100_000)] = 50  # those with the highest primary_score
     primary_detection: Annotated[float, Range(0, 1)] = 0.25  # of the spots; a rarer gene is never primary
+    primary_file: str = ""  # names of the primary genes, one a line or a CSV column; overrides the three above
+    ranking: Literal["seurat", "cell_ranger", "seurat_v3", "moran", "mean", "detection"] = (
+        "seurat"  # of auxiliary genes
+    )
+    ranking_file: str = ""  # lines "gene,score", or names in order; overrides ranking, genes not listed come last
+    nan_scores: Literal["last", "first"] = "last"  # rank of auxiliary genes without a score
     genes_from: Literal["training", "all"] = "training"  # spots that decide gene filter, primary genes and ranks
 
     # Folds
@@ -41,6 +48,7 @@ class Protocol:
     validation_share: Annotated[float, Range(0.01, 0.5)] = 0.2  # of the spots that are not test
     held_out_share: Annotated[float, Range(0, 0.5)] = 0.15  # likewise, for the outer loss; 0 = use validation spots
     leave_out: Literal["auto", "section", "donor"] = "auto"  # inter; auto = donor where two or more are known
+    fold_file: str = ""  # CSV with columns section, spot, fold, set; overrides all of the above
 
     # Patches
     patch_um: Annotated[float, Range(1, 10_000)] = 112.0
@@ -80,6 +88,18 @@ class Protocol:
     def settings(self) -> dict[str, Value]:
         """Plain values, ready for JSON or TOML."""
         return asdict(self)
+
+    def files(self) -> list[Path]:
+        """The files that the protocol names; their content is part of the conditions.
+
+        Raises:
+            BadSpec: if one is not there.
+        """
+        named = {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name.endswith("_file")}
+        for name, path in named.items():
+            if path and not Path(path).is_file():
+                raise BadSpec(f"protocol.{name} = '{path}' is not a file; name one that exists, or leave it empty")
+        return [Path(path) for path in named.values() if path]
 
 
 @dataclass(frozen=True)

@@ -312,6 +312,7 @@ def _setting(
             "primary_genes": genes.primary_count,
             "auxiliary_genes": genes.auxiliary_count,
             "unscored_genes": genes.unscored,
+            "tied_genes": genes.tied,
         },
     )
 

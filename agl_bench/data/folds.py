@@ -1,4 +1,7 @@
-"""Index sets of a fold: train, held out (outer loss), validation (early stopping, model choice), test."""
+"""Index sets of a fold: train, held out (outer loss), validation (early stopping, model choice), test.
+
+Cut from the sections as the protocol says, or as the user's file says (`data.fold_files`).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.spatial import cKDTree
 
+from agl_bench.data.fold_files import SETS, Listing, read_fold_file
 from agl_bench.data.preprocess import SpotTable
 from agl_bench.errors import BadSpec
 from agl_bench.maths.seeds import seed_for
@@ -30,6 +36,7 @@ class Fold:
         validation: spots of early stopping and model choice.
         test: spots that are looked at once, after training.
         dropped: how many training, held-out or validation spots lie within the buffer of another set.
+        unlisted: how many spots the user's file does not list.
     """
 
     train: np.ndarray
@@ -37,6 +44,7 @@ class Fold:
     validation: np.ndarray
     test: np.ndarray
     dropped: int = 0
+    unlisted: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,10 @@ class FoldPlan:
     """One fold of an evaluation before any data is read.
 
     Attributes:
-        label: "C2.0" (fold 0 within section C2) or "C2" (section or donor left out).
+        label: "C2.0" (fold 0 within section C2) or "C2" (section or donor left out); the user's own from a file.
         sections: names of the sections that take part.
         test_sections: names of the sections whose spots are tested; all of them for intra-batch.
-        part: which of the k parts is tested (intra-batch), −1 for inter-batch.
+        part: which of the k parts, or of the folds of a file, is tested (intra-batch); −1 for inter-batch.
     """
 
     label: str
@@ -67,13 +75,18 @@ def plan_folds(evaluation: str, donors: Mapping[str, str], protocol: Protocol, *
     Args:
         evaluation: "intra" (k parts of each section) or "inter" (leave one section or donor out).
         donors: section -> donor ("" = not known), in order.
-        protocol: number of parts, what is left out.
+        protocol: number of parts, what is left out, or the file of folds.
         dataset: for messages.
 
+    Returns:
+        The folds; none where the user's file has only such of another evaluation.
+
     Raises:
-        BadSpec: if there are not two sections, or donors, to tell apart.
+        BadSpec: if there are not two sections, or donors, to tell apart, or the file of folds is malformed.
     """
     names = tuple(donors)
+    if protocol.fold_file:
+        return _plan_listed(evaluation, names, Path(protocol.fold_file), dataset)
     if evaluation == "intra":
         return [FoldPlan(f"{n}.{i}", (n,), (n,), i) for n in names for i in range(protocol.folds)]
     units = set(donors.values()) - {""}
@@ -96,12 +109,39 @@ def plan_folds(evaluation: str, donors: Mapping[str, str], protocol: Protocol, *
     ]
 
 
+def _plan_listed(evaluation: str, sections: tuple[str, ...], path: Path, dataset: str) -> list[FoldPlan]:
+    """The folds of the user's file that test spots beside training spots (intra) or of other sections (inter)."""
+    plans: list[FoldPlan] = []
+    for label, listing in read_fold_file(path).items():
+        found = {name: listing.sections(name) for name in SETS}
+        for section in sorted(set().union(*found.values())):
+            if section not in sections:
+                raise BadSpec(
+                    f"protocol.fold_file = '{path}': section '{section}' of fold {label} is none of {dataset}, which "
+                    f"has {', '.join(sections)}"
+                )
+        within = bool(found["test"] & (found["train"] | found["validation"] | found["held_out"]))
+        if within == (evaluation == "intra"):
+            every = set().union(*found.values())
+            plans.append(
+                FoldPlan(
+                    label,
+                    tuple(s for s in sections if s in every),
+                    tuple(s for s in sections if s in found["test"]),
+                    len(plans) if within else -1,
+                )
+            )
+    return plans
+
+
 def make_fold(plan: FoldPlan, table: SpotTable, protocol: Protocol, seed: int) -> Fold:
     """Rows of the fold; depends on the seed and the section names, never on selector or backbone.
 
     Raises:
-        BadSpec: if a set would be left with fewer than three spots.
+        BadSpec: if a set would be left with fewer than three spots, or the file of folds names an unknown spot.
     """
+    if protocol.fold_file:
+        return _listed_fold(plan, table, protocol)
     parts: dict[str, list[np.ndarray]] = {"train": [], "held_out": [], "validation": [], "test": []}
     for index, section in enumerate(table.sections):
         rows = np.flatnonzero(table.section == index)
@@ -147,7 +187,106 @@ def make_fold(plan: FoldPlan, table: SpotTable, protocol: Protocol, seed: int) -
                     f"fold {plan.label} has {count} {name.replace('_', '-')} spots of section '{section.name}' and "
                     f"needs at least {FEWEST_SPOTS}; use fewer folds, a smaller protocol.buffer_um or larger sections"
                 )
-    return Fold(**sets, dropped=before - sum(map(len, sets.values())))
+    return _fold(sets, dropped=before - sum(map(len, sets.values())))
+
+
+def _listed_fold(plan: FoldPlan, table: SpotTable, protocol: Protocol) -> Fold:
+    """The fold as the user's file has it: neither shares nor buffer apply, and the seed does nothing."""
+    listing: Listing = read_fold_file(Path(protocol.fold_file))[plan.label]
+    where = f"protocol.fold_file = '{protocol.fold_file}', fold {plan.label}"
+    group = np.full(len(table), -1)
+    for index, section in enumerate(table.sections):
+        spots, groups = listing.of(section.name)
+        names = section.counts.obs_names
+        unknown = np.flatnonzero(names.get_indexer(spots) < 0)
+        if len(unknown):
+            raise BadSpec(
+                f"{where}: spot '{spots[unknown[0]]}' is none of section '{section.name}' ({len(unknown)} such spots); "
+                f"its spots are named like '{names[0]}'"
+            )
+        rows = np.flatnonzero(table.section == index)
+        place = pd.Index(spots).get_indexer(names[table.source_row[rows]])
+        group[rows] = np.where(place >= 0, np.append(groups, -1)[place], -1)  # a listed spot may be filtered: no row
+    sets = {name: np.flatnonzero(group == code) for code, name in enumerate(SETS)}
+    if protocol.held_out_share > 0 and not len(sets["held_out"]):
+        raise BadSpec(
+            f"{where} has no held_out spots for the outer loss; list some, or say by protocol.held_out_share = 0 that "
+            "it uses the validation spots"
+        )
+    for name, rows in sets.items():
+        for index in np.unique(table.section[rows]):
+            count = int((table.section[rows] == index).sum())
+            if count < FEWEST_SPOTS:
+                raise BadSpec(
+                    f"{where} has {count} {name} spots of section '{table.sections[index].name}' and needs at least "
+                    f"{FEWEST_SPOTS}, or none"
+                )
+        if not len(rows) and name != "held_out":
+            raise BadSpec(f"{where}: none of its {name} spots is left after the filters; see min_genes_per_spot")
+    return _fold(sets, unlisted=int((group < 0).sum()))
+
+
+def _fold(sets: Mapping[str, np.ndarray], *, dropped: int = 0, unlisted: int = 0) -> Fold:
+    return Fold(sets["train"], sets["held_out"], sets["validation"], sets["test"], dropped, unlisted)
+
+
+def fold_table(label: str, fold: Fold, table: SpotTable) -> pd.DataFrame:
+    """The fold as a file of folds has it: one row for each of its spots with section, spot, fold and set.
+
+    Sorted by section and row, so that equal folds give equal tables. Given back as `protocol.fold_file`, it makes the
+    same fold.
+    """
+    rows = np.concatenate([getattr(fold, name) for name in SETS])
+    names = np.repeat(np.asarray(SETS), [len(getattr(fold, name)) for name in SETS])
+    order = np.argsort(rows)
+    rows, names = rows[order], names[order]
+    spots = [s.counts.obs_names[table.source_row[rows[table.section[rows] == i]]] for i, s in enumerate(table.sections)]
+    return pd.DataFrame(
+        {
+            "section": np.asarray([s.name for s in table.sections], dtype=object)[table.section[rows]],
+            "spot": np.concatenate(spots),
+            "fold": label,
+            "set": names,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How far the test spots of a fold lie from its training spots, on the sections that have both.
+
+    Attributes:
+        nearest_um: smallest distance from a test spot to a training spot, between centres; None where no section has
+            both.
+        median_um: median over test spots of the distance to the nearest training spot; None likewise.
+        overlapping: how many test spots have a patch that shares tissue with the patch of a training spot.
+    """
+
+    nearest_um: float | None
+    median_um: float | None
+    overlapping: int
+
+
+def separation(fold: Fold, table: SpotTable, patch_um: float) -> Separation:
+    """Distances between test and training spots.
+
+    Args:
+        fold: rows of the table.
+        table: positions and sections.
+        patch_um: side of a patch; two patches overlap if their centres are closer along both axes.
+    """
+    distances, overlapping = [], 0
+    for section in np.unique(table.section[fold.test]):
+        test = table.position[fold.test[table.section[fold.test] == section]]
+        train = table.position[fold.train[table.section[fold.train] == section]]
+        if len(train):
+            tree = cKDTree(train)
+            distances.append(tree.query(test)[0])
+            overlapping += int((tree.query(test, p=np.inf)[0] < patch_um).sum())
+    if not distances:
+        return Separation(None, None, 0)
+    every = np.concatenate(distances)
+    return Separation(float(every.min()), float(np.median(every)), overlapping)
 
 
 def _partition(positions: np.ndarray, shares: Sequence[float], shape: str, rng: np.random.Generator) -> np.ndarray:

@@ -16,9 +16,10 @@ class GeneSplit:
     Attributes:
         names: (genes,) gene symbols.
         primary: (genes,) bool; True = scored at test.
-        rank: (genes,) int64; 0 = most variable auxiliary gene, −1 = primary gene.
+        rank: (genes,) int64; 0 = first auxiliary gene, e.g. the most variable, −1 = primary gene.
         score: (genes,) float; the value that the ranking sorts, NaN where it is not defined.
-        unscored: how many auxiliary genes had no score and were ranked last.
+        unscored: how many auxiliary genes had no score; they rank last, unless the protocol says first.
+        tied: how many auxiliary genes share their score with another one, so that their names decided.
     """
 
     names: tuple[str, ...]
@@ -26,6 +27,7 @@ class GeneSplit:
     rank: Tensor
     score: Tensor
     unscored: int = 0
+    tied: int = 0
 
     @property
     def auxiliary_count(self) -> int:

@@ -402,10 +402,15 @@ def test_the_number_of_threads_stays():
     script = """
         import numpy as np, torch
         from scipy import sparse
-        from agl_bench.data.gene_split import variability
-        counts = np.random.default_rng(0).poisson(1.0, (40, 60)).astype(np.float32)
+        from anndata import AnnData
+        from agl_bench import Protocol, Section
+        from agl_bench.data.gene_split import score_genes
+        from agl_bench.data.preprocess import tabulate
+        counts = AnnData(sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (40, 60)).astype(np.float32)))
+        counts.obsm["spatial"] = np.random.default_rng(1).random((40, 2))
+        table = tabulate([Section("S", counts, 1.0)], Protocol(min_genes_per_spot=0))
         before = torch.get_num_threads()
-        variability(sparse.csr_matrix(np.log1p(counts)))
+        score_genes("seurat_v3", table, np.arange(40), np.arange(60))
         print(before, torch.get_num_threads())
     """
     done = subprocess.run(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from agl_bench.data.folds import Fold, FoldPlan, make_fold, plan_folds
+from agl_bench.data.folds import Fold, FoldPlan, Separation, fold_table, make_fold, plan_folds, separation
 from agl_bench.data.preprocess import SpotTable
 from agl_bench.errors import BadSpec
 from agl_bench.interfaces.spots import Section
@@ -27,7 +31,12 @@ DONORS = {"A": "d1", "B": "d2", "C": "d1"}
 def table_of(sizes: dict[str, int]) -> SpotTable:
     """Hexagonal grids of 100 µm pitch; the sections lie on top of each other."""
     return SpotTable(
-        sections=tuple(Section(name, None, 1.0, donor=DONORS.get(name, "")) for name in sizes),  # type: ignore[arg-type]
+        sections=tuple(
+            Section(
+                name, AnnData(obs=pd.DataFrame(index=[f"{name}{i}" for i in range(n)])), 1.0, donor=DONORS.get(name, "")
+            )
+            for name, n in sizes.items()
+        ),
         matrices=tuple(sparse.csr_matrix((size, 1), dtype=np.float32) for size in sizes.values()),
         source_columns=np.zeros((len(sizes), 1), dtype=np.int64),
         genes=("G",),
@@ -233,3 +242,206 @@ def test_too_many_folds() -> None:
 def test_too_few_spots_left(settings: dict[str, float], sentence: str) -> None:
     with pytest.raises(BadSpec, match=sentence):
         make_fold(intra(0), table_of({"A": 100}), Protocol(**settings), seed=0)  # type: ignore[arg-type]
+
+
+# --- distances --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", [intra(1), inter("B")], ids=lambda p: p.label)
+@pytest.mark.parametrize("shape", ["blocks", "random"])
+def test_distances_between_train_and_test(plan: FoldPlan, shape: str) -> None:
+    table = table_of(dict.fromkeys(plan.sections, 300))
+    fold = make_fold(plan, table, replace(NO_BUFFER, fold_shape=shape), seed=0)
+    found = separation(fold, table, 112.0)
+    if plan.part < 0:
+        assert found == Separation(None, None, 0)
+        return
+    apart = table.position[fold.test].astype(np.float64)[:, None] - table.position[fold.train].astype(np.float64)
+    distance = np.linalg.norm(apart, axis=2).min(1)
+    assert found.nearest_um == pytest.approx(distance.min(), rel=1e-12)
+    assert found.median_um == pytest.approx(np.median(distance), rel=1e-12)
+    assert found.overlapping == (np.abs(apart).max(2) < 112).any(1).sum() > 0
+
+
+def test_the_buffer_shows_in_the_distances() -> None:
+    table = table_of({"A": 900})
+    found = separation(make_fold(intra(1), table, Protocol(), seed=0), table, 112.0)
+    assert found.nearest_um is not None and found.nearest_um >= 112 and found.overlapping == 0
+
+
+def test_patches_overlap_across_corners_too() -> None:
+    """At 150 µm along the diagonal two patches of 112 µm share a corner, at 112 µm along an axis only an edge."""
+    table = table_of({"A": 2})
+    fold = Fold(*(np.array(rows, dtype=np.int64) for rows in ([0], [], [], [1])))
+    for offset, shared in (([106, 106], 1), ([112, 0], 0)):
+        moved = replace(table, position=np.array([[0, 0], offset], dtype=np.float32))
+        assert separation(fold, moved, 112.0).overlapping == shared
+
+
+# --- folds from a file ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[pd.DataFrame | str], Protocol]:
+    """A protocol with the lines as its file of folds."""
+
+    def write(lines: pd.DataFrame | str, **settings: object) -> Protocol:
+        path = tmp_path / f"folds{len(list(tmp_path.iterdir()))}.csv"
+        path.write_text(lines if isinstance(lines, str) else lines.to_csv(index=False), encoding="utf-8")
+        return Protocol(fold_file=str(path), **settings)  # type: ignore[arg-type]
+
+    return write
+
+
+@pytest.mark.parametrize("evaluation", ["intra", "inter"])
+@pytest.mark.parametrize("settings", [{}, {"fold_shape": "random", "buffer_um": 0.0, "held_out_share": 0.0}])
+def test_a_stored_fold_given_back_is_the_same_fold(
+    evaluation: str, settings: dict[str, object], write: Callable[..., Protocol]
+) -> None:
+    sizes = {"A": 300, "B": 260, "C": 280}
+    protocol = Protocol(folds=3, **settings)  # type: ignore[arg-type]
+    planned = plan_folds(evaluation, DONORS, protocol, dataset="toy")
+    tables = [table_of({n: sizes[n] for n in p.sections}) for p in planned]
+    folds = [make_fold(p, t, protocol, 4) for p, t in zip(planned, tables, strict=True)]
+    stored = pd.concat([fold_table(p.label, f, t) for p, f, t in zip(planned, folds, tables, strict=True)])
+    shuffled = stored.sample(frac=1, random_state=0).sort_values("fold", kind="stable")
+    mine = write(shuffled, held_out_share=protocol.held_out_share)
+    again = plan_folds(evaluation, DONORS, mine, dataset="toy")
+    assert [replace(p, part=0) for p in again] == [replace(p, part=0) for p in planned]
+    assert all((p.part < 0) == (evaluation == "inter") for p in again)
+    for plan, fold, table in zip(again, folds, tables, strict=True):
+        back = make_fold(plan, table, mine, seed=99)
+        assert same(replace(back, unlisted=0), replace(fold, dropped=0))
+        assert back.unlisted == fold.dropped == (len(table) - sum(len(getattr(fold, n)) for n in SETS))
+        pd.testing.assert_frame_equal(fold_table(plan.label, back, table), fold_table(plan.label, fold, table))
+    other = "inter" if evaluation == "intra" else "intra"
+    assert plan_folds(other, DONORS, mine, dataset="toy") == []
+
+
+def test_the_table_of_a_fold() -> None:
+    table = table_of({"A": 4, "B": 3})
+    fold = Fold(*(np.array(rows, dtype=np.int64) for rows in ([0, 3], [4], [2], [1, 6])))
+    assert fold_table("x", fold, table).to_csv(index=False) == (
+        "section,spot,fold,set\nA,A0,x,train\nA,A1,x,test\nA,A2,x,validation\nA,A3,x,train\n"
+        "B,B0,x,held_out\nB,B2,x,test\n"
+    )
+
+
+def lines_of(fold: str = "mine", **sets: str) -> str:
+    """Lines of a file: set -> names of its spots, whose first letter is the section."""
+    return "".join(f"{s[0]},{s},{fold},{name}\n" for name, spots in sets.items() for s in spots.split())
+
+
+HEADER = "section,spot,fold,set\n"
+GOOD = {"train": "A0 A1 A2", "validation": "A3 A4 A5", "held_out": "A6 A7 A8", "test": "A9 A10 A11"}
+
+
+def test_folds_of_the_users_own(write: Callable[..., Protocol]) -> None:
+    """Names, columns and lines in any order, two evaluations in one file, spots that no fold wants, filtered spots."""
+    within = lines_of("within", **GOOD)
+    across = lines_of("across", **GOOD | {"test": "B0 B1 B2 B3"})
+    text = "note,set,fold,spot,section\n" + "".join(
+        f"n,{s},{f},{p},{c}\n" for c, p, f, s in (line.split(",") for line in (within + across).splitlines())
+    )
+    protocol = write(text.replace("n,test,across", "\n  n , test,across"))
+    (plan,) = plan_folds("intra", {"A": "", "B": ""}, protocol, dataset="toy")
+    assert (plan.label, plan.sections, plan.test_sections) == ("within", ("A",), ("A",))
+    table = table_of({"A": 20})
+    fold = make_fold(plan, table, protocol, seed=0)
+    assert [getattr(fold, n).tolist() for n in SETS] == [[0, 1, 2], [6, 7, 8], [3, 4, 5], [9, 10, 11]]
+    assert (fold.dropped, fold.unlisted) == (0, 8)
+    (plan,) = plan_folds("inter", {"A": "", "B": ""}, protocol, dataset="toy")
+    assert (plan.label, plan.sections, plan.test_sections, plan.part) == ("across", ("A", "B"), ("B",), -1)
+    both = table_of({"A": 20, "B": 9})
+    kept = np.array([*range(20), *range(21, 29)])  # B0 has too few genes
+    filtered = replace(
+        both, section=both.section[kept], source_row=both.source_row[kept], position=both.position[kept],
+        total=both.total[kept],
+    )  # fmt: skip
+    fold = make_fold(plan, filtered, protocol, seed=0)
+    assert fold_table("x", fold, filtered).query("set == 'test'")["spot"].tolist() == ["B1", "B2", "B3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is not a CSV in UTF-8: No columns to parse from file"),
+        ("section,spot,fold\nA,A1,x\n", "has no column 'set'; its columns have to be section, spot, fold, set"),
+        ("A,A1,x,train\n", "has no column 'section'"),
+        (HEADER, "lists no spot"),
+        (HEADER + "\n , , , \n", "lists no spot"),
+        (HEADER + "A,A1,x,train,more\n", "is not a CSV in UTF-8"),
+        (HEADER + 'A,"A1,x,train\n', "is not a CSV in UTF-8"),
+        (HEADER + "A,A1,x\n", "line 2: the field 'set' is empty"),
+        (HEADER + "\nA,,x,test\n", "line 3: the field 'spot' is empty"),
+        (HEADER + ",A1,x,test\n", "line 2: the field 'section' is empty"),
+        (HEADER + "A,A1,,test\n", "line 2: the field 'fold' is empty"),
+        (
+            HEADER + "A,A1,x,tset\n",
+            "line 2: set 'tset' is unknown; it has to be one of train, validation, held_out, test",
+        ),
+        (
+            HEADER + lines_of(**GOOD) + "A,A1,mine,test\n",
+            "line 14: spot 'A1' of section 'A' stands in fold mine a second",
+        ),
+        (
+            HEADER + lines_of(**GOOD | {"test": ""}),
+            "fold mine has no test spots; every fold needs train, validation and",
+        ),
+        (HEADER + lines_of(**GOOD | {"train": ""}), "fold mine has no train spots"),
+        (HEADER + lines_of(**GOOD | {"validation": ""}), "fold mine has no validation spots"),
+        (HEADER + lines_of(**GOOD | {"test": "Z1 Z2 Z3"}), "section 'Z' of fold mine is none of toy, which has A, B"),
+    ],
+)
+def test_malformed_files_of_folds(text: str, sentence: str, write: Callable[..., Protocol]) -> None:
+    with pytest.raises(BadSpec, match=r"^protocol\.fold_file = '.*folds0\.csv'") as caught:
+        plan_folds("intra", {"A": "", "B": ""}, write(text), dataset="toy")
+    assert sentence in str(caught.value) and "\n" not in str(caught.value).strip()
+
+
+@pytest.mark.parametrize(
+    ("sets", "sentence"),
+    [
+        (
+            {"train": "A0 A1 A2 A77 A78"},
+            "spot 'A77' is none of section 'A' (2 such spots); its spots are named like 'A0'",
+        ),
+        ({"test": "A9 A10"}, "has 2 test spots of section 'A' and needs at least 3, or none"),
+        ({"held_out": "A6"}, "has 1 held_out spots of section 'A'"),
+        (
+            {"held_out": ""},
+            "has no held_out spots for the outer loss; list some, or say by protocol.held_out_share = 0",
+        ),
+    ],
+)
+def test_folds_of_a_file_that_cannot_be_made(
+    sets: dict[str, str], sentence: str, write: Callable[..., Protocol]
+) -> None:
+    protocol = write(HEADER + lines_of(**GOOD | sets))
+    (plan,) = plan_folds("intra", {"A": ""}, protocol, dataset="toy")
+    with pytest.raises(BadSpec, match=r"^protocol\.fold_file = '.*folds0\.csv', fold mine") as caught:
+        make_fold(plan, table_of({"A": 20}), protocol, seed=0)
+    assert sentence in str(caught.value)
+
+
+def test_the_outer_loss_shares_the_validation_spots_only_if_the_protocol_says_so(
+    write: Callable[..., Protocol],
+) -> None:
+    protocol = write(HEADER + lines_of(**GOOD | {"held_out": ""}), held_out_share=0.0)
+    (plan,) = plan_folds("intra", {"A": ""}, protocol, dataset="toy")
+    assert len(make_fold(plan, table_of({"A": 20}), protocol, seed=0).held_out) == 0
+
+
+def test_a_file_of_folds_that_is_not_there(tmp_path: Path) -> None:
+    protocol = Protocol(fold_file=str(tmp_path / "absent.csv"))
+    with pytest.raises(BadSpec, match=r"protocol\.fold_file = '.*absent\.csv' cannot be read: No such file"):
+        plan_folds("intra", {"A": ""}, protocol, dataset="toy")
+
+
+def test_a_changed_file_is_read_again(write: Callable[..., Protocol]) -> None:
+    protocol = write(HEADER + lines_of("one", **GOOD))
+    assert [p.label for p in plan_folds("intra", {"A": ""}, protocol, dataset="toy")] == ["one"]
+    path = Path(protocol.fold_file)
+    path.write_text(HEADER + lines_of("two", **GOOD))
+    os.utime(path, ns=(1, 1))
+    assert [p.label for p in plan_folds("intra", {"A": ""}, protocol, dataset="toy")] == ["two"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,13 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from agl_bench.data.gene_split import split_genes, variability
-from agl_bench.data.preprocess import SpotTable
+from agl_bench.data import gene_split
+from agl_bench.data.gene_split import SCORES, moments, score_genes, split_genes
+from agl_bench.data.neighbours import neighbour_weights
+from agl_bench.data.preprocess import SpotTable, tabulate
 from agl_bench.errors import BadSpec
 from agl_bench.interfaces.genes import GeneSplit
+from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 
 SPOTS, GENES = 60, 120
@@ -53,9 +58,9 @@ def table() -> SpotTable:
     return table_of(rng.poisson(mean))
 
 
-def scores_of(expression: np.ndarray) -> np.ndarray:
+def seurat_of(expression: np.ndarray) -> np.ndarray:
     """The method in plain numpy: z-score of ln(variance / mean) in 20 equal bins of ln(1 + mean)."""
-    counts = np.expm1(expression.astype(np.float64))
+    counts = np.expm1(expression).astype(np.float64)
     mean, variance = counts.mean(0), counts.var(0, ddof=1)
     mean[mean == 0] = 1e-12
     with np.errstate(divide="ignore"):
@@ -73,20 +78,81 @@ def scores_of(expression: np.ndarray) -> np.ndarray:
     return score
 
 
-def test_variability_is_that_of_scanpy_and_of_the_formula(table: SpotTable) -> None:
-    expression = expression_of(table)
-    before = expression.toarray()
-    score = variability(expression)
-    np.testing.assert_array_equal(expression.toarray(), before)
-    adata = AnnData(expression)
-    scanpy.pp.highly_variable_genes(adata, flavor="seurat", n_bins=20, n_top_genes=50)
-    np.testing.assert_allclose(score, adata.var["dispersions_norm"], rtol=1e-6)  # there stored as float32
-    np.testing.assert_allclose(score, scores_of(before), rtol=1e-4, atol=1e-4)
+def same_order(one: np.ndarray, other: np.ndarray) -> None:
+    np.testing.assert_array_equal(*(np.argsort(values.round(6), kind="stable") for values in (one, other)))
+
+
+def everywhere(name: str, table: SpotTable, rows: np.ndarray | None = None) -> np.ndarray:
+    """The score of every gene, on all spots by default."""
+    return score_genes(name, table, np.arange(len(table)) if rows is None else rows, np.arange(len(table.genes)))
+
+
+@pytest.fixture
+def measured() -> SpotTable:
+    """Two sections with counts, on square grids; genes 0 to 19 follow the place, the others do not."""
+    rng = np.random.default_rng(5)
+    place = np.stack(np.meshgrid(np.arange(15.0), np.arange(12.0)), -1).reshape(-1, 2)
+    sections = []
+    for index, name in enumerate("AB"):
+        order = rng.permutation(len(place))
+        mean = np.exp(rng.uniform(-1.5, 2.5, GENES)) * rng.gamma(2, 0.5, (len(place), GENES)) * (index + 1)
+        mean[:, :20] *= np.exp(2 * np.sin(place[order, :1] / 4 + np.arange(20)))
+        counts = AnnData(sparse.csr_matrix(rng.poisson(mean).astype(np.float32)))
+        counts.var_names = [f"GENE{i:03d}" for i in range(GENES)]
+        counts.obsm["spatial"] = place[order] * 200
+        sections.append(Section(name, counts, 1.0))
+    return tabulate(sections, Protocol(min_genes_per_spot=1))
+
+
+def test_seurat_is_that_of_scanpy_and_of_the_formula(table: SpotTable) -> None:
+    before = expression_of(table).toarray()
+    score = everywhere("seurat", table)
+    np.testing.assert_array_equal(expression_of(table).toarray(), before)
+    np.testing.assert_allclose(score, seurat_of(before), rtol=1e-9, atol=2e-9)
+    adata = AnnData(expression_of(table).astype(np.float64))  # scanpy squares in the precision it is given
+    found = scanpy.pp.highly_variable_genes(adata, flavor="seurat", n_bins=20, inplace=False)["dispersions_norm"]
+    np.testing.assert_allclose(score, found, rtol=1e-6, atol=1e-6)
+    same_order(score, found.to_numpy())
     assert score.dtype == np.float64
     np.testing.assert_array_equal(np.isnan(score), ~before.any(0))
 
 
-def test_variability_leaves_the_threads_of_torch(table: SpotTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cell_ranger_is_that_of_scanpy(table: SpotTable) -> None:
+    columns = np.flatnonzero(expression_of(table).toarray().any(0))  # scanpy refuses equal percentiles of absent genes
+    score = score_genes("cell_ranger", table, TRAIN, columns)
+    adata = AnnData(expression_of(table, TRAIN)[:, columns].astype(np.float64))
+    found = scanpy.pp.highly_variable_genes(adata, flavor="cell_ranger", inplace=False)["dispersions_norm"].to_numpy()
+    np.testing.assert_allclose(score, found, rtol=1e-9, atol=2e-9)
+    same_order(score, found)
+    assert np.isfinite(everywhere("cell_ranger", table)[columns]).all()  # and with them it goes on
+
+
+def test_seurat_v3_is_that_of_scanpy_on_raw_counts(measured: SpotTable) -> None:
+    rows = np.arange(0, len(measured), 2)
+    columns = np.arange(0, GENES, 3)
+    counts = np.concatenate([s.counts.X.toarray() for s in measured.sections])[rows][:, columns]
+    found = scanpy.pp.highly_variable_genes(AnnData(counts), flavor="seurat_v3", n_top_genes=10, inplace=False)[
+        "variances_norm"
+    ]
+    score = score_genes("seurat_v3", measured, rows, columns)
+    np.testing.assert_allclose(score, found, rtol=1e-6)
+    same_order(score, found.to_numpy())
+
+
+def test_seurat_v3_says_where_it_cannot(measured: SpotTable) -> None:
+    with pytest.raises(BadSpec, match=r"score seurat_v3 .* needs 20, there are [012] on 5 spots; use seurat or moran"):
+        score_genes("seurat_v3", measured, np.arange(5), np.arange(2))
+    equal = np.zeros(measured.matrices[0].shape, dtype=np.float32)
+    equal[::2] = 1
+    with pytest.raises(
+        BadSpec, match=r"score seurat_v3 cannot be computed for 120 genes on 50 spots: the fit .* fails"
+    ):
+        score_genes(
+            "seurat_v3", replace(measured, matrices=(sparse.csr_matrix(equal),)), np.arange(50), np.arange(GENES)
+        )
+
+
+def test_seurat_v3_leaves_the_threads_of_torch(measured: SpotTable, monkeypatch: pytest.MonkeyPatch) -> None:
     """numba starts its threads in scanpy's first call and sets those of every OpenMP library with them."""
     threads, original = torch.get_num_threads(), scanpy.pp.highly_variable_genes
 
@@ -96,17 +162,99 @@ def test_variability_leaves_the_threads_of_torch(table: SpotTable, monkeypatch: 
 
     monkeypatch.setattr(scanpy.pp, "highly_variable_genes", meddling)
     try:
-        variability(expression_of(table))
+        everywhere("seurat_v3", measured)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(threads)
+
+
+def test_moran_is_that_of_scanpy_within_sections(measured: SpotTable) -> None:
+    expected = []
+    for index in range(2):
+        here = np.flatnonzero(measured.section == index)
+        weights = neighbour_weights(measured.position[here])
+        values = np.ascontiguousarray(expression_of(measured, here).toarray().T.astype(np.float64))
+        expected.append(scanpy.metrics.morans_i(weights, values))
+    score = everywhere("moran", measured)
+    np.testing.assert_allclose(score, np.mean(expected, 0), rtol=0, atol=2e-9)
+    assert score[:20].min() > 0.2 > score[20:].max()
+
+
+def test_moran_is_the_double_sum(measured: SpotTable) -> None:
+    rows = np.flatnonzero(measured.section == 1)[:70]
+    distance = np.linalg.norm(measured.position[rows][:, None] - measured.position[rows][None], axis=2)
+    nearest = np.median(np.sort(distance, 1)[:, 1])
+    weights = ((distance > 0) & (distance <= 1.5 * nearest)).astype(float)
+    weights /= np.maximum(weights.sum(1, keepdims=True), 1)
+    z = expression_of(measured, rows).toarray().astype(np.float64)
+    z -= z.mean(0)
+    expected = len(rows) / weights.sum() * np.einsum("ij,ig,jg->g", weights, z, z) / (z**2).sum(0)
+    np.testing.assert_allclose(everywhere("moran", measured, rows), expected, rtol=0, atol=2e-9)
+
+
+def test_moran_where_it_is_not_defined(measured: SpotTable) -> None:
+    """A gene that varies in one section only is scored there; one that varies nowhere has no score."""
+    unscaled = replace(measured, scales=False)
+    matrices = [matrix.toarray() for matrix in measured.matrices]
+    for values in matrices:
+        values[:, 0] = 1
+    matrices[1][:, 1] = 2
+    changed = replace(unscaled, matrices=tuple(map(sparse.csr_matrix, matrices)))
+    score, alone = everywhere("moran", changed), everywhere("moran", unscaled, np.flatnonzero(measured.section == 0))
+    assert np.isnan(score).tolist() == [True] + [False] * (GENES - 1)
+    assert score[1] == alone[1]
+    assert np.isnan(everywhere("moran", measured, np.array([0]))).all()  # no neighbour
+
+
+def test_neighbours_of_grids() -> None:
+    square = np.stack(np.meshgrid(np.arange(5.0), np.arange(5.0)), -1).reshape(-1, 2) * 200
+    x, y = np.meshgrid(np.arange(6), np.arange(6))
+    hexagons = np.stack([x * 100 + (y % 2) * 50, y * 100 * np.sqrt(0.75)], -1).reshape(-1, 2)
+    for position, inner in ((square, 8), (hexagons, 6)):
+        weights = neighbour_weights(position)
+        assert np.diff(weights.indptr).max() == inner
+        np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
+        assert (weights.diagonal() == 0).all() and ((weights > 0) != (weights.T > 0)).nnz == 0
+    assert neighbour_weights(np.array([[0.0, 0], [1, 0], [50, 0]])).sum(1).ravel().tolist() == [[1, 1, 0]]
+    assert neighbour_weights(np.zeros((1, 2))).shape == (1, 1)
+
+
+def test_mean_and_detection(table: SpotTable) -> None:
+    values = expression_of(table, TRAIN).toarray().astype(np.float64)
+    np.testing.assert_allclose(everywhere("mean", table, TRAIN), values.mean(0), atol=1e-9)
+    np.testing.assert_array_equal(everywhere("detection", table, TRAIN), (values > 0).mean(0).round(9))
+
+
+@pytest.mark.parametrize("name", sorted(set(SCORES) - {"seurat_v3"}))
+def test_blocks_and_the_order_of_spots_do_not_matter(
+    name: str, measured: SpotTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = everywhere(name, measured)
+    rows = np.random.default_rng(6).permutation(len(measured))
+    np.testing.assert_allclose(everywhere(name, measured, rows), whole, rtol=0, atol=2e-9)
+    monkeypatch.setattr(gene_split, "BLOCK", 7)
+    np.testing.assert_allclose(everywhere(name, measured), whole, rtol=0, atol=2e-9)
+
+
+def test_moments_are_exact_for_genes_that_do_not_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gene_split, "BLOCK", 7)
+    rng = np.random.default_rng(7)
+    values = np.tile(rng.gamma(1, 3, 50).astype(np.float32), (60, 1))
+    values[:, ::2] = rng.gamma(0.3, 3, (60, 25))
+    table = table_of(values)
+    mean, variance = moments(table, np.arange(60))
+    values = expression_of(table).toarray()
+    assert (variance[1::2] == 0).all()
+    np.testing.assert_array_equal(mean[1::2], values[0, 1::2])
+    np.testing.assert_allclose(mean, values.astype(np.float64).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(variance[::2], values[:, ::2].astype(np.float64).var(0, ddof=1), rtol=1e-12)
 
 
 def test_primary_genes_have_the_highest_scores_and_ranks_follow(table: SpotTable) -> None:
     genes, columns = split_genes(table, TRAIN, LOOSE)
     score = genes.score.numpy()
     np.testing.assert_array_equal(columns, np.arange(GENES))
-    np.testing.assert_array_equal(score, variability(expression_of(table, TRAIN)))
+    np.testing.assert_array_equal(score, everywhere("seurat", table, TRAIN))
     assert genes.primary_count == 5 and genes.auxiliary_count == GENES - 5
     rank = genes.rank.numpy()
     assert (rank[genes.primary] == -1).all()
@@ -212,7 +360,7 @@ def test_only_training_spots_decide(table: SpotTable) -> None:
     before, after = (split_genes(t, TRAIN, paper) for t in (table, other))
     assert not torch.equal(before[0].rank, after[0].rank)
     torch.testing.assert_close(
-        before[0].score, torch.from_numpy(variability(expression_of(table))), rtol=0, atol=0, equal_nan=True
+        before[0].score, torch.from_numpy(everywhere("seurat", table)), rtol=0, atol=0, equal_nan=True
     )
 
 
@@ -227,3 +375,165 @@ def test_too_many_primary_genes(table: SpotTable) -> None:
     eligible = ((expression_of(table, TRAIN).toarray() > 0).mean(0) >= 0.9).sum()
     with pytest.raises(BadSpec, match=rf"primary_genes = {eligible + 1} is more than the {eligible} genes .* 90%"):
         split_genes(table, TRAIN, replace(LOOSE, primary_genes=int(eligible) + 1, primary_detection=0.9))
+
+
+@pytest.mark.parametrize("score", ["seurat", "cell_ranger", "seurat_v3", "moran"])
+def test_each_score_chooses_the_primary_genes(score: str, measured: SpotTable) -> None:
+    rows = np.arange(0, len(measured), 2)
+    protocol = replace(LOOSE, primary_score=score, ranking="mean", primary_genes=10)
+    genes, _ = split_genes(measured, rows, protocol)
+    best = np.argsort(-everywhere(score, measured, rows))[:10]
+    np.testing.assert_array_equal(np.flatnonzero(genes.primary), np.sort(best))
+    np.testing.assert_array_equal(genes.score, everywhere("mean", measured, rows))
+
+
+@pytest.mark.parametrize("ranking", sorted(SCORES))
+def test_each_score_ranks(ranking: str, measured: SpotTable) -> None:
+    rows = np.arange(0, len(measured), 2)
+    genes, _ = split_genes(measured, rows, replace(LOOSE, ranking=ranking))
+    plain, _ = split_genes(measured, rows, LOOSE)
+    assert torch.equal(genes.primary, plain.primary)
+    score = everywhere(ranking, measured, rows)
+    expected = sorted(np.flatnonzero(~genes.primary), key=lambda g: (-score[g], genes.names[g]))
+    assert genes.rank[expected].tolist() == list(range(GENES - 5))
+
+
+@pytest.mark.parametrize("score", sorted(SCORES))
+def test_test_spots_decide_nothing(score: str, measured: SpotTable) -> None:
+    """Whatever is measured at spots outside training, NaN included, no score and no split changes a bit."""
+    rows = np.arange(0, len(measured), 2)
+    other = np.setdiff1d(np.arange(len(measured)), rows)
+    primary = score if score in ("seurat", "cell_ranger", "seurat_v3", "moran") else "seurat"
+    protocol = replace(LOOSE, primary_score=primary, ranking=score)
+    before, columns = split_genes(measured, rows, protocol)
+    sections = []
+    for index, section in enumerate(measured.sections):
+        counts = section.counts.copy()
+        raw = counts.X.toarray()
+        raw[measured.source_row[other[measured.section[other] == index]]] = np.nan
+        counts.X = sparse.csr_matrix(raw)
+        sections.append(replace(section, counts=counts))
+    changed = replace(measured, sections=tuple(sections), matrices=tuple(s.counts.X for s in sections))
+    after, columns_after = split_genes(changed, rows, protocol)
+    np.testing.assert_array_equal(columns, columns_after)
+    assert torch.equal(before.primary, after.primary) and torch.equal(before.rank, after.rank)
+    torch.testing.assert_close(before.score, after.score, rtol=0, atol=0, equal_nan=True)
+
+
+def test_genes_without_a_score_first_as_the_authors_code_has_it(table: SpotTable) -> None:
+    last, _ = split_genes(table, TRAIN, LOOSE)
+    first, _ = split_genes(table, TRAIN, replace(LOOSE, nan_scores="first"))
+    assert torch.equal(first.primary, last.primary) and first.unscored == last.unscored > 0
+    auxiliary = ~first.primary
+    score, unscored = first.score[auxiliary], first.score[auxiliary].isnan()
+    authors = torch.sort(score, descending=True, stable=True).indices  # NaN is the largest value there
+    assert first.rank[auxiliary][authors].tolist() == list(range(int(auxiliary.sum())))
+    assert sorted(first.rank[auxiliary][unscored].tolist()) == list(range(first.unscored))
+    scored = last.rank[auxiliary][~unscored]
+    assert torch.equal(first.rank[auxiliary][~unscored], scored + first.unscored)
+
+
+def test_ties_are_counted(table: SpotTable, measured: SpotTable) -> None:
+    """Genes without a score are counted apart."""
+    twice = table_of(np.tile(table.counts(np.arange(SPOTS)).toarray(), 2))
+    for ranking in ("mean", "seurat"):
+        genes, _ = split_genes(twice, TRAIN, replace(LOOSE, ranking=ranking))
+        auxiliary = genes.score[~genes.primary]
+        scored = auxiliary[~auxiliary.isnan()].tolist()
+        assert genes.tied == sum(scored.count(s) > 1 for s in scored) > GENES
+    assert split_genes(measured, np.arange(len(measured)), replace(LOOSE, ranking="moran"))[0].tied == 0
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        path = tmp_path / "genes.csv"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GENE003\nGENE001\nGENE025\n",
+        "# mine\n\nGENE003\r\nGENE001\r\n  GENE025  ",
+        "gene\nGENE003\nGENE001\nGENE025\n",
+        "place,Symbol\n1,GENE003\n2,GENE001\n3,GENE025\n",
+        "GENE003,first\nGENE001,second\nGENE025,third\n",
+        "\ufeffGENE003\nGENE001\nGENE025\n",
+    ],
+)
+def test_primary_genes_from_a_file(text: str, table: SpotTable, write: Callable[[str], str]) -> None:
+    """Nobody has GENE025: it stays in all the same."""
+    protocol = Protocol(primary_file=write(text), min_spots_per_gene=1)
+    genes, columns = split_genes(table, TRAIN, protocol)
+    assert {n for n, p in zip(genes.names, genes.primary, strict=True) if p} == {"GENE001", "GENE003", "GENE025"}
+    assert 0 not in columns and 25 in columns
+    assert genes.auxiliary_count == len(columns) - 3 and genes.unscored == 0
+    assert sorted(genes.rank[~genes.primary].tolist()) == list(range(genes.auxiliary_count))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("GENE009\nGENE001\nGENE007\n", ["GENE009", "GENE001", "GENE007"]),
+        ("GENE009,0.5\nGENE001,7\nGENE007,-1e3\n", ["GENE001", "GENE009", "GENE007"]),
+        ("gene,score\nGENE009,1\nGENE001,1\nABSENT,3\n", ["GENE001", "GENE009"]),
+        ("score,note,gene\n1,x,GENE009\n2,y,GENE001\n", ["GENE001", "GENE009"]),
+        ("score,gene\n1,GENE009\n2,GENE001\n", ["GENE001", "GENE009"]),
+    ],
+)
+@pytest.mark.parametrize("nan_scores", ["last", "first"])
+def test_ranking_from_a_file(
+    text: str, names: list[str], nan_scores: str, table: SpotTable, write: Callable[[str], str]
+) -> None:
+    """Genes that it does not list come last, by name."""
+    protocol = replace(LOOSE, ranking_file=write(text), nan_scores=nan_scores)  # type: ignore[arg-type]
+    genes, _ = split_genes(table, TRAIN, protocol)
+    plain, _ = split_genes(table, TRAIN, LOOSE)
+    assert torch.equal(genes.primary, plain.primary)
+    auxiliary = sorted((r, n) for n, r in zip(genes.names, genes.rank.tolist(), strict=True) if r >= 0)
+    ranked = [n for n in names if not genes.primary[genes.names.index(n)]]
+    others = sorted(n for _, n in auxiliary if n not in ranked)
+    assert [n for _, n in auxiliary] == ranked + others
+    assert genes.unscored == len(others)
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "sentence"),
+    [
+        ("primary_file", "", "names no gene; write one name a line"),
+        ("primary_file", "gene\n", "names no gene"),
+        ("primary_file", "GENE001\nFOO\nBAR\n", "the panel of 120 genes lacks 2 of its 3 genes, first FOO;"),
+        ("primary_file", "GENE001\nGENE002\nGENE001\n", "line 3: gene GENE001 is named a second time"),
+        ("primary_file", "n,gene\n1,GENE001\n2,\n", "line 3: no gene is named there"),
+        ("primary_file", 'GENE001\n"GENE002\n', "is not a CSV or text file in UTF-8"),
+        ("ranking_file", "", "names no gene"),
+        ("ranking_file", "GENE001,1\nGENE002\n", "line 2: the score of GENE002 is '' and must be a finite number"),
+        ("ranking_file", "GENE001,high\n", "line 1: the score of GENE001 is 'high' and must be a finite number"),
+        ("ranking_file", "GENE001,nan\n", "line 1: the score of GENE001 is 'nan'"),
+        ("ranking_file", "GENE001,1\nGENE001,2\n", "line 2: gene GENE001 is named a second time"),
+        ("ranking_file", "FOO\nBAR\n", "lists 2 genes, first FOO, and none of the panel, such as GENE000"),
+    ],
+)
+def test_files_that_are_wrong(
+    setting: str, text: str, sentence: str, table: SpotTable, write: Callable[[str], str]
+) -> None:
+    path = write(text)
+    with pytest.raises(BadSpec, match=rf"^protocol\.{setting} = '.*genes\.csv'") as caught:
+        split_genes(table, TRAIN, replace(LOOSE, **{setting: path}))  # type: ignore[arg-type]
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["primary_file", "ranking_file"])
+def test_files_that_cannot_be_read(setting: str, table: SpotTable, tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match=rf"protocol\.{setting} = '.*' cannot be read: Is a directory"):
+        split_genes(table, TRAIN, replace(LOOSE, **{setting: str(tmp_path)}))  # type: ignore[arg-type]
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadSpec, match=r"is not a CSV or text file in UTF-8"):
+        split_genes(table, TRAIN, replace(LOOSE, **{setting: str(tmp_path / "binary")}))  # type: ignore[arg-type]
