@@ -139,6 +139,7 @@ def run(
         raise BadSpec(f"--json {json_file} cannot be written; name a file in a folder that exists and can be written")
 
     from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
 
     torch_device = choose_device(device)
@@ -150,10 +151,11 @@ def run(
             f"protocol.precision = tf32 needs a CUDA device, and this run is on the {torch_device.type}; use fp32"
         )
     store = CellStore(work)
-    cells = campaign.cells(
-        plugins, root, device=torch_device.type, fingerprint=fingerprints(campaign, plugins, root, work / "files.json")
-    )
-    bench = Bench(plugins, root, torch_device)
+    prepared = Preparation(root, _cache(work))
+    known = fingerprints(campaign, plugins, root, prepared.digests)
+    prepared.digests.keep()
+    cells = campaign.cells(plugins, root, device=torch_device.type, fingerprint=known)
+    bench = Bench(plugins, root, torch_device, prepared)
     console = _console()
     _say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
@@ -410,6 +412,11 @@ def _discover(files: Sequence[Path], *, warn: bool = True) -> Plugins:
     return plugins
 
 
+def _cache(work: Path) -> Path:
+    """Folder of prepared sections."""
+    return Path(os.environ.get("AGL_BENCH_CACHE") or work / "cache")
+
+
 def _existing(work: Path) -> CellStore:
     from agl_bench.bench.cells import CellStore
 
@@ -432,10 +439,11 @@ def _recorder(work: Path, tracking: str | None, console: Console) -> Recorder:
 def _show_grid(campaign: Campaign, plugins: Plugins, root: Path, work: Path, device: str) -> None:
     """The cells that a run would go through, one line each, and whether they are finished."""
     from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import fingerprints
 
     store = CellStore(work) if (work / "cells").is_dir() else None
-    known = fingerprints(campaign, plugins, root, work / "files.json" if store else None)
+    known = fingerprints(campaign, plugins, root, Preparation(root, _cache(work)).digests)
     cells = campaign.cells(plugins, root, device=device, fingerprint=known)
     done = 0
     for spec, _ in cells:

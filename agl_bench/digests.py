@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import os
 from pathlib import Path
 
 
@@ -15,3 +18,45 @@ def file_digest(path: Path, size: int = 10) -> str:
 def text_digest(text: str, size: int = 10) -> str:
     """Digest of a text, `size` bytes in hexadecimal."""
     return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+
+
+class FileDigests:
+    """Digests of the content of large files; a file of the same size and time as before is not read again.
+
+    Args:
+        memo: JSON file that remembers them between processes; None = only this object does. It is a cache: nothing
+            is lost with it.
+    """
+
+    def __init__(self, memo: Path | None = None) -> None:
+        self.memo, self._is_new = memo, False
+        self._known: dict[str, list[object]] = {}
+        if memo is not None and memo.is_file():
+            try:
+                content = json.loads(memo.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                content = None
+            if isinstance(content, dict):
+                self._known = {k: v for k, v in content.items() if isinstance(v, list) and len(v) == 3}
+
+    def of(self, path: Path) -> str:
+        """Digest of a file, as `file_digest`."""
+        status, name = path.stat(), str(path.absolute())
+        stamp = [status.st_size, status.st_mtime_ns]
+        known = self._known.get(name)
+        if known is None or known[:2] != stamp:
+            known = self._known[name] = [*stamp, file_digest(path)]
+            self._is_new = True
+        return str(known[2])
+
+    def keep(self) -> None:
+        """Write what is new to the memo, atomically, where that is possible. Files that are gone are forgotten."""
+        if self.memo is None or not self._is_new:
+            return
+        there = {name: known for name, known in self._known.items() if Path(name).is_file()}
+        partial = self.memo.with_name(f"{self.memo.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # a full disk or a folder of somebody else: files are read again next time
+            self.memo.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(there), encoding="utf-8")
+            partial.replace(self.memo)
+            self._is_new = False

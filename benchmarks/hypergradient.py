@@ -31,7 +31,7 @@ import torch
 
 from agl_bench import SGD, Adam, Hypergradient, OneStep, Spots, Unrolled
 from agl_bench.bench.run import Bench, Setting
-from agl_bench.bench.spec import Campaign, RunSpec
+from agl_bench.bench.spec import Campaign, RunSpec, make_dataset
 from agl_bench.data.store import Dense
 from agl_bench.interfaces.tunable import Value
 from agl_bench.registry.plugins import Plugins
@@ -245,7 +245,10 @@ def starts(options: argparse.Namespace) -> list[measure.Row]:
 def planted(cell: Cell) -> int:
     """k*: the prefix of the auxiliary ranking with the highest utility."""
     genes = cell.setting.genes
-    role = cell.bench.sections(cell.spec.dataset)[0].counts.var["role"]
+    part = cell.spec.dataset
+    dataset = make_dataset(cell.bench.plugins.entry(part.name, "dataset"), part)
+    root = cell.bench.root
+    role = dataset.read(root, next(iter(dataset.sections(root)))).counts.var["role"]
     order = sorted(np.flatnonzero(~genes.primary.numpy()), key=lambda j: int(genes.rank[j]))
     gained = np.cumsum([0.0, *(UTILITY[role[genes.names[j]]] for j in order)])
     return int(gained.argmax())

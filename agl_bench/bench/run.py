@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import hashlib
-import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -26,16 +27,18 @@ from torch import Tensor
 
 from agl_bench import __version__
 from agl_bench.bench.cells import CellStore
+from agl_bench.bench.prepare import Preparation, fingerprint, seen_by
 from agl_bench.bench.recorder import CellLog, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
-from agl_bench.data.check import check_dataset, check_section
+from agl_bench.data.check import check_dataset
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
+from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable, panel, tabulate
 from agl_bench.data.store import SpotStore, budget, fit
 from agl_bench.data.targets import fit_targets
-from agl_bench.digests import file_digest
+from agl_bench.digests import FileDigests
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
@@ -110,33 +113,34 @@ class Setting:
 class Bench:
     """Turns specs into objects and keeps the last data of each kind, so that neighbouring cells share them."""
 
-    def __init__(self, plugins: Plugins, root: Path, device: torch.device) -> None:
+    def __init__(self, plugins: Plugins, root: Path, device: torch.device, prepared: Preparation | None = None) -> None:
+        """Without `prepared`, sections are prepared in a folder that goes with this object."""
         self.plugins, self.root, self.device = plugins, root, device
+        if prepared is None:
+            prepared = Preparation(root, Path(folder := tempfile.mkdtemp(prefix="agl-bench-")))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.prepared = prepared
         self._sections: tuple[Part, list[Section]] | None = None
         self._table: tuple[object, SpotTable] | None = None
         self._setting: tuple[object, Setting] | None = None
         self._features: tuple[object, Tensor] | None = None
 
-    def sections(self, part: Part) -> list[Section]:
-        """Load and check a dataset."""
+    def sections(self, part: Part, size: PatchSize | None = None) -> list[Section]:
+        """The checked sections of a dataset, memory-mapped; `size` is of the patches that will be asked for."""
         if self._sections is None or self._sections[0] != part:
             # Let go of the old before reading the new.
             self._sections = self._table = self._setting = self._features = None
             dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
-            with _naming_the_dataset(part):
-                loaded = dataset.load(self.root)
-            for section in loaded:
-                check_section(section)
-            check_dataset(part.name, loaded)
-            self._sections = (part, loaded)
+            sections = [p.section for p in self.prepared.sections(part, dataset, size)]
+            check_dataset(part.name, sections)
+            self._sections = (part, sections)
         return self._sections[1]
 
     def setting(self, spec: RunSpec, plan: FoldPlan) -> Setting:
         """Data of a cell, on the device."""
-        backbone = self.plugins.entry(spec.backbone.name, "backbone").load()
-        sees = getattr(backbone, "sees", Backbone.sees)
-        patch_px = int(spec.backbone.settings.get("patch_px", getattr(backbone, "patch_px", Backbone.patch_px)))  # type: ignore[arg-type]
-        sections = self.sections(spec.dataset)  # also clears what belongs to another dataset
+        sees, patch_px = seen_by(self.plugins, spec.backbone)
+        size = PatchSize(patch_px, spec.protocol.patch_um) if sees == "patches" else None
+        sections = self.sections(spec.dataset, size)  # also clears what belongs to another dataset
         key = (spec.evaluation, plan, spec.seed, spec.protocol, sees, patch_px)
         if self._setting is None or self._setting[0] != key or self._setting[1].development.is_spoilt:
             self._setting = None
@@ -253,17 +257,6 @@ class Bench:
             self._table = None
             self._table = (key, tabulate(taking_part, spec.protocol, decide))
         return self._table[1]
-
-
-@contextlib.contextmanager
-def _naming_the_dataset(part: Part) -> Iterator[None]:
-    """Whatever a dataset plug-in raises by mistake becomes a sentence that names it."""
-    try:
-        yield
-    except AglBenchError:
-        raise
-    except Exception as error:
-        raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {type(error).__name__}: {error}") from error
 
 
 def _setting(
@@ -402,35 +395,18 @@ def preflight(cells: Sequence[tuple[RunSpec, FoldPlan]], bench: Bench, store: Ce
                 raise
 
 
-def fingerprints(campaign: Campaign, plugins: Plugins, root: Path, cache: Path | None) -> dict[str, str]:
-    """Digest of the content of each dataset's files; digests of unchanged files are taken from `cache`, if given.
+def fingerprints(
+    campaign: Campaign, plugins: Plugins, root: Path, digests: FileDigests | None = None
+) -> dict[str, str]:
+    """Digest of the content of each dataset's files; those that `digests` knows are not read again.
 
     Raises:
         MissingData: if a dataset is not there.
     """
-    try:
-        known: dict[str, list[Any]] = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
-    except (OSError, ValueError):
-        known = {}  # a cache: nothing is lost with it
-    found, fresh = {}, {}
+    found, digests = {}, digests or FileDigests()
     for name in campaign.datasets:
         part = campaign.part(plugins, name, "dataset")
-        dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
-        with _naming_the_dataset(part):
-            paths = [path for section in dataset.sections(root) for path in dataset.files(root, section)]
-        whole = hashlib.blake2b(dataset.revision.encode(), digest_size=10)
-        for path in paths:
-            status = path.stat()
-            stamp = [status.st_size, status.st_mtime_ns]
-            entry = known.get(str(path.absolute()))
-            digest = entry[1] if entry and entry[0] == stamp else file_digest(path)
-            fresh[str(path.absolute())] = [stamp, digest]
-            whole.update(f"{path.parent.name}/{path.name}={digest}\n".encode())
-        found[name] = whole.hexdigest()
-    if cache:
-        partial = cache.with_name(f"{cache.name}.{os.getpid()}")
-        partial.write_text(json.dumps(known | fresh), encoding="utf-8")
-        partial.replace(cache)
+        found[name] = fingerprint(part, make_dataset(plugins.entry(part.name, "dataset"), part), root, digests)
     return found
 
 

@@ -1,7 +1,8 @@
-"""Patches of spots, cut from a slide image or taken from an array. The one home of h5py and Pillow.
+"""Patches of spots, cut from a slide image or taken from an array. The one home of h5py.
 
-ImagePatches    cuts from a slide image; the image is decoded once for each size of patch
+ImagePatches    cuts from a slide image: decoded once, or region by region where it is tiled
 ArrayPatches    patches cut beforehand: an HDF5 file in the HEST layout, or an array in memory
+blocks_of       patches of any source block by block, in the order that is cheapest to read
 read_embedding  features computed beforehand, matched to spots by barcode
 read_uns        single values of an .h5ad file, without its counts
 """
@@ -9,7 +10,6 @@ read_uns        single values of an .h5ad file, without its counts
 from __future__ import annotations
 
 import math
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,41 +21,56 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from agl_bench.data.slides import Slide, open_slide, reason
 from agl_bench.errors import BadSection
+from agl_bench.interfaces.spots import PatchSource
 
-_LARGEST_IMAGE = 1_000_000_000  # pixels; decoding takes four bytes for each
-_BLOCK = 256  # patches read from a file at once: 38 MB at 224 × 224
-_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes that become RGB
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises, by format
+BLOCK = 256  # patches at once: 38 MB at 224 × 224
+_BAND = 64  # rows of an overview made at once
 _BROKEN_H5 = (OSError, KeyError, RuntimeError, ValueError)  # what h5py raises, by kind of damage
 
+Block = tuple[np.ndarray, np.ndarray]  # rows (n,) and their patches, uint8 (n, 3, side_px, side_px)
 
-class _KeptPatches(ABC):
-    """Patches read once for each (side_px, side_um) and kept, so that the cells of a grid do not decode again."""
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[int, float], np.ndarray] = {}  # each uint8 (spots, 3, side_px, side_px)
+def blocks_of(source: PatchSource, rows: np.ndarray, side_px: int, side_um: float) -> Iterator[Block]:
+    """The patches of `rows`, each once, at most `BLOCK` at a time, in any order.
+
+    Sources of this module open their file once for all blocks; any other is asked to `read` each block.
+    """
+    if isinstance(source, _BlockPatches):
+        yield from source.blocks(rows, side_px, side_um)
+    else:
+        for start in range(0, len(rows), BLOCK):
+            here = rows[start : start + BLOCK]
+            yield here, source.read(here, side_px, side_um)
+
+
+class _BlockPatches(ABC):
+    """Patches that are read block by block; nothing is kept."""
 
     def read(self, rows: np.ndarray, side_px: int, side_um: float) -> np.ndarray:
         """Patches of the spots `rows`, uint8 (spots, 3, side_px, side_px), each `side_um` wide on the tissue."""
-        key = (side_px, side_um)
-        if key not in self._kept:
-            self._kept[key] = self._read_all(side_px, side_um)
-        return self._kept[key][np.asarray(rows, dtype=np.intp)]
+        rows = np.asarray(rows, dtype=np.intp)
+        once, back = np.unique(rows, return_inverse=True)
+        patches = np.empty((len(once), 3, side_px, side_px), dtype=np.uint8)
+        for here, block in self.blocks(once, side_px, side_um):
+            patches[np.searchsorted(once, here)] = block
+        return patches if np.array_equal(once, rows) else patches[back]
 
     @abstractmethod
-    def _read_all(self, side_px: int, side_um: float) -> np.ndarray:
-        """Patches of all spots, uint8 (spots, 3, side_px, side_px)."""
+    def blocks(self, rows: np.ndarray, side_px: int, side_um: float) -> Iterator[Block]:
+        """The patches of distinct `rows`, at most `BLOCK` at a time, in the order that is cheapest to read."""
 
 
-class ImagePatches(_KeptPatches):
+class ImagePatches(_BlockPatches):
     """Cuts a square around each spot out of a slide image; white where a square leaves the image.
 
-    The constructor reads the header of the image, `read` decodes it. Coordinates are continuous: pixel 0 reaches from
+    The constructor reads the header of the image, `read` its pixels: of a tiled or pyramidal file only what is needed,
+    at the level that is just fine enough. Coordinates are those of the full size and continuous: pixel 0 reaches from
     0 to 1. A rotation noted in the file (EXIF) is not applied, because coordinates refer to the stored pixels.
 
     Args:
-        path: .jpg, .png or .tif, 8 bits for each channel.
+        path: .jpg, .png, .tif or a whole-slide image (.svs, .ndpi, .mrxs, …), 8 bits for each channel.
         positions: (spots, 2) in pixels, (x = column, y = row) of the spot centres.
         um_per_px: tissue micrometres for one pixel.
         section: name used in errors; the folder's name by default.
@@ -65,24 +80,14 @@ class ImagePatches(_KeptPatches):
     """
 
     def __init__(self, path: Path, positions: np.ndarray, um_per_px: float, *, section: str = "") -> None:
-        super().__init__()
         self.path, self.section = path, section or path.parent.name
         try:
             self.positions = np.asarray(positions, dtype=np.float64)
         except (TypeError, ValueError):
             raise BadSection(self.section, "the positions of its spots are not numbers") from None
         self.um_per_px = um_per_px
-        with _image(self.path, self.section) as image:
-            self.width, self.height = image.size
-            mode = image.mode
-        if mode not in _EIGHT_BIT:
-            raise BadSection(self.section, f"{path} has pixels of Pillow mode '{mode}'; save it as 8-bit RGB")
-        if self.width * self.height > _LARGEST_IMAGE:
-            raise BadSection(
-                self.section,
-                f"{path} has {self.width} × {self.height} pixels, too many to decode at once "
-                f"(limit {_LARGEST_IMAGE:.0e}); cut the patches beforehand and give them as patches.h5",
-            )
+        with open_slide(self.path, self.section) as slide:
+            self.width, self.height = slide.width, slide.height
 
     def outside(self, positions: np.ndarray) -> np.ndarray:
         """Indices of the positions (spots, 2) in pixels, (x, y), that lie outside the image."""
@@ -90,18 +95,42 @@ class ImagePatches(_KeptPatches):
         inside = (x >= 0) & (x <= self.width) & (y >= 0) & (y <= self.height)
         return np.flatnonzero(~inside)
 
-    def _read_all(self, side_px: int, side_um: float) -> np.ndarray:
+    def blocks(self, rows: np.ndarray, side_px: int, side_um: float) -> Iterator[Block]:
+        """Patches in the order of rows of tiles, so that neighbours are read together."""
         half = side_um / self.um_per_px / 2
-        patches = np.empty((len(self.positions), 3, side_px, side_px), dtype=np.uint8)
-        with _image(self.path, self.section) as opened:
-            opened.load()
-            image = opened if opened.mode == "RGB" else opened.convert("RGB")  # converting copies, even RGB
-            for patch, (x, y) in zip(patches, self.positions, strict=True):
-                patch[:] = _square(image, (x - half, y - half, x + half, y + half), side_px)
-        return patches
+        x, y = self.positions[rows].T
+        rows = rows[np.lexsort((x, y // 512))]
+        with open_slide(self.path, self.section) as slide:
+            for start in range(0, len(rows), BLOCK):
+                here = rows[start : start + BLOCK]
+                patches = np.empty((len(here), 3, side_px, side_px), dtype=np.uint8)
+                for patch, (x, y) in zip(patches, self.positions[here], strict=True):
+                    patch[:] = _square(slide, (x - half, y - half, x + half, y + half), side_px)
+                yield here, patches
+
+    def overview(self, longest: int) -> tuple[np.ndarray, float]:
+        """The whole image at a small size, uint8 (h, w, 3), and how many pixels of the full size one of its has.
+
+        Args:
+            longest: pixels of the longer side.
+        """
+        with open_slide(self.path, self.section) as slide:
+            scale = max(max(slide.width, slide.height) / longest, 1.0)
+            shape = max(round(slide.height / scale), 1), max(round(slide.width / scale), 1), 3
+            small = np.empty(shape, dtype=np.uint8)
+            level = slide.level(scale)
+            width, height = slide.levels[level]
+            for row in range(0, len(small), _BAND):  # a flat file of any size is read in bands
+                band = small[row : row + _BAND]
+                top, bottom = row * height / len(small), (row + len(band)) * height / len(small)
+                first = math.floor(top)
+                pixels = Image.fromarray(slide.region(level, 0, first, width, min(math.ceil(bottom), height)))
+                box = (0, top - first, width, min(bottom - first, pixels.height))
+                band[:] = np.asarray(pixels.resize((shape[1], len(band)), Image.Resampling.BOX, box=box))
+        return small, scale
 
 
-class ArrayPatches(_KeptPatches):
+class ArrayPatches(_BlockPatches):
     """Patches cut beforehand: an HDF5 file with `img` (HEST layout), read when asked for, or an array in memory.
 
     Args:
@@ -123,7 +152,6 @@ class ArrayPatches(_KeptPatches):
         rows: np.ndarray | None = None,
         section: str = "",
     ) -> None:
-        super().__init__()
         self.side_um = side_um
         self._source = source
         if isinstance(source, Path):
@@ -174,18 +202,8 @@ class ArrayPatches(_KeptPatches):
         """None: a spot without a patch is left out when barcodes are matched."""
         return np.empty(0, dtype=np.int64)
 
-    def _read_all(self, side_px: int, side_um: float) -> np.ndarray:
-        patches = np.empty((len(self.rows), 3, side_px, side_px), dtype=np.uint8)
-        if isinstance(self._source, Path):
-            with _h5(self._source, self.section) as file:
-                self._fill(patches, file["img"], side_um)
-        else:
-            self._fill(patches, self._source, side_um)
-        return patches
-
-    def _fill(self, patches: np.ndarray, stored: Any, side_um: float) -> None:
-        """Read `stored` block by block, so that a large file is never in memory at its full size."""
-        stored_px, side_px = stored.shape[1], patches.shape[2]
+    def blocks(self, rows: np.ndarray, side_px: int, side_um: float) -> Iterator[Block]:
+        """Patches in the order of the file, so that each of its blocks is read once."""
         part = 1.0 if self.side_um is None else side_um / self.side_um
         if part > 1 + 1e-6:
             raise BadSection(
@@ -193,21 +211,30 @@ class ArrayPatches(_KeptPatches):
                 f"its patches show {self.side_um:g} µm of tissue, but {side_um:g} µm were asked for; "
                 f"set protocol.patch_um to {self.side_um:g} or less",
             )
+        if isinstance(self._source, Path):
+            with _h5(self._source, self.section) as file:
+                yield from self._blocks(file["img"], rows, side_px, part)
+        else:
+            yield from self._blocks(self._source, rows, side_px, part)
+
+    def _blocks(self, stored: Any, rows: np.ndarray, side_px: int, part: float) -> Iterator[Block]:
+        stored_px = stored.shape[1]
         edge = max(stored_px * (1 - part) / 2, 0.0)
         box = (edge, edge, stored_px - edge, stored_px - edge)
-        spots = np.argsort(self.rows, kind="stable")
-        rows = self.rows[spots]
-        for start in range(0, stored.shape[0], _BLOCK):
-            low, high = np.searchsorted(rows, (start, start + _BLOCK))
+        rows = rows[np.argsort(self.rows[rows], kind="stable")]
+        places = self.rows[rows]
+        for start in range(0, stored.shape[0], BLOCK):
+            low, high = np.searchsorted(places, (start, start + BLOCK))
             if low == high:
                 continue
-            block = stored[start : start + _BLOCK]
-            wanted = block[rows[low:high] - start]
-            if edge == 0 and stored_px == side_px:
-                patches[spots[low:high]] = wanted.transpose(0, 3, 1, 2)
-            else:
-                for spot, patch in zip(spots[low:high], wanted, strict=True):
-                    patches[spot] = _square(Image.fromarray(patch), box, side_px)
+            wanted = stored[start : start + BLOCK][places[low:high] - start]
+            for first in range(0, len(wanted), BLOCK):  # several spots may share a patch
+                some = wanted[first : first + BLOCK]
+                if edge == 0 and stored_px == side_px:
+                    patches = np.ascontiguousarray(some.transpose(0, 3, 1, 2))
+                else:
+                    patches = np.stack([_resized(Image.fromarray(patch), box, side_px) for patch in some])
+                yield rows[low + first : low + first + len(some)], patches
 
 
 def read_embedding(path: Path, barcodes: Sequence[str], *, section: str = "") -> np.ndarray:
@@ -260,37 +287,41 @@ def read_uns(path: Path, *names: str, section: str = "") -> dict[str, Any]:
     return found
 
 
-def _square(image: Image.Image, box: tuple[float, float, float, float], side_px: int) -> np.ndarray:
+def _square(slide: Slide, box: tuple[float, float, float, float], side_px: int) -> np.ndarray:
+    """The square `box` = (left, top, right, bottom) in pixels of the full size, uint8 (3, side_px, side_px)."""
+    level = slide.level((box[2] - box[0]) / side_px)
+    width, height = slide.levels[level]
+    across, down = slide.width / width, slide.height / height
+    left, top, right, bottom = box[0] / across, box[1] / down, box[2] / across, box[3] / down
+    # What the bicubic filter sees beyond the box: of the image where it goes on, white where the box leaves it.
+    margin = 2 * math.ceil(max((right - left) / side_px, 1.0)) + 1
+    low_x, high_x = _seen(left, right, margin, width)
+    low_y, high_y = _seen(top, bottom, margin, height)
+    clip = max(low_x, 0), max(low_y, 0), min(high_x, width), min(high_y, height)
+    inside = clip[0] < clip[2] and clip[1] < clip[3]
+    if inside and clip == (low_x, low_y, high_x, high_y):
+        pixels = slide.region(level, *clip)
+    else:
+        pixels = np.full((high_y - low_y, high_x - low_x, 3), 255, dtype=np.uint8)
+        if inside:
+            rows, columns = slice(clip[1] - low_y, clip[3] - low_y), slice(clip[0] - low_x, clip[2] - low_x)
+            pixels[rows, columns] = slide.region(level, *clip)
+    inner = (left - low_x, top - low_y, right - low_x, bottom - low_y)
+    return _resized(Image.fromarray(pixels), inner, side_px)
+
+
+def _seen(low: float, high: float, margin: int, size: int) -> tuple[int, int]:
+    """First and last + 1 pixel that matter for a box from `low` to `high` along an axis of `size` pixels."""
+    first, last = math.floor(low), math.ceil(high)
+    first, last = first - margin, last + margin
+    return (max(first, 0) if low >= 0 else first), (min(last, size) if high <= size else last)
+
+
+def _resized(image: Image.Image, box: tuple[float, float, float, float], side_px: int) -> np.ndarray:
     """The square `box` = (left, top, right, bottom) of an RGB image, uint8 (3, side_px, side_px)."""
-    left, top, right, bottom = box
-    if left < 0 or top < 0 or right > image.width or bottom > image.height:
-        # Pillow takes no box that leaves the image. The margin is what the bicubic filter sees beyond the box.
-        margin = 2 * math.ceil(max((right - left) / side_px, 1.0)) + 1
-        x, y = math.floor(left) - margin, math.floor(top) - margin
-        canvas = Image.new("RGB", (math.ceil(right) + margin - x, math.ceil(bottom) + margin - y), "white")
-        clip = (max(x, 0), max(y, 0), min(x + canvas.width, image.width), min(y + canvas.height, image.height))
-        if clip[0] < clip[2] and clip[1] < clip[3]:
-            canvas.paste(image.crop(clip), (clip[0] - x, clip[1] - y))
-        image, box = canvas, (left - x, top - y, right - x, bottom - y)
     # Pillow widens the filter when it shrinks, so that nothing aliases.
     resized = image.resize((side_px, side_px), Image.Resampling.BICUBIC, box=box)
     return np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1)
-
-
-@contextmanager
-def _image(path: Path, section: str) -> Iterator[Image.Image]:
-    """An image opened by its header; damage becomes `BadSection`, also where it shows only while decoding."""
-    guard = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None  # ordinary slides exceed Pillow's guard; `_LARGEST_IMAGE` is ours
-    try:
-        with Image.open(path) as image:
-            yield image
-    except _BROKEN_IMAGE as error:
-        raise BadSection(
-            section, f"{path} cannot be read as an image ({_reason(error)}); it is damaged or incomplete, replace it"
-        ) from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = guard
 
 
 @contextmanager
@@ -301,12 +332,8 @@ def _h5(path: Path, section: str) -> Iterator[Any]:
             yield file
     except _BROKEN_H5 as error:
         raise BadSection(
-            section, f"{path} cannot be read as HDF5 ({_reason(error)}); it is damaged or incomplete, replace it"
+            section, f"{path} cannot be read as HDF5 ({reason(error)}); it is damaged or incomplete, replace it"
         ) from None
-
-
-def _reason(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
 
 
 def _dataset(file: Any, names: tuple[str, ...], path: Path, section: str) -> Any:

@@ -8,8 +8,10 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from agl_bench import ArrayPatches, BadSection, ImagePatches, read_embedding, read_uns
+from agl_bench.data.patches import BLOCK, blocks_of
 
 
 def write_image(path: Path, pixels: np.ndarray) -> Path:
@@ -70,17 +72,48 @@ def test_shrinking_does_not_alias(tmp_path: Path) -> None:
     assert np.abs(patch[:, :, :, 1:-1].astype(int) - 127).max() <= 4
 
 
-def test_image_is_decoded_once_for_each_size(tmp_path: Path) -> None:
+def test_image_is_decoded_once_for_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_image(tmp_path / "image.png", noise(40, 40, 3))
-    source = ImagePatches(path, np.full((3, 2), 20.0), 1.0)
-    first = source.read(np.array([0, 2]), 8, 8.0)
-    path.unlink()
-    again = source.read(np.array([2, 0]), 8, 8.0)
-    np.testing.assert_array_equal(first, again[::-1])
-    again[:] = 0  # the caller's own copy
-    np.testing.assert_array_equal(source.read(np.array([0, 2]), 8, 8.0), first)
-    with pytest.raises(BadSection, match=r"image\.png"):
-        source.read(np.array([0]), 9, 8.0)
+    positions = np.random.default_rng(1).uniform(0, 40, (BLOCK + 9, 2))
+    source = ImagePatches(path, positions, 1.0)
+    decoded = []
+    prepare = PngImageFile.load_prepare  # called when pixels are decoded, not when they are there already
+    monkeypatch.setattr(PngImageFile, "load_prepare", lambda self: decoded.append(1) or prepare(self))
+    found = np.zeros((len(positions), 3, 8, 8), dtype=np.uint8)
+    sizes = []
+    for rows, patches in blocks_of(source, np.arange(len(positions)), 8, 8.0):
+        found[rows] = patches
+        sizes.append(len(rows))
+    assert sorted(sizes) == [9, BLOCK]
+    assert decoded == [1]
+    one_by_one = np.concatenate([source.read(np.array([row]), 8, 8.0) for row in (0, 5, BLOCK + 8)])
+    np.testing.assert_array_equal(found[[0, 5, BLOCK + 8]], one_by_one)
+    assert len(decoded) == 4  # nothing is kept
+
+
+def test_rows_in_any_order_and_repeated(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.png", noise(40, 40, 3))
+    for source in (
+        ImagePatches(image, np.random.default_rng(1).uniform(0, 40, (7, 2)), 1.0),
+        ArrayPatches(noise(7, 8, 8, 3), 8.0, rows=np.array([6, 0, 0, 3, 2, 1, 6])),
+    ):
+        every = source.read(np.arange(7), 8, 8.0)
+        order = np.array([6, 0, 3, 3, 1])
+        np.testing.assert_array_equal(source.read(order, 8, 8.0), every[order])
+
+
+def test_a_source_that_only_reads_is_read_in_blocks() -> None:
+    class Plain:
+        def read(self, rows: np.ndarray, side_px: int, side_um: float) -> np.ndarray:
+            return np.broadcast_to((rows % 251).astype(np.uint8)[:, None, None, None], (len(rows), 3, side_px, side_px))
+
+        def outside(self, positions: np.ndarray) -> np.ndarray:
+            return np.empty(0, dtype=np.int64)
+
+    blocks = list(blocks_of(Plain(), np.arange(1, 2 * BLOCK), 2, 1.0))
+    assert [len(rows) for rows, _ in blocks] == [BLOCK, BLOCK - 1]
+    for rows, patches in blocks:
+        assert (patches[:, 2, 1, 0] == rows % 251).all()
 
 
 def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""Datasets as prepared sections: what names them, and reading one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import agl_bench
+from agl_bench.bench.spec import Part
+from agl_bench.data.prepared import FORMAT, PatchSize, PreparedPatches, SectionCache
+from agl_bench.digests import FileDigests, file_digest, text_digest
+from agl_bench.errors import AglBenchError, BadPlugin
+from agl_bench.interfaces.backbone import Backbone
+from agl_bench.interfaces.dataset import Dataset
+from agl_bench.interfaces.spots import Section
+from agl_bench.registry.plugins import Plugins
+
+_MEMO = "files.json"  # digests of files, in the folder of prepared sections
+
+
+@dataclass(frozen=True)
+class PreparedSection:
+    """A prepared section and what it took.
+
+    Attributes:
+        section: memory-mapped.
+        was_there: nothing had to be read.
+        bytes: on the disk, with patches of all sizes.
+        seconds: for reading, checking, writing and cutting.
+    """
+
+    section: Section
+    was_there: bool
+    bytes: int
+    seconds: float
+
+
+class Preparation:
+    """Prepares the sections of datasets in a folder, one after the other: one raw section is in memory at a time.
+
+    Args:
+        root: data folder.
+        folder: of prepared sections.
+        say: takes one line for the user where something damaged is set aside; on stderr by default.
+    """
+
+    def __init__(self, root: Path, folder: Path, say: Callable[[str], None] | None = None) -> None:
+        self.root = root
+        self.digests = FileDigests(folder / _MEMO)
+        self.cache = SectionCache(folder, self.digests, say or _to_stderr)
+
+    def sections(self, part: Part, dataset: Dataset, size: PatchSize | None = None) -> Iterator[PreparedSection]:
+        """The sections of a dataset, in order.
+
+        Args:
+            part: the dataset as it takes part in a cell.
+            dataset: its instance.
+            size: patches that are wanted; others are cut when they are asked for.
+
+        Raises:
+            MissingData: if a file is not there.
+            BadSection: if a section cannot be read or fails a check.
+            BadPlugin: if the dataset raises anything else.
+            BadWorkFolder: if the folder cannot be written.
+        """
+        with naming_the_dataset(part):
+            names = list(dataset.sections(self.root))
+        for name in names:
+            started = time.perf_counter()
+            key = self._key(part, dataset, name)
+
+            def read(name: str = name) -> Section:
+                with naming_the_dataset(part):
+                    return dataset.read(self.root, name)
+
+            was_there = self.cache.holds(key) and (size is None or self.cache.holds(key, size))
+            section = self.cache.section(key, read, size)
+            if size is not None and isinstance(section.patches, PreparedPatches):
+                section.patches.prepare(size)
+            yield PreparedSection(section, was_there, self.cache.bytes(key), time.perf_counter() - started)
+        self.digests.keep()
+
+    def _key(self, part: Part, dataset: Dataset, name: str) -> str:
+        """Digest of all that decides the content of a prepared section."""
+        content = {
+            "format": FORMAT,
+            "code": _code(),
+            "dataset": [part.name, part.settings, part.source, dataset.revision],
+            "section": name,
+            "files": _file_digests(part, dataset, self.root, [name], self.digests),
+        }
+        return text_digest(json.dumps(content, sort_keys=True))
+
+
+def fingerprint(part: Part, dataset: Dataset, root: Path, digests: FileDigests) -> str:
+    """Digest of the content of a dataset's files and of its revision.
+
+    Raises:
+        MissingData: if a file is not there.
+    """
+    with naming_the_dataset(part):
+        names = list(dataset.sections(root))
+    whole = hashlib.blake2b(dataset.revision.encode(), digest_size=10)
+    for line in _file_digests(part, dataset, root, names, digests):
+        whole.update(f"{line}\n".encode())
+    return whole.hexdigest()
+
+
+def seen_by(plugins: Plugins, part: Part) -> tuple[Literal["patches", "embedding", "position"], int]:
+    """What a backbone with these settings looks at, and the side of its patches in pixels."""
+    backbone = plugins.entry(part.name, "backbone").load()
+    patch_px = part.settings.get("patch_px", getattr(backbone, "patch_px", Backbone.patch_px))
+    return getattr(backbone, "sees", Backbone.sees), int(patch_px)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def naming_the_dataset(part: Part) -> Iterator[None]:
+    """Whatever a dataset plug-in raises by mistake becomes a sentence that names it."""
+    try:
+        yield
+    except AglBenchError:
+        raise
+    except Exception as error:
+        raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {type(error).__name__}: {error}") from error
+
+
+def _file_digests(part: Part, dataset: Dataset, root: Path, names: list[str], digests: FileDigests) -> list[str]:
+    """folder/file=digest of every file of some sections."""
+    with naming_the_dataset(part):
+        paths = [path for name in names for path in dataset.files(root, name)]
+    return [f"{path.parent.name}/{path.name}={digests.of(path)}" for path in paths]
+
+
+@cache
+def _code() -> str:
+    """Digest of the code and version of the library that decide the pixels and counts of a prepared section."""
+    here = Path(agl_bench.__file__).parent / "data"
+    files = "".join(file_digest(here / f"{name}.py") for name in ("patches", "prepared", "slides"))
+    return text_digest(f"{files} pillow {version('pillow')}", 4)
+
+
+def _to_stderr(line: str) -> None:
+    print(f"agl-bench: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,387 @@
+"""Prepared sections: read and checked once, then memory-mapped from a folder that is named by what they were made of.
+
+<cache>/<key>/section.json             name, µm per pixel, donor, shape; size and digest of every file below
+<cache>/<key>/counts.{data,indices,indptr}.npy    raw counts, CSR, canonical: sorted, no repeated entry
+<cache>/<key>/names.json               names of spots and genes
+<cache>/<key>/positions.npy            (spots, 2) as the reader gave them
+<cache>/<key>/embedding.npy            (spots, width) float32, where there is one
+<cache>/<key>/patches-<px>px-<µm>um.npy           uint8 (spots, 3, px, px); beside it .json once it is complete,
+                                       .done (a byte for each spot) until then
+<cache>/<key>.lock                     held by the process that writes
+
+A section appears under its key when it is complete. Patches are cut in blocks, and a block is marked only when it is
+on the disk, so that a preparation killed at any point goes on where it stood and ends with the same bytes. Only names,
+counts and positions of the reader's AnnData are kept: nothing else that it may hold can reach a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from filelock import FileLock
+from scipy import sparse
+
+from agl_bench.data.check import check_section
+from agl_bench.data.patches import Block, blocks_of
+from agl_bench.digests import FileDigests, text_digest
+from agl_bench.errors import BadSection, BadWorkFolder
+from agl_bench.interfaces.spots import PatchSource, Section
+
+FORMAT = 1  # of the files; another number is another key
+_MANIFEST = "section.json"
+
+
+@dataclass(frozen=True)
+class PatchSize:
+    """Patches of one size: pixels of a side, and how many µm of tissue it shows."""
+
+    px: int
+    um: float
+
+    @property
+    def stem(self) -> str:
+        """Of the names of their files."""
+        return f"patches-{self.px}px-{float(self.um)!r}um"
+
+
+class _Damaged(Exception):
+    """A prepared file is not as it was written; says how."""
+
+
+class SectionCache:
+    """The folder of prepared sections.
+
+    Args:
+        folder: made when something is written.
+        digests: of files; those of prepared files are remembered there too.
+        say: takes one line for the user when something damaged is set aside.
+    """
+
+    def __init__(self, folder: Path, digests: FileDigests, say: Callable[[str], None]) -> None:
+        self.folder, self.digests, self.say = folder, digests, say
+
+    def section(self, key: str, read: Callable[[], Section], size: PatchSize | None = None) -> Section:
+        """The section of this key, memory-mapped; prepared first where it is not there.
+
+        Args:
+            key: digest of all that decides the content; names the folder.
+            read: gives the section as measured; called when it has to be prepared, and again for sizes of patches
+                that are asked for later.
+            size: patches to cut while the section is in memory.
+
+        Raises:
+            BadSection: if it fails a check.
+            BadWorkFolder: if the folder cannot be written, e.g. because the disk is full.
+        """
+        found = self._opened(key, read)
+        if found is None:
+            with self._writing(key):
+                found = self._opened(key, read)  # another process may have prepared it meanwhile
+                if found is None:
+                    raw = read()
+                    check_section(raw)
+                    self._write(key, raw)
+                    found = self._opened(key, read)
+                    assert found is not None
+                    if size is not None and raw.patches is not None:
+                        assert isinstance(found.patches, PreparedPatches)
+                        found.patches.prepare(size, raw.patches)
+        return found
+
+    def holds(self, key: str, size: PatchSize | None = None) -> bool:
+        """Whether the section, with patches of this size if one is given, is there."""
+        manifest = _MANIFEST if size is None else f"{size.stem}.json"
+        return (self.folder / key / manifest).is_file()
+
+    def bytes(self, key: str) -> int:
+        """What a prepared section takes on the disk."""
+        return sum(path.stat().st_size for path in (self.folder / key).iterdir())
+
+    def _opened(self, key: str, read: Callable[[], Section]) -> Section | None:
+        folder = self.folder / key
+        if not folder.is_dir():
+            return None
+        try:
+            return self._open(key, read)
+        except _Damaged:
+            with self._writing(key):
+                try:
+                    return self._open(key, read)  # another process may have mended it
+                except _Damaged as damage:
+                    aside = self.folder / f"{key}.damaged"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    if folder.is_dir():
+                        folder.rename(aside)
+                    self.say(f"{folder} is damaged ({damage}); it is set aside and the section is prepared again")
+            return None
+
+    def _open(self, key: str, read: Callable[[], Section]) -> Section:
+        folder = self.folder / key
+        known = _manifest(folder / _MANIFEST)
+        if known.get("key") != key:
+            raise _Damaged(f"{_MANIFEST} is of another section")
+        for name, (size, digest) in known["files"].items():
+            self._verify(folder / name, size, digest)
+        names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
+        counts = AnnData(
+            _counts(folder, (len(names["spots"]), len(names["genes"]))),
+            obs=pd.DataFrame(index=pd.Index(names["spots"], dtype=str)),
+            var=pd.DataFrame(index=pd.Index(names["genes"], dtype=str)),
+            obsm={"spatial": np.load(folder / "positions.npy")},
+        )
+
+        def source() -> PatchSource:
+            again = read()
+            if again.patches is None or list(again.counts.obs_names) != names["spots"]:
+                raise BadSection(known["name"], "its files have changed while they were used; run the command again")
+            return again.patches
+
+        return Section(
+            known["name"],
+            counts,
+            known["um_per_px"],
+            patches=(
+                PreparedPatches(self, key, known["name"], len(names["spots"]), source) if known["has_patches"] else None
+            ),
+            embedding=_mapped(folder / "embedding.npy") if "embedding.npy" in known["files"] else None,
+            donor=known["donor"],
+            dropped_spots=known["dropped_spots"],
+        )
+
+    def _verify(self, path: Path, size: int, digest: str) -> None:
+        if not path.is_file():
+            raise _Damaged(f"{path.name} is missing")
+        if path.stat().st_size != size:
+            raise _Damaged(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
+        if self.digests.of(path) != digest:
+            raise _Damaged(f"{path.name} has other content than was written")
+
+    def _write(self, key: str, section: Section) -> None:
+        partial = self.folder / f"{key}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left; the lock is ours
+        partial.mkdir(parents=True)
+        counts = _canonical(section.counts.X)
+        wide = np.int64 if max(counts.nnz, counts.shape[1]) > np.iinfo(np.int32).max else np.int32
+        np.save(partial / "counts.data.npy", _narrowed(counts.data))
+        np.save(partial / "counts.indices.npy", counts.indices.astype(wide, copy=False))
+        np.save(partial / "counts.indptr.npy", counts.indptr.astype(wide, copy=False))
+        np.save(partial / "positions.npy", np.asarray(section.counts.obsm["spatial"]))
+        names = {"spots": list(map(str, section.counts.obs_names)), "genes": list(map(str, section.counts.var_names))}
+        (partial / "names.json").write_text(json.dumps(names), encoding="utf-8")
+        if section.embedding is not None:
+            np.save(partial / "embedding.npy", np.asarray(section.embedding, dtype=np.float32))
+        files = {path.name: [path.stat().st_size, self.digests.of(path)] for path in sorted(partial.iterdir())}
+        manifest = {
+            "key": key,
+            "name": section.name,
+            "um_per_px": float(section.um_per_px),
+            "donor": section.donor,
+            "dropped_spots": int(section.dropped_spots),
+            "has_patches": section.patches is not None,
+            "files": files,
+        }
+        (partial / _MANIFEST).write_text(_signed(manifest), encoding="utf-8")
+        for path in partial.iterdir():
+            _to_disk(path)
+        partial.rename(self.folder / key)
+
+    @contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        """Alone with a section; trouble with the disk becomes a sentence."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / f"{key}.lock", is_singleton=True)  # so that one process may enter twice
+            with lock:
+                yield
+                self.digests.keep()
+        except OSError as error:
+            raise BadWorkFolder(
+                f"prepared sections cannot be written to {self.folder} ({error.strerror or error}); make room there, "
+                "or set AGL_BENCH_CACHE to another folder"
+            ) from error
+
+
+class PreparedPatches:
+    """Patches of a prepared section, memory-mapped; cut from the section's own source when a size is new."""
+
+    def __init__(self, cache: SectionCache, key: str, name: str, spots: int, source: Callable[[], PatchSource]) -> None:
+        self._cache, self._key, self._name, self._spots, self._source = cache, key, name, spots, source
+        self._folder = cache.folder / key
+        self._open: dict[PatchSize, np.ndarray] = {}
+        self._opening = threading.RLock()
+
+    def read(self, rows: np.ndarray, side_px: int, side_um: float) -> np.ndarray:
+        """Patches of the spots `rows`, uint8 (spots, 3, side_px, side_px), each `side_um` wide on the tissue."""
+        patches: np.ndarray = self.prepare(PatchSize(side_px, side_um))[np.asarray(rows, dtype=np.intp)]
+        return patches
+
+    def outside(self, positions: np.ndarray) -> np.ndarray:
+        """Indices of the positions (spots, 2) in pixels, (x, y), that lie outside the image."""
+        return self._source().outside(positions)
+
+    def prepare(self, size: PatchSize, source: PatchSource | None = None) -> np.ndarray:
+        """All patches of a size, uint8 (spots, 3, px, px), memory-mapped; cut first where they are not there.
+
+        Args:
+            size: of the patches.
+            source: to cut from, where it is at hand; read anew otherwise.
+
+        Raises:
+            BadSection: if the source is damaged or cannot give that size.
+            BadWorkFolder: if they cannot be written, e.g. because the disk is full.
+        """
+        with self._opening:
+            if size not in self._open:
+                found = self._opened(size)
+                if found is None:
+                    with self._cache._writing(self._key):
+                        found = self._opened(size)
+                        if found is None:
+                            self._cut(size, source or self._source())
+                            found = self._opened(size)
+                            assert found is not None
+                self._open[size] = found
+            return self._open[size]
+
+    def _files(self, size: PatchSize) -> tuple[Path, Path, Path]:
+        """The patches, which are done, and the sign that all are."""
+        return tuple(self._folder / f"{size.stem}.{ending}" for ending in ("npy", "done", "json"))  # type: ignore[return-value]
+
+    def _opened(self, size: PatchSize) -> np.ndarray | None:
+        path, _, sign = self._files(size)
+        if not sign.is_file():
+            return None
+        try:
+            known = _manifest(sign)
+            self._cache._verify(path, *known["files"][path.name])
+            return _mapped(path)
+        except _Damaged as damage:
+            with self._cache._writing(self._key):
+                if path.is_file():
+                    path.replace(path.with_suffix(".damaged"))
+                sign.unlink(missing_ok=True)
+            self._cache.say(f"{path} is damaged ({damage}); it is set aside and the patches are cut again")
+            return None
+
+    def _cut(self, size: PatchSize, source: PatchSource) -> None:
+        path, progress, sign = self._files(size)
+        shape = (self._spots, 3, size.px, size.px)
+        missing = _missing(path, progress, shape)
+        if missing is None:
+            progress.unlink(missing_ok=True)
+            np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+            progress.write_bytes(bytes(self._spots))
+            missing = np.arange(self._spots)
+        start = path.stat().st_size - int(np.prod(shape))  # after the header
+        # Written as a file and not through the map: a full disk is then an error and not the end of the process.
+        with path.open("r+b") as file, progress.open("r+b") as done:
+            for rows, patches in _of_source(self._name, blocks_of(source, missing, size.px, size.um)):
+                for row, patch in zip(rows, patches, strict=True):
+                    file.seek(start + int(row) * patch.nbytes)
+                    file.write(patch.tobytes())
+                _sync(file)
+                for row in rows:
+                    done.seek(int(row))
+                    done.write(b"\1")
+                done.flush()
+        content = {"files": {path.name: [path.stat().st_size, self._cache.digests.of(path)]}}
+        partial = sign.with_suffix(".json.partial")
+        partial.write_text(_signed(content), encoding="utf-8")
+        partial.replace(sign)
+        progress.unlink()
+
+
+def _of_source(name: str, blocks: Iterator[Block]) -> Iterator[Block]:
+    """Keeps an error of the operating system in a source of patches apart from one of the cache."""
+    try:
+        yield from blocks
+    except OSError as error:
+        raise BadSection(name, f"its patches cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _missing(path: Path, progress: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Rows that are not cut yet, None where nothing usable is there."""
+    try:
+        there = _mapped(path)
+        done = np.frombuffer(progress.read_bytes(), dtype=np.uint8)
+    except (OSError, _Damaged):
+        return None
+    if there.shape != shape or there.dtype != np.uint8 or len(done) != shape[0]:
+        return None
+    return np.flatnonzero(done != 1)
+
+
+def _signed(content: dict[str, Any]) -> str:
+    """As JSON, with its own digest."""
+    return json.dumps(content | {"digest": text_digest(json.dumps(content, sort_keys=True))}, indent=1)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Inverse of `_signed`."""
+    try:
+        content: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise _Damaged(f"{path.name} cannot be read") from None
+    if content.pop("digest", "") != text_digest(json.dumps(content, sort_keys=True)):
+        raise _Damaged(f"{path.name} has other content than was written")
+    return content
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """An array in a .npy file, memory-mapped, read-only; an empty one cannot be mapped and is read."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r")
+    except ValueError:
+        try:
+            array = np.load(path)
+        except (ValueError, EOFError):
+            raise _Damaged(f"{path.name} is no array") from None
+    return array.view(np.ndarray)  # so that what is picked from it is an ordinary array
+
+
+def _canonical(X: Any) -> sparse.csr_matrix:
+    """Counts as CSR with sorted, distinct, non-zero entries; `X` stays as it is."""
+    counts = sparse.csr_matrix(X)
+    if not counts.has_canonical_format or not counts.data.all():
+        counts = counts.copy()
+        counts.sum_duplicates()
+        counts.eliminate_zeros()
+    return counts
+
+
+def _narrowed(values: np.ndarray) -> np.ndarray:
+    """Counts in the smallest of uint16, int32, float32 and float64 that holds them exactly."""
+    most = values.max(initial=0)
+    for kind in (np.uint16, np.int32):
+        if most <= np.iinfo(kind).max:
+            return values.astype(kind, copy=False)
+    single = values.astype(np.float32)
+    return single if np.array_equal(single, values) else values.astype(np.float64)
+
+
+def _counts(folder: Path, shape: tuple[int, int]) -> sparse.csr_matrix:
+    data, indices, indptr = (_mapped(folder / f"counts.{part}.npy") for part in ("data", "indices", "indptr"))
+    counts = sparse.csr_matrix((data, indices, indptr), shape=shape, copy=False)
+    counts.has_sorted_indices = counts.has_canonical_format = True  # as written; looking would read every page
+    return counts
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,266 @@
+"""Slide images of any size, read region by region. The one home of tifffile and OpenSlide.
+
+_Decoded    Pillow: .jpg, .png and plain .tif, decoded once, whole
+_Tiled      tifffile: tiled, pyramidal or large .tif, .ome.tif, .svs, .ndpi; only the tiles that a region touches
+_OpenSlide  OpenSlide, where the extra `wsi` is installed: .mrxs, .scn, .bif, .vms, .dcm
+
+All give the same pixels of the same content; what is resized, and how, is the matter of `patches`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from agl_bench.errors import BadSection
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPageSeries
+
+_LARGEST_DECODED = 1_000_000_000  # pixels of an image that cannot be read in part; Pillow takes four bytes for each
+_LARGE_TIFF = 100_000_000  # pixels; a larger file is read in part though it has strips and no tiles
+_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes that become RGB
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises, by format
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_OPENSLIDE_ONLY = (".mrxs", ".scn", ".bif", ".vms", ".vmu", ".dcm")
+_SAME_SCALE = 1.01  # a level this much too coarse is fine enough: sizes of levels are rounded
+
+
+class Slide(ABC):
+    """An open image.
+
+    Attributes:
+        levels: (width, height) of each level in pixels, the full size first, then coarser ones.
+    """
+
+    levels: tuple[tuple[int, int], ...]
+
+    @property
+    def width(self) -> int:
+        """Pixels of the full size."""
+        return self.levels[0][0]
+
+    @property
+    def height(self) -> int:
+        """Pixels of the full size."""
+        return self.levels[0][1]
+
+    def level(self, scale: float) -> int:
+        """The coarsest level that has a pixel for every `scale` pixels of the full size."""
+        fine = [i for i, (width, _) in enumerate(self.levels) if self.width / width <= max(scale, 1.0) * _SAME_SCALE]
+        return max(fine, key=lambda i: self.width / self.levels[i][0])
+
+    @abstractmethod
+    def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """Pixels inside the image, uint8 RGB (bottom − top, right − left, 3), bounds in pixels of the level."""
+
+
+@contextmanager
+def open_slide(path: Path, section: str) -> Iterator[Slide]:
+    """An image opened by its header.
+
+    Raises:
+        BadSection: if it is no image, has other than 8-bit pixels, is damaged (also where that shows only while
+            reading), is too large to be decoded whole, or needs OpenSlide and there is none.
+    """
+    if path.suffix.lower() in _OPENSLIDE_ONLY:
+        with _open_openslide(path, section) as slide:
+            yield slide
+    elif _is_tiff(path, section) and _is_read_in_part(path):
+        with _open_tiled(path, section) as tiled:
+            yield tiled
+    else:
+        with _open_decoded(path, section) as decoded:
+            yield decoded
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, without its file name."""
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+
+
+# Pillow --------------------------------------------------------------------------------------------------------------
+
+
+class _Decoded(Slide):
+    def __init__(self, image: Image.Image) -> None:
+        self._image, self._is_decoded = image, False
+        self.levels = (image.size,)
+
+    def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """See `Slide`."""
+        if not self._is_decoded:
+            self._image.load()
+            if self._image.mode != "RGB":
+                self._image = self._image.convert("RGB")  # converting copies, even RGB
+            self._is_decoded = True
+        return np.asarray(self._image.crop((left, top, right, bottom)))
+
+
+@contextmanager
+def _open_decoded(path: Path, section: str) -> Iterator[Slide]:
+    guard = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # ordinary slides exceed Pillow's guard; `_LARGEST_DECODED` is ours
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _EIGHT_BIT:
+                raise BadSection(section, f"{path} has pixels of Pillow mode '{image.mode}'; save it as 8-bit RGB")
+            if image.width * image.height > _LARGEST_DECODED:
+                raise BadSection(
+                    section,
+                    f"{path} has {image.width} × {image.height} pixels, too many to decode at once "
+                    f"(limit {_LARGEST_DECODED:.0e}); save it as a tiled .tif, which is read in parts",
+                )
+            yield _Decoded(image)
+    except _BROKEN_IMAGE as error:
+        raise _broken(section, path, error) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = guard
+
+
+# tifffile ------------------------------------------------------------------------------------------------------------
+
+
+class _Tiled(Slide):
+    """The first series of a TIFF file; its levels are zarr arrays that decode the tiles that a region touches."""
+
+    def __init__(self, series: TiffPageSeries, path: Path, section: str) -> None:
+        import zarr
+
+        page = series.keyframe
+        kind = page.photometric.name
+        axes = series.axes.replace("C", "S")
+        if series.dtype != np.uint8 or axes not in ("YX", "YXS", "SYX") or kind not in _RGB_OR_GREY:
+            raise BadSection(
+                section, f"{path} has {series.dtype} pixels ({kind}, axes {series.axes}); save it as 8-bit RGB"
+            )
+        self._inverted = kind == "MINISWHITE"
+        self._axes, self._path, self._section = axes, path, section
+        self._arrays: list[Any] = []
+        sizes = []
+        for level in series.levels:
+            with level.aszarr() as store:
+                self._arrays.append(zarr.open_array(store, mode="r"))
+            shape = dict(zip(axes, level.shape, strict=True))
+            sizes.append((shape["X"], shape["Y"]))
+        self.levels = tuple(sizes)
+
+    def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """See `Slide`."""
+        place: tuple[slice, ...] = (slice(top, bottom), slice(left, right))
+        if self._axes == "SYX":
+            place = (slice(0, 3), *place)
+        try:
+            pixels = np.asarray(self._arrays[level][place])
+        except Exception as error:  # noqa: BLE001  (each codec has its own errors)
+            raise _broken(self._section, self._path, error) from None
+        if self._axes == "SYX":
+            pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        if self._inverted:
+            pixels = 255 - pixels
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        if pixels.shape[2] < 3:
+            pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
+        return np.ascontiguousarray(pixels[:, :, :3])
+
+
+_RGB_OR_GREY = ("RGB", "YCBCR", "MINISBLACK", "MINISWHITE")  # tifffile turns YCbCr of a JPEG into RGB
+
+
+@contextmanager
+def _open_tiled(path: Path, section: str) -> Iterator[Slide]:
+    import tifffile
+
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(tifffile.TiffFile(path))
+            series = file.series[0]
+            end = max(_end(level.keyframe) for level in series.levels)
+        except Exception as error:  # noqa: BLE001  (a damaged file makes tifffile raise nearly anything)
+            raise _broken(section, path, error) from None
+        if end > path.stat().st_size:
+            raise _broken(section, path, EOFError(f"{path.stat().st_size} of at least {end} bytes are there"))
+        yield _Tiled(series, path, section)
+
+
+def _end(page: Any) -> int:
+    """Where the last tile or strip of a page ends in its file."""
+    return max((offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
+
+
+def _is_tiff(path: Path, section: str) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) in _TIFF_MAGIC
+    except OSError as error:
+        raise _broken(section, path, error) from None
+
+
+def _is_read_in_part(path: Path) -> bool:
+    """Whether a TIFF file has tiles or levels, or is too large to be decoded whole; what is damaged is not."""
+    import tifffile
+
+    try:
+        file: TiffFile
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            page = series.keyframe
+            return bool(page.is_tiled or len(series.levels) > 1 or page.imagewidth * page.imagelength > _LARGE_TIFF)
+    except Exception:  # noqa: BLE001  (Pillow says what is wrong with it)
+        return False
+
+
+# OpenSlide -----------------------------------------------------------------------------------------------------------
+
+
+class _OpenSlide(Slide):
+    def __init__(self, slide: Any, path: Path, section: str) -> None:
+        self._slide, self._path, self._section = slide, path, section
+        self.levels = tuple(slide.level_dimensions)
+
+    def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """See `Slide`; white where the scanner took no picture."""
+        width, height = self.levels[level]
+        # OpenSlide takes the corner in pixels of the full size, rounded up so that it falls on the pixel meant.
+        corner = (-(-left * self.width // width), -(-top * self.height // height))
+        try:
+            pixels = self._slide.read_region(corner, level, (right - left, bottom - top))
+        except Exception as error:  # noqa: BLE001  (OpenSlideError, and what Pillow raises)
+            raise _broken(self._section, self._path, error) from None
+        glass = Image.new("RGBA", pixels.size, "white")
+        return np.asarray(Image.alpha_composite(glass, pixels).convert("RGB"))
+
+
+@contextmanager
+def _open_openslide(path: Path, section: str) -> Iterator[Slide]:
+    try:
+        import openslide
+    except (ImportError, OSError):  # OSError: the package is there and its library is not
+        raise BadSection(
+            section,
+            f"{path} is read with OpenSlide, which is not installed: pip install 'agl-bench[wsi]', "
+            "or save the slide as a tiled .tif",
+        ) from None
+    if not path.is_file():
+        raise _broken(section, path, FileNotFoundError("there is no such file"))
+    try:
+        slide = openslide.OpenSlide(path)
+    except Exception as error:  # noqa: BLE001  (OpenSlideError, OpenSlideUnsupportedFormatError, OSError)
+        raise _broken(section, path, error) from None
+    with slide:
+        yield _OpenSlide(slide, path, section)
+
+
+def _broken(section: str, path: Path, error: BaseException) -> BadSection:
+    return BadSection(
+        section, f"{path} cannot be read as an image ({reason(error)}); it is damaged or incomplete, replace it"
+    )
