@@ -193,8 +193,10 @@ class Bench:
         for record in trainer:
             records.append(record)
             yield record
-        training_rows = torch.from_numpy(setting.rows.train).to(self.device)
-        scores = evaluate(model, test, development, training_rows, setting.genes.primary)
+        training_rows, validation_rows = (
+            torch.from_numpy(rows).to(self.device) for rows in (setting.rows.train, setting.rows.validation)
+        )
+        scores = evaluate(model, test, development, training_rows, setting.genes.primary, validation_rows)
         self._check_untouched(setting, spec)
         if not np.isfinite(scores.pearson).any(1).all():
             raise BadSpec(
