@@ -33,6 +33,7 @@ from agl_bench.data.check import check_dataset, check_section
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
 from agl_bench.data.preprocess import SpotTable, tabulate
+from agl_bench.data.shuffled import shuffle_patches
 from agl_bench.data.store import SpotStore, budget, fit
 from agl_bench.digests import file_digest
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec
@@ -227,7 +228,7 @@ class Bench:
             if not name.startswith(backbone.late_prefixes):
                 state.update(tensor.cpu().contiguous().numpy().tobytes())
         symmetries: Literal[1, 8] = 8 if spec.protocol.augment or spec.protocol.outer_augment else 1
-        key = (plan.sections, spec.protocol, spec.backbone, symmetries, state.digest())
+        key = (self._table_key(plan, spec), spec.backbone, symmetries, state.digest())
         if self._features is None or self._features[0] != key:
             self._features = None
             every, no_genes = np.arange(len(table)), np.empty(0, dtype=np.int64)
@@ -247,11 +248,19 @@ class Bench:
         return stores
 
     def _tabulate(self, sections: list[Section], plan: FoldPlan, spec: RunSpec) -> SpotTable:
-        key = (plan.sections, spec.protocol)
+        key = self._table_key(plan, spec)
         if self._table is None or self._table[0] != key:
             self._table = None
-            self._table = (key, tabulate([s for s in sections if s.name in plan.sections], spec.protocol))
+            taken = [s for s in sections if s.name in plan.sections]
+            if spec.protocol.patches == "shuffled":
+                taken = [shuffle_patches(s, spec.seed) for s in taken]
+            self._table = (key, tabulate(taken, spec.protocol))
         return self._table[1]
+
+    @staticmethod
+    def _table_key(plan: FoldPlan, spec: RunSpec) -> object:
+        """What a table depends on, for sections of one dataset."""
+        return plan.sections, spec.protocol, spec.seed if spec.protocol.patches == "shuffled" else None
 
 
 @contextlib.contextmanager
