@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from rich.console import Console
 
     from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.controls import Control
     from agl_bench.bench.recorder import Recorder
     from agl_bench.bench.result import Result
     from agl_bench.bench.run import Event
@@ -99,6 +100,11 @@ def cli() -> None:
     help="Of training passes, short for --set protocol.precision; look-aheads stay fp32.  [default: the preset's]",
 )
 @click.option("--again", is_flag=True, help="Run finished cells anew.")
+@click.option(
+    "--controls",
+    is_flag=True,
+    help="Also run what bounds the table: backbones without image, and images of the wrong spots.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table with per-fold values.")
 @click.option(
@@ -119,6 +125,7 @@ def run(
     device: str,
     precision: str | None,
     again: bool,
+    controls: bool,
     dry_run: bool,
     json_file: Path | None,
     tracking: str | None,
@@ -139,12 +146,13 @@ def run(
         raise BadSpec(f"--json {json_file} cannot be written; name a file in a folder that exists and can be written")
 
     from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.controls import control_cells, control_selectors, controls_of, notes_on
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
 
     torch_device = choose_device(device)
     if dry_run:
-        _show_grid(campaign, plugins, root, work, torch_device.type)
+        _show_grid(campaign, plugins, root, work, torch_device.type, controls=controls)
         return
     if campaign.protocol.precision == "tf32" and torch_device.type != "cuda":
         raise BadSpec(
@@ -155,6 +163,10 @@ def run(
     known = fingerprints(campaign, plugins, root, prepared.digests)
     prepared.digests.keep()
     cells = campaign.cells(plugins, root, device=torch_device.type, fingerprint=known)
+    asked = {spec.key for spec, _ in cells}
+    further = control_cells(campaign, plugins, root, device=torch_device.type, fingerprint=known) if controls else []
+    below = {spec.key for spec, _ in further}
+    cells += [(spec, plan) for spec, plan in further if spec.key not in asked]
     bench = Bench(plugins, root, torch_device, prepared)
     console = _console()
     _say_left_out(campaign, cells)
@@ -162,12 +174,18 @@ def run(
         preflight(cells, bench, store, again=again)
     recorder = _recorder(work, tracking, console)
     results, failures = _follow(run_cells(cells, bench, store, recorder, again=again), len(cells), console)
-    if results:
-        _show_table(results, campaign, console)
+    own = [r for r in results if r.spec.key in asked]
+    bounds = control_selectors(plugins, campaign.selectors)
+    found = controls_of(own, [r for r in results if r.spec.key in below])
+    notes = notes_on(own, found, bounds)
+    if own:
+        _show_table(own, campaign, console, found, bounds, notes)
     if json_file is not None:
+        from agl_bench.bench.controls import controls_as_json
         from agl_bench.bench.table import as_json
 
-        json_file.write_text(json.dumps(as_json(results), indent=1), encoding="utf-8")
+        content = as_json(own) | controls_as_json(found, notes, bounds)
+        json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     _show_end(work, tracking, recorder, failures, console)
     if failures:
         sys.exit(1)
@@ -436,15 +454,20 @@ def _recorder(work: Path, tracking: str | None, console: Console) -> Recorder:
         return MlflowRecorder.connect(work, tracking)
 
 
-def _show_grid(campaign: Campaign, plugins: Plugins, root: Path, work: Path, device: str) -> None:
+def _show_grid(campaign: Campaign, plugins: Plugins, root: Path, work: Path, device: str, *, controls: bool) -> None:
     """The cells that a run would go through, one line each, and whether they are finished."""
     from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.controls import control_cells
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import fingerprints
 
     store = CellStore(work) if (work / "cells").is_dir() else None
     known = fingerprints(campaign, plugins, root, Preparation(root, _cache(work)).digests)
     cells = campaign.cells(plugins, root, device=device, fingerprint=known)
+    if controls:
+        asked = {spec.key for spec, _ in cells}
+        further = control_cells(campaign, plugins, root, device=device, fingerprint=known)
+        cells += [(spec, plan) for spec, plan in further if spec.key not in asked]
     done = 0
     for spec, _ in cells:
         finished = store is not None and store.read(spec.key) is not None
@@ -554,8 +577,24 @@ def _outcome(result: Result) -> str:
     )
 
 
-def _show_table(results: list[Result], campaign: Campaign, console: Console) -> None:
-    """Selectors × datasets, one table for each evaluation and backbone."""
+def _show_table(
+    results: list[Result],
+    campaign: Campaign,
+    console: Console,
+    controls: Sequence[Control],
+    bounds: frozenset[str],
+    notes: Sequence[str],
+) -> None:
+    """Selectors × datasets, one table for each evaluation and backbone, with what bounds it below it.
+
+    Args:
+        results: of the cells that were asked for.
+        campaign: what was asked for.
+        console: where to.
+        controls: of all tables.
+        bounds: selectors that are controls: marked, and never best.
+        notes: on results outside their controls.
+    """
     import statistics
 
     from rich.table import Table
@@ -567,7 +606,7 @@ def _show_table(results: list[Result], campaign: Campaign, console: Console) -> 
         here = [s for s in summaries if (s.evaluation, s.backbone) == (evaluation, backbone)]
         best: dict[str, float | None] = {}
         for dataset in dict.fromkeys(s.dataset for s in here):
-            lines = [s for s in here if s.dataset == dataset]
+            lines = [s for s in here if s.dataset == dataset and s.selector not in bounds]
             comparable = len({frozenset(s.units) for s in lines}) == 1  # means over different folds have no best
             best[dataset] = max(statistics.fmean(s.pcc) for s in lines) if comparable else None
         table = Table(
@@ -582,7 +621,7 @@ def _show_table(results: list[Result], campaign: Campaign, console: Console) -> 
             table.add_column("\nk", justify="right", no_wrap=True)
             table.add_column("\ncells", justify="right", no_wrap=True)
         for selector in dict.fromkeys(s.selector for s in here):
-            row = [selector]
+            row = [f"{selector} (control)" if selector in bounds else selector]
             for dataset in best:
                 line = next((s for s in here if (s.dataset, s.selector) == (dataset, selector)), None)
                 if line is None:
@@ -596,9 +635,23 @@ def _show_table(results: list[Result], campaign: Campaign, console: Console) -> 
                     if len(line.difference) < len(line.pcc):
                         difference += f" ({len(line.difference)})"
                 k = f"{statistics.fmean(line.selected):,.0f}"
-                row += [f"[bold]{pcc}[/]" if mean == best[dataset] else pcc, difference, k, str(len(line.pcc))]
+                is_best = mean == best[dataset] and selector not in bounds
+                row += [f"[bold]{pcc}[/]" if is_best else pcc, difference, k, str(len(line.pcc))]
+            table.add_row(*row)
+        below = {(c.dataset, c.name): c for c in controls if (c.evaluation, c.backbone) == (evaluation, backbone)}
+        if below:
+            table.add_section()
+            table.add_row("[dim]controls[/]")
+        for name in dict.fromkeys(name for _, name in below):
+            row = [name]
+            for dataset in best:
+                values = list(below[dataset, name].pcc.values()) if (dataset, name) in below else []
+                pcc = f"{statistics.fmean(values):.3f}{_plus_minus(spread(values))}" if values else "–"
+                row += [pcc, "–", "–", str(len(values)) if values else "–"]
             table.add_row(*row)
         console.print("", table)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
     seeds = len(campaign.seeds)
     console.print(
         f"PCC: mean over primary genes within a section, then over sections; sd over folds and seeds; "

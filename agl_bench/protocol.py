@@ -52,6 +52,7 @@ class Protocol:
 
     # Patches
     patch_um: Annotated[float, Range(1, 10_000)] = 112.0
+    patches: Literal["own", "shuffled"] = "own"  # shuffled: dealt anew within a section; a control, must score 0
     augment: bool = True  # flips and quarter turns of training patches
 
     # Training

@@ -8,6 +8,7 @@ from agl_bench import ArrayPatches, Backbone, Selector
 from agl_bench.registry.plugins import Plugins
 from agl_bench.testing import check_backbone, check_dataset, check_selector
 from agl_bench_plugins.backbones.embedding import Embedding
+from agl_bench_plugins.backbones.position import Position
 from agl_bench_plugins.backbones.timm import ResNet18, Timm
 from agl_bench_plugins.backbones.tiny import Tiny
 from agl_bench_plugins.datasets.synthetic import Synthetic
@@ -39,6 +40,7 @@ def test_nothing_global_changes(name):
     [
         (Tiny, {}),
         (Embedding, {}),
+        (Position, {}),
         (Timm, {"model": "resnet10t", "weights": "none", "patch_px": 64}),
         (ResNet18, {"weights": "none", "patch_px": 64}),
     ],

@@ -13,6 +13,8 @@ from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.training.evaluate import Scores
 from agl_bench.training.records import EpochRecord, Fit
 
+PER_SECTION = ("pearson", "spearman", "mse", "moran_measured", "moran_predicted", "ssim")  # fields of `Scores`
+
 
 @dataclass(frozen=True)
 class Result:
@@ -21,8 +23,8 @@ class Result:
     Attributes:
         spec: what was run.
         scores: test scores, each with its reduction in the name.
-        genes: one row per gene: gene, primary, rank, score, weight (effective), pearson, spearman, mse (mean over
-            test sections; NaN for auxiliary genes, which are not scored).
+        genes: one row per gene: gene, primary, rank, score, weight (effective), those of `PER_SECTION` (mean over test
+            sections) and pearson_pooled; NaN for auxiliary genes, which are not scored.
         epochs: one row per epoch record.
         best_epoch: whose state was tested.
         counts: spots in each set, genes, what was dropped.
@@ -57,10 +59,10 @@ def gene_table(genes: GeneSplit, fit: Fit, scores: Scores) -> pd.DataFrame:
             "weight": fit.effective_weights.numpy(),
         }
     )
-    for name in ("pearson", "spearman", "mse"):
-        column = np.full(len(primary), np.nan)
-        column[primary] = mean_over_sections(getattr(scores, name))
-        table[name] = column
+    columns = {name: mean_over_sections(getattr(scores, name)) for name in PER_SECTION}
+    for name, values in (columns | {"pearson_pooled": scores.pooled}).items():
+        table[name] = np.full(len(primary), np.nan)
+        table.loc[primary, name] = values
     return table
 
 

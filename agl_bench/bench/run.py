@@ -36,6 +36,7 @@ from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable, panel, tabulate
+from agl_bench.data.shuffled import shuffle_patches
 from agl_bench.data.store import SpotStore, budget, fit
 from agl_bench.data.targets import fit_targets
 from agl_bench.digests import FileDigests
@@ -198,8 +199,10 @@ class Bench:
         for record in trainer:
             records.append(record)
             yield record
-        training_rows = torch.from_numpy(setting.rows.train).to(self.device)
-        scores = evaluate(model, test, development, training_rows, setting.genes.primary)
+        training_rows, validation_rows = (
+            torch.from_numpy(rows).to(self.device) for rows in (setting.rows.train, setting.rows.validation)
+        )
+        scores = evaluate(model, test, development, training_rows, setting.genes.primary, validation_rows)
         self._check_untouched(setting, spec)
         if not np.isfinite(scores.pearson).any(1).all():
             raise BadSpec(
@@ -230,7 +233,7 @@ class Bench:
             if not name.startswith(backbone.late_prefixes):
                 state.update(tensor.cpu().contiguous().numpy().tobytes())
         symmetries: Literal[1, 8] = 8 if spec.protocol.augment or spec.protocol.outer_augment else 1
-        key = (plan.sections, table.genes, spec.protocol, spec.backbone, symmetries, state.digest())
+        key = (self._table_key(plan, spec), table.genes, spec.backbone, symmetries, state.digest())
         if self._features is None or self._features[0] != key:
             self._features = None
             every, no_genes = np.arange(len(table)), np.empty(0, dtype=np.int64)
@@ -252,11 +255,18 @@ class Bench:
     def _tabulate(self, sections: list[Section], plan: FoldPlan, spec: RunSpec) -> SpotTable:
         taking_part = [s for s in sections if s.name in plan.sections]
         decide = plan.training_sections if spec.protocol.genes_from == "training" else plan.sections
-        key = (plan.sections, panel(taking_part, decide), spec.protocol)
+        key = (self._table_key(plan, spec), panel(taking_part, decide))
         if self._table is None or self._table[0] != key:
             self._table = None
+            if spec.protocol.patches == "shuffled":
+                taking_part = [shuffle_patches(s, spec.seed) for s in taking_part]
             self._table = (key, tabulate(taking_part, spec.protocol, decide))
         return self._table[1]
+
+    @staticmethod
+    def _table_key(plan: FoldPlan, spec: RunSpec) -> object:
+        """What a table depends on beside its panel, for sections of one dataset."""
+        return plan.sections, spec.protocol, spec.seed if spec.protocol.patches == "shuffled" else None
 
 
 def _setting(

@@ -105,6 +105,7 @@ class RunSpec:
         return (
             f"{self.dataset.label} · {self.evaluation} · {self.backbone.name} · {self.selector.name} · "
             f"fold {self.fold} · seed {self.seed}"
+            + (" · shuffled patches" if self.protocol.patches == "shuffled" else "")
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -47,14 +47,14 @@ def summarise(results: Iterable[Result]) -> list[Summary]:
         groups.setdefault(key, []).append(result)
     summaries = []
     for key, members in groups.items():
-        baseline = {_unit(r): r.pcc for r in groups.get((*key[:3], BASELINE), [])}
+        baseline = {unit(r): r.pcc for r in groups.get((*key[:3], BASELINE), [])}
         summaries.append(
             Summary(
                 *key,
                 preset=members[0].spec.preset,
                 pcc=[r.pcc for r in members],
-                units=[_unit(r) for r in members],
-                difference=[r.pcc - baseline[_unit(r)] for r in members if _unit(r) in baseline],
+                units=[unit(r) for r in members],
+                difference=[r.pcc - baseline[unit(r)] for r in members if unit(r) in baseline],
                 selected=[int(r.epochs["selected"].iloc[r.best_epoch]) for r in members],
                 seconds=[r.cost["seconds"] for r in members],
             )
@@ -64,7 +64,7 @@ def summarise(results: Iterable[Result]) -> list[Summary]:
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
     """What the table shows, with the value of every fold, for programs."""
-    by_key = {(*_place(r), *_unit(r)): r for r in results}
+    by_key = {(*_place(r), *unit(r)): r for r in results}
     lines = []
     for s in summarise(results):
         place = (s.dataset, s.evaluation, s.backbone, s.selector)
@@ -103,16 +103,16 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
         "protocol": results[0].spec.protocol.settings() if results else {},
         "lines": lines,
     }
-    plain: dict[str, Any] = _without_nan(content)
+    plain: dict[str, Any] = without_nan(content)
     return plain
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no NaN: None in its place, at any depth."""
     if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
+        return {k: without_nan(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -121,7 +121,8 @@ def spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _unit(result: Result) -> tuple[str, int]:
+def unit(result: Result) -> tuple[str, int]:
+    """Fold and seed: what results of different selectors are paired by."""
     return result.spec.fold, result.spec.seed
 
 

@@ -28,6 +28,8 @@ class Backbone(nn.Module):
         splits: whether `forward` is `late(early(spots))`; a look-ahead may then move `late` and the head only, and
             compute `early` once.
         late_prefixes: how the names of the parameters that `late` uses begin, e.g. ("stages.6.", "mix.").
+        is_control: whether it is no image model but a bound for image models; `run --controls` adds it, tables show it
+            below them.
     """
 
     width: int
@@ -38,6 +40,7 @@ class Backbone(nn.Module):
     frozen: bool = False
     splits: bool = False
     late_prefixes: tuple[str, ...] = ()
+    is_control: bool = False
 
     def __init__(self, example: Spots) -> None:
         super().__init__()

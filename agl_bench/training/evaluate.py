@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from agl_bench.data.store import SpotStore
@@ -13,6 +16,9 @@ from agl_bench.maths import metrics
 from agl_bench.training.model import Model
 
 BATCH = 256  # spots for each forward pass; no influence on results in evaluation mode
+ADJACENT = 1.5  # pitches: six neighbours on a hexagonal grid, eight on a square one
+SIGMA, TRUNCATE = 1.5, 3.5  # pitches, sigmas: the Gaussian window of Wang et al. 2004, cut off as usual
+NEAREST = (1, 3, 6, 12, 24)  # numbers of neighbours that the position control chooses from
 
 
 @torch.no_grad()
@@ -35,6 +41,19 @@ def pcc_by_section(prediction: Tensor, target: Tensor, section: np.ndarray) -> T
 
 
 @dataclass(frozen=True)
+class PositionControl:
+    """What a spot's place alone predicts: the mean of the nearest training spots of its section, no image, no model.
+
+    Attributes:
+        k: how many, chosen on the validation spots.
+        pearson: (sections, genes) PCC on the test spots; NaN = not defined.
+    """
+
+    k: int
+    pearson: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scores:
     """Scores of the primary genes, (sections, genes) float64 on the host; NaN = the gene does not vary there.
 
@@ -42,26 +61,61 @@ class Scores:
         pearson: PCC over the spots of the section.
         spearman: likewise with ranks.
         mse: mean squared error after the affine fit of the training spots, in squared ln(1 + …) units.
+        moran_measured: Moran's I of the measured map; neighbours are test spots of the section.
+        moran_predicted: Moran's I of the predicted map.
+        ssim: structural similarity of the measured map and the predicted one after the affine fit.
+        pooled: (genes,) PCC over the test spots of all sections at once, which also rewards offsets between sections.
+        position: the position control; None where a test section has no training spots.
     """
 
     pearson: np.ndarray
     spearman: np.ndarray
     mse: np.ndarray
+    moran_measured: np.ndarray
+    moran_predicted: np.ndarray
+    ssim: np.ndarray
+    pooled: np.ndarray
+    position: PositionControl | None = None
 
     def summary(self) -> dict[str, float]:
         """Each score with its reduction in the name: over genes within a section, then over sections."""
+        difference = np.abs(self.moran_predicted - self.moran_measured)
         with np.errstate(all="ignore"):
-            return {
+            summary = {
                 "pcc_gene_mean_section_mean": _mean_of_means(self.pearson),
                 "pcc_gene_median_section_mean": float(np.mean([_reduce(np.nanmedian, r) for r in self.pearson])),
                 "pcc_nan_as_zero_gene_mean_section_mean": float(np.nan_to_num(self.pearson).mean()),
                 "pcc_nan_genes": float(np.isnan(self.pearson).sum()),
+                "pcc_pooled_gene_mean": _reduce(np.nanmean, self.pooled),
                 "spearman_gene_mean_section_mean": _mean_of_means(self.spearman),
+                "spearman_nan_as_zero_gene_mean_section_mean": float(np.nan_to_num(self.spearman).mean()),
                 "mse_after_training_affine_gene_mean_section_mean": _mean_of_means(self.mse),
+                "moran_absolute_difference_gene_mean_section_mean": _mean_of_means(difference),
+                "moran_correlation_over_genes_section_mean": float(np.mean(self._moran_correlations())),
+                "ssim_after_training_affine_gene_mean_section_mean": _mean_of_means(self.ssim),
             }
+            if self.position is not None:
+                summary["control_position_knn_pcc_gene_mean_section_mean"] = _mean_of_means(self.position.pearson)
+                summary["control_position_knn_k"] = float(self.position.k)
+        return summary
+
+    def _moran_correlations(self) -> list[float]:
+        """Pearson correlation over genes of predicted and measured Moran's I in each section."""
+        found = []
+        for predicted, measured in zip(self.moran_predicted, self.moran_measured, strict=True):
+            both = torch.from_numpy(np.stack([predicted, measured], 1)[np.isfinite(predicted + measured)])
+            found.append(float(metrics.pearson(both[:, :1], both[:, 1:])) if len(both) > 1 else float("nan"))
+        return found
 
 
-def evaluate(model: Model, test: SpotStore, development: SpotStore, training_rows: Tensor, primary: Tensor) -> Scores:
+def evaluate(
+    model: Model,
+    test: SpotStore,
+    development: SpotStore,
+    training_rows: Tensor,
+    primary: Tensor,
+    validation_rows: Tensor | None = None,
+) -> Scores:
     """Score a trained model on test spots.
 
     Args:
@@ -70,6 +124,7 @@ def evaluate(model: Model, test: SpotStore, development: SpotStore, training_row
         development: the store the model was trained from, for the affine fit of the squared error.
         training_rows: its training spots.
         primary: (genes,) bool.
+        validation_rows: its validation spots, for the position control; None = there is none.
     """
     columns = primary.to(test.device).nonzero().squeeze(1)
     prediction = predict(model, test, torch.arange(len(test), device=test.device), columns)
@@ -79,11 +134,91 @@ def evaluate(model: Model, test: SpotStore, development: SpotStore, training_row
     )
     fitted = prediction * slope + offset
     parts = _rows_of_sections(test.section_on_host, prediction.device)
+    close = [_around(test.position[s], ADJACENT) for s in parts]
+    adjacent = [(index, (distance > 0) & distance.isfinite()) for index, distance in close]
+    windows = [_window(test.position[s]) for s in parts]
+
+    def each(metric: Callable[..., Tensor], *what: Tensor, around: list[tuple[Tensor, Tensor]] | None = None) -> Any:
+        rows = [metric(*(w[s] for w in what), *(around[i] if around else ())) for i, s in enumerate(parts)]
+        return torch.stack(rows).cpu().numpy()
+
     return Scores(
         pearson=pcc_by_section(prediction, target, test.section_on_host).cpu().numpy(),
-        spearman=torch.stack([metrics.spearman(prediction[s], target[s]) for s in parts]).cpu().numpy(),
-        mse=torch.stack([metrics.mean_squared_error(fitted[s], target[s]) for s in parts]).cpu().numpy(),
+        spearman=each(metrics.spearman, prediction, target),
+        mse=each(metrics.mean_squared_error, fitted, target),
+        moran_measured=each(metrics.moran, target, around=adjacent),
+        moran_predicted=each(metrics.moran, prediction, around=adjacent),
+        ssim=each(metrics.structural_similarity, fitted, target, around=windows),
+        pooled=metrics.pearson(prediction, target).cpu().numpy(),
+        position=(
+            None
+            if validation_rows is None
+            else _position_control(test, development, training_rows, validation_rows, columns)
+        ),
     )
+
+
+def _position_control(
+    test: SpotStore, development: SpotStore, training_rows: Tensor, validation_rows: Tensor, columns: Tensor
+) -> PositionControl | None:
+    """Means of the nearest training spots of the same section, as many as do best on the validation spots."""
+    section = development.section_on_host
+    train, validation = training_rows.cpu().numpy(), validation_rows.cpu().numpy()
+    fewest = min(int((section[train] == s).sum()) for s in np.unique([*test.section_on_host, *section[validation]]))
+    if not fewest:
+        return None
+    expression = development.expression_of(training_rows, columns).double()
+    places = development.position[training_rows].double().cpu().numpy()
+
+    def predictions(store: SpotStore, rows: np.ndarray) -> Iterator[Tensor]:
+        """(spots, genes) for each of `NEAREST`, as far as there are so many training spots."""
+        here = store.section_on_host[rows]
+        position = store.position[torch.from_numpy(rows).to(store.device)].double().cpu().numpy()
+        most = min(NEAREST[-1], fewest)
+        nearest = np.empty((len(rows), most), dtype=np.int64)
+        for s in np.unique(here):
+            there = np.flatnonzero(section[train] == s)
+            found = cKDTree(places[there]).query(position[here == s], k=range(1, most + 1))[1]
+            nearest[here == s] = there[found]
+        around = expression[torch.from_numpy(nearest).to(expression.device)]  # (spots, most, genes)
+        return (around[:, :k].mean(1) for k in NEAREST if k <= most)
+
+    def pcc(store: SpotStore, rows: np.ndarray) -> list[np.ndarray]:
+        target = store.expression_of(torch.from_numpy(rows).to(store.device), columns)
+        return [pcc_by_section(p, target, store.section_on_host[rows]).cpu().numpy() for p in predictions(store, rows)]
+
+    chosen = int(np.argmax([np.nan_to_num(p).mean() for p in pcc(development, validation)]))
+    return PositionControl(NEAREST[chosen], pcc(test, np.arange(len(test)))[chosen])
+
+
+def _around(position: Tensor, pitches: float) -> tuple[Tensor, Tensor]:
+    """The spots within so many pitches of each spot, itself included.
+
+    The pitch is the median distance from a spot to the next one, so that sparse test spots have neighbours as well.
+
+    Args:
+        position: (spots, 2) of one section.
+        pitches: radius.
+
+    Returns:
+        index (spots, most) int64, and distance (spots, most) float64 in pitches, infinite where the row is padded.
+    """
+    places = position.double().cpu().numpy()
+    count = len(places)
+    tree = cKDTree(places)
+    nearest = np.median(tree.query(places, k=2)[0][:, 1]) if count > 1 else 0.0
+    pitch = float(nearest) or 1.0  # of spots in one place: any will do
+    radius = pitch * pitches * (1 + 1e-6)  # positions are float32
+    most = int(tree.query_ball_point(places, radius, return_length=True).max())
+    distance, index = tree.query(places, k=range(1, most + 1), distance_upper_bound=np.nextafter(radius, np.inf))
+    index = np.where(np.isfinite(distance), index, 0)
+    return torch.from_numpy(index).to(position.device), torch.from_numpy(distance / pitch).to(position.device)
+
+
+def _window(position: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (spots, most) of the spots around each and their Gaussian weights, 0 where the row is padded."""
+    index, distance = _around(position, SIGMA * TRUNCATE)
+    return index, torch.exp(-(distance / SIGMA).square() / 2)
 
 
 def _rows_of_sections(section: np.ndarray, device: torch.device) -> list[Tensor]:

@@ -22,12 +22,13 @@ def register_selectors() -> dict[str, str]:
 
 @hookimpl
 def register_backbones() -> dict[str, str]:
-    """Image encoders, trained or frozen."""
+    """Image encoders, trained or frozen, and the control that sees no image."""
     return {
         "tiny": f"{_HERE}.backbones.tiny:Tiny",
         "resnet18": f"{_HERE}.backbones.timm:ResNet18",
         "timm": f"{_HERE}.backbones.timm:Timm",
         "embedding": f"{_HERE}.backbones.embedding:Embedding",
+        "position": f"{_HERE}.backbones.position:Position",
     }
 
 

@@ -460,3 +460,44 @@ def test_test_spots_decide_nothing_before_the_test(evaluation, fold, selector, g
     pd.testing.assert_frame_equal(
         before.epochs.drop(columns="seconds"), after.epochs.drop(columns="seconds"), check_exact=True
     )
+
+
+def test_what_wrong_spots_have_predicts_nothing(grid, monkeypatch):
+    """On random folds, where a spot's own features predict; expression, folds and genes are the same."""
+    read = Synthetic.read
+
+    def with_embedding(self, root, name):
+        section = read(self, root, name)
+        section.embedding = np.log1p(section.counts.X[:, :40].toarray())  # as telling as can be
+        return section
+
+    monkeypatch.setattr(Synthetic, "read", with_embedding)
+    more = ["protocol.fold_shape=random", "protocol.epochs=20", "protocol.patience=20", "synthetic.spots=200"]
+    found = {}
+    for patches in ("own", "shuffled"):
+        more_here = [*more, f"protocol.patches={patches}", "embedding.learning_rate=0.01"]
+        cells, bench = grid("pgl", evaluation=["intra"], backbone=["embedding"], seeds=["0", "1"], more=more_here)
+        found[patches] = [list(bench.train(*cell))[-1] for cell in cells]
+        assert ("shuffled patches" in cells[0][0].title) == (patches == "shuffled")
+    own, shuffled = (np.array([r.pcc for r in results]) for results in found.values())
+    assert own.mean() > 0.2 and abs(shuffled.mean()) < 0.05, (own, shuffled)
+    for a, b in zip(*found.values(), strict=True):
+        assert a.spec.key != b.spec.key and a.counts == b.counts
+        assert a.genes["gene"].tolist() == b.genes["gene"].tolist()
+        name = "control_position_knn_pcc_gene_mean_section_mean"
+        assert a.scores[name] == b.scores[name]  # knows no patch
+    assert len({r.pcc for r in found["shuffled"]}) == len(found["shuffled"])
+
+
+def test_shuffled_patches_are_those_of_other_spots_of_the_section(grid):
+    def patches(how, seed, backbone="tiny"):
+        more = [f"protocol.patches={how}"]
+        (cell, *_), bench = grid("pgl", evaluation=["intra"], backbone=[backbone], seeds=[seed], more=more)
+        setting = bench.setting(*cell)
+        rows = np.concatenate([getattr(setting.fold, n) for n in ("train", "held_out", "validation", "test")])
+        return torch.cat([setting.development.patches, setting.test.patches])[np.argsort(rows)].flatten(1)
+
+    own, shuffled, other = patches("own", "0"), patches("shuffled", "0"), patches("shuffled", "1")
+    order = [int((own == patch).all(1).nonzero()) for patch in shuffled]
+    assert sorted(order) == list(range(len(own))) != order
+    assert not torch.equal(shuffled, other)

@@ -16,6 +16,7 @@ from torch import Tensor
 from agl_bench import Backbone, BadSpec, Spots
 from agl_bench.testing import toy_spots
 from agl_bench_plugins.backbones.embedding import Embedding
+from agl_bench_plugins.backbones.position import Position
 from agl_bench_plugins.backbones.timm import ResNet18, Timm
 from agl_bench_plugins.backbones.tiny import Tiny
 
@@ -89,6 +90,30 @@ def test_embedding_without_embeddings() -> None:
         Embedding(replace(spots(), embedding=None))
 
 
+# ---- position -------------------------------------------------------------------------------------------------------
+
+
+def test_position_sees_nothing_else() -> None:
+    backbone, seen = Position(spots()), spots(5)
+    assert backbone.is_control and Position.sees == "position" and not Tiny.is_control
+    blind = replace(seen, patches=None, embedding=None, section=seen.section + 1)
+    assert torch.equal(backbone(blind), backbone(seen))
+    assert not torch.allclose(backbone(replace(blind, position=seen.position + 100)), backbone(seen))
+
+
+def test_position_waves() -> None:
+    """The shortest wave along x is the same again one wavelength on, the phase of the longest along y moves by 2π/8."""
+    backbone = Position(spots(), longest_um=8000, shortest_um=500, wavelengths=5, directions=2)
+    x, y = backbone.waves.double()
+    length = [8000, 4000, 2000, 1000, 500]
+    torch.testing.assert_close(x[:5], 2 * torch.pi / torch.tensor(length, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(y[5:], x[:5])
+    assert (y[:5] == 0).all() and x[5:].abs().max() < 1e-8
+    hidden = backbone.early(replace(spots(2), position=torch.tensor([[1000.0, 0.0], [9000.0, 8000.0]])))
+    torch.testing.assert_close(hidden[0], hidden[1], rtol=0, atol=1e-4)
+    assert hidden.shape == (2, 20) and hidden.abs().max() <= 1
+
+
 # ---- split in two ---------------------------------------------------------------------------------------------------
 
 VIT = "test_vit.r160_in1k"
@@ -98,6 +123,7 @@ def split_backbones() -> list[Any]:
     return [
         pytest.param(lambda: (Tiny(spots()), spots(5)), id="tiny"),
         pytest.param(lambda: (Embedding(spots()), spots(5)), id="embedding"),
+        pytest.param(lambda: (Position(spots()), spots(5)), id="position"),
         pytest.param(lambda: (ResNet18(spots(), weights="none", patch_px=32), spots(5)), id="resnet18"),
         pytest.param(lambda: (Timm(spots(), model=SMALL, weights="none", patch_px=32), spots(5)), id="resnet"),
         pytest.param(lambda: (Timm(spots(), model=VIT, weights="none", patch_px=160), spots(3, 160)), id="vit"),

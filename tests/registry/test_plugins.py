@@ -15,7 +15,7 @@ from agl_bench.registry.plugins import STRICT, Plugins
 EXAMPLE = Path(__file__).parents[2] / "plugins/agl-bench-example/src"
 FIRST_PARTY = {
     "selector": ["pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal"],
-    "backbone": ["tiny", "resnet18", "timm", "embedding"],
+    "backbone": ["tiny", "resnet18", "timm", "embedding", "position"],
     "dataset": ["synthetic", "folder", "her2st", "hest", "heart", "bowel_a", "bowel_b", "ovary"],
 }
 GOOD = """
