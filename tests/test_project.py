@@ -133,7 +133,7 @@ def test_every_dependency_is_imported():
                 )  # fmt: skip
                 imported |= {name.partition(".")[0] for name in names}
     declared = {re.split(r"[<>=\[ ]", d)[0] for d in PROJECT_FILE["project"]["dependencies"]}
-    indirect = {"pyarrow", "scikit-misc"}  # pandas writes parquet with the one, scanpy fits with the other
+    indirect = {"imagecodecs", "pyarrow", "scikit-misc"}  # of tifffile, pandas and scanpy
     assert {d for d in declared if modules.get(d, d) not in imported} <= indirect
 
 

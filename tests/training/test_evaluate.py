@@ -310,7 +310,7 @@ class Split:
 
     def by_hand(self, k: int, rows: np.ndarray, train: np.ndarray) -> np.ndarray:
         """PCC (genes,) of the means of the k nearest training spots."""
-        y = self.table.expression.toarray()[:, self.columns.numpy()].astype(np.float64)
+        y = self.table.rows(np.arange(len(self.table))).toarray()[:, self.columns.numpy()].astype(np.float64)
         x = self.table.position.astype(np.float64)
         predicted = [y[train[np.argsort(((x[train] - x[r]) ** 2).sum(1))[:k]]].mean(0) for r in rows]
         with warnings.catch_warnings():
