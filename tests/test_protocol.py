@@ -29,7 +29,7 @@ def test_defaults_are_inside_their_ranges() -> None:
 
 
 def test_presets_load() -> None:
-    assert preset_names() == ["clean", "paper", "smoke"]
+    assert preset_names() == ["clean", "paper", "paper_v1", "paper_v2", "paper_v3", "smoke"]
     assert Protocol.of(load_preset("smoke").protocol).epochs == 3
     paper = Protocol.of(load_preset("paper").protocol)
     assert set(load_preset("paper").protocol) == NAMES
@@ -38,7 +38,7 @@ def test_presets_load() -> None:
     assert (paper.batch_size, paper.learning_rate, paper.epochs, paper.patience) == (128, 3e-5, 1000, 20)
 
 
-@pytest.mark.parametrize("name", ["clean", "paper", "smoke"])
+@pytest.mark.parametrize("name", preset_names())
 def test_plugin_settings_of_presets_fit_their_plugins(name: str) -> None:
     plugins = Plugins.discover()
     for plugin, settings in load_preset(name).plugins.items():
@@ -47,7 +47,7 @@ def test_plugin_settings_of_presets_fit_their_plugins(name: str) -> None:
 
 def test_an_unknown_preset_is_named() -> None:
     with pytest.raises(
-        UnknownName, match=r"unknown preset 'papers'. Did you mean 'paper'\? Known: clean, paper, smoke"
+        UnknownName, match=r"unknown preset 'papers'. Did you mean 'paper'\? Known: clean, paper, paper_v1"
     ):
         load_preset("papers")
 
@@ -90,7 +90,7 @@ def test_no_spots_to_train_on() -> None:
         Protocol.of({"validation_share": 0.5, "held_out_share": 0.5})
 
 
-@pytest.mark.parametrize("name", ["clean", "paper", "smoke"])
+@pytest.mark.parametrize("name", preset_names())
 def test_settings_round_trip(name: str) -> None:
     protocol = Protocol.of(load_preset(name).protocol)
     assert Protocol.of(protocol.settings()) == protocol

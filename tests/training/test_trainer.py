@@ -24,8 +24,8 @@ from agl_bench.interfaces.spots import SpotBatch
 from agl_bench.maths.hypergradient import SGD, Adam, FiniteDifference, Implicit, Moments, OneStep, Unrolled
 from agl_bench.training.evaluate import evaluate, predict
 from agl_bench.training.precision import fast
-from agl_bench.training.records import EpochRecord
-from agl_bench.training.trainer import OuterPass, Signal, Trainer
+from agl_bench.training.records import EpochRecord, OuterPass
+from agl_bench.training.trainer import Signal, Trainer
 from agl_bench_plugins.selectors.agl import Agl
 from agl_bench_plugins.selectors.amal import Amal
 from agl_bench_plugins.selectors.dkgsb import Dkgsb
@@ -683,9 +683,9 @@ def test_inner_losses_are_of_one_batch_or_of_one_each(make_toy: Callable, batche
     seen: list[tuple[int, ...]] = []
     original = trainer._losses
 
-    def losses(features: Tensor, prediction: Tensor, batch: SpotBatch, epoch: int) -> Any:
+    def losses(features: Tensor, prediction: Tensor, batch: SpotBatch, *rest: Any) -> Any:
         seen.append(tuple(batch.row.tolist()))
-        return original(features, prediction, batch, epoch)
+        return original(features, prediction, batch, *rest)
 
     trainer._losses = losses  # type: ignore[method-assign]
     log = looked_at(trainer)
