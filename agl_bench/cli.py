@@ -90,7 +90,9 @@ def cli() -> None:
 @click.option("--evaluation", multiple=True, metavar="A,B", help="intra, inter or both.  [default: intra,inter]")
 @click.option("--seeds", multiple=True, metavar="0,1", help="Roots of all randomness.  [default: 0]")
 @click.option("--fold", multiple=True, metavar="A,B", help="Only these folds, e.g. C2.0 (intra) or C2 (inter).")
-@click.option("--preset", help="Protocol to start from: clean, paper or smoke.  [default: clean]")
+@click.option(
+    "--preset", help="Protocol to start from: clean, paper (its schedules: paper_v1 … v3) or smoke.  [default: clean]"
+)
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with the same keys; options here win.")
 @_SET
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)

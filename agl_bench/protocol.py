@@ -1,4 +1,4 @@
-"""Every condition that is held equal across selectors, as one value: TOML in, TOML out, two named presets.
+"""Every condition that is held equal across selectors, as one value: TOML in, TOML out, named presets.
 
 The defaults here *are* the preset `clean`; `benchmarks/clean.toml` spells them out and a test keeps the two equal.
 """
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, resolve, tunable
 
+PRESETS = ("clean", "paper", "paper_v1", "paper_v2", "paper_v3", "smoke")
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
@@ -65,13 +66,25 @@ class Protocol:
     patience: Annotated[int, Range(1, 1_000_000)] = 20
     precision: Precision = "fp32"  # of first-order steps; look-aheads are always fp32
     compile: bool = False  # torch.compile for first-order steps
+    warm_start: Literal["none", "learners", "all"] = "none"  # whose training follows one on all genes, see Course
 
     # Outer steps, for selectors that learn from validation
-    outer_start: Annotated[int, Range(0, 1_000_000)] = 1  # first epoch that opens with outer steps
-    outer_every: Annotated[int, Range(1, 1_000_000)] = 1  # epochs
+    schedule: Literal["alternating", "two_stage"] = "alternating"  # outer steps at set epochs, or once a round
+    outer_start: Annotated[int, Range(0, 1_000_000)] = 1  # alternating: first epoch that opens with outer steps
+    outer_every: Annotated[int, Range(1, 1_000_000)] = 1  # alternating: epochs
+    round_patience: Annotated[int, Range(1, 1_000_000)] = 50  # two_stage: epochs without gain that end a round
+    outer_patience: Annotated[int, Range(0, 1_000_000)] = 0  # passes without gain that end outer steps; 0 = one pass
+    outer_passes: Annotated[int, Range(1, 1_000_000)] = 1000  # at most, where outer_patience ends them
+    outer_pass_over: Literal["training", "held_out"] = "training"  # spots that a pass takes once
+    outer_restart: bool = False  # outer steps begin with the selector as it was at first, and with a new optimiser
     outer_batch_size: Annotated[int, Range(0, 100_000)] = 0  # of inner and outer loss; 0 = batch_size
+    inner_batch_size: Annotated[int, Range(0, 100_000)] = 0  # of the inner loss; 0 = as the outer loss
     outer_batches: Annotated[int, Range(0, 100_000)] = 16  # of a pass that a look-ahead's losses average; 0 = all
+    inner_subsets: Annotated[int, Range(0, 10_000)] = 0  # inner loss: mean over random subsets of a batch; 0 = itself
+    inner_subset_size: Annotated[int, Range(2, 100_000)] = 128  # spots of such a subset
+    inner_divisor: Annotated[float, Range(1, 1_000_000)] = 1.0  # of the inner loss; weighs Adam's ε up
     outer_augment: bool = False  # augment the batch of the outer loss
+    outer_mode: Literal["train", "eval"] = "train"  # of normalisation and dropout in the outer loss
     detach_weight_sum: bool = True  # treat Σw of the weighted mean as a constant, as the released code does
 
     @classmethod
@@ -114,19 +127,22 @@ class Preset:
 
 def preset_names() -> list[str]:
     """Presets that come with agl-bench."""
-    return sorted(path.stem for path in _preset_folder().glob("*.toml") if path.stem in ("clean", "paper", "smoke"))
+    return list(PRESETS)
 
 
 def load_preset(name: str) -> Preset:
-    """Read a preset that comes with agl-bench.
+    """Read a preset that comes with agl-bench; one with a `base` is what it changes of that one.
 
     Raises:
         UnknownName: with the names that exist.
     """
     if name not in preset_names():
         raise UnknownName("preset", name, preset_names())
-    table = read_toml(_preset_folder() / f"{name}.toml", allowed=("protocol", "plugins"))
-    return Preset(name, table.get("protocol", {}), table.get("plugins", {}))
+    table = read_toml(_preset_folder() / f"{name}.toml", allowed=("base", "protocol", "plugins"))
+    base = load_preset(table["base"]) if "base" in table else Preset(name, {}, {})
+    own = table.get("plugins", {})
+    plugins = {n: base.plugins.get(n, {}) | own.get(n, {}) for n in {**base.plugins, **own}}
+    return Preset(name, base.protocol | table.get("protocol", {}), plugins)
 
 
 def read_toml(path: Path, *, allowed: tuple[str, ...]) -> dict[str, Any]:

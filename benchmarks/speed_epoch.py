@@ -58,8 +58,8 @@ from agl_bench.bench.spec import Campaign, RunSpec
 from agl_bench.data.folds import FoldPlan
 from agl_bench.protocol import load_preset
 from agl_bench.registry.plugins import Plugins
-from agl_bench.training.records import EpochRecord
-from agl_bench.training.trainer import OuterPass, Trainer
+from agl_bench.training.records import EpochRecord, OuterPass
+from agl_bench.training.trainer import Trainer
 
 PAPER = "dkgsb, preset paper"
 SETTINGS: dict[str, tuple[str, dict[str, object]]] = {
@@ -83,15 +83,15 @@ class Clocked(Trainer):
     train_seconds: float = 0.0
     outer_seconds: float = 0.0
 
-    def _train_pass(self, epoch: int) -> tuple[float, torch.Tensor]:
+    def _train_pass(self, epoch: int, purpose: str = "train") -> tuple[float, torch.Tensor]:
         started = measure.now()
-        found = super()._train_pass(epoch)
+        found = super()._train_pass(epoch, purpose)
         self.train_seconds = measure.now() - started
         return found
 
-    def _outer_pass(self, epoch: int) -> OuterPass:
+    def _outer_pass(self, epoch: int, turn: int = 0) -> OuterPass:
         started = measure.now()
-        found = super()._outer_pass(epoch)
+        found = super()._outer_pass(epoch, turn)
         self.outer_seconds = measure.now() - started
         return found
 

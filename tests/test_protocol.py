@@ -29,7 +29,7 @@ def test_defaults_are_inside_their_ranges() -> None:
 
 
 def test_presets_load() -> None:
-    assert preset_names() == ["clean", "paper", "smoke"]
+    assert preset_names() == ["clean", "paper", "paper_v1", "paper_v2", "paper_v3", "smoke"]
     assert Protocol.of(load_preset("smoke").protocol).epochs == 3
     paper = Protocol.of(load_preset("paper").protocol)
     assert set(load_preset("paper").protocol) == NAMES
@@ -38,7 +38,27 @@ def test_presets_load() -> None:
     assert (paper.batch_size, paper.learning_rate, paper.epochs, paper.patience) == (128, 3e-5, 1000, 20)
 
 
-@pytest.mark.parametrize("name", ["clean", "paper", "smoke"])
+def test_each_schedule_of_the_paper_is_a_preset() -> None:
+    """Shiku et al. 2026: the three trainers of the released code."""
+    first, second, third = (load_preset(f"paper_v{n}") for n in (1, 2, 3))
+    paper = load_preset("paper")
+    assert (second.protocol, second.plugins) == (paper.protocol, paper.plugins) and second.name == "paper_v2"
+    v1, v2 = Protocol.of(first.protocol), Protocol.of(second.protocol)
+    assert Protocol.of(third.protocol) == v2
+    assert [p.plugins["dkgsb"]["steps"] for p in (first, second, third)] == [2, 2, 12]
+    assert all(p.plugins["dkgsb"] | {"steps": 2} == paper.plugins["dkgsb"] for p in (first, second, third))
+    assert (v2.schedule, v2.warm_start, v2.outer_start, v2.outer_every) == ("alternating", "none", 1, 1)
+    assert (v2.outer_batch_size, v2.inner_batch_size, v2.inner_subsets, v2.inner_divisor) == (64, 0, 0, 64)
+    assert (v2.outer_patience, v2.outer_restart, v2.outer_pass_over) == (0, False, "training")
+    assert (v1.schedule, v1.warm_start, v1.outer_restart) == ("two_stage", "learners", True)
+    assert (v1.patience, v1.round_patience, v1.outer_patience, v1.outer_passes) == (20, 50, 20, 1000)
+    assert (v1.inner_batch_size, v1.outer_batch_size, v1.outer_pass_over) == (320, 128, "held_out")
+    assert (v1.inner_subsets, v1.inner_subset_size, v1.inner_divisor) == (64, 128, 1)
+    for protocol in (v1, v2):
+        assert protocol.outer_augment and protocol.outer_mode == "train" and protocol.detach_weight_sum
+
+
+@pytest.mark.parametrize("name", preset_names())
 def test_plugin_settings_of_presets_fit_their_plugins(name: str) -> None:
     plugins = Plugins.discover()
     for plugin, settings in load_preset(name).plugins.items():
@@ -47,7 +67,7 @@ def test_plugin_settings_of_presets_fit_their_plugins(name: str) -> None:
 
 def test_an_unknown_preset_is_named() -> None:
     with pytest.raises(
-        UnknownName, match=r"unknown preset 'papers'. Did you mean 'paper'\? Known: clean, paper, smoke"
+        UnknownName, match=r"unknown preset 'papers'. Did you mean 'paper'\? Known: clean, paper, paper_v1"
     ):
         load_preset("papers")
 
@@ -78,6 +98,13 @@ def test_an_unknown_key_gets_a_suggestion() -> None:
         ("precision", "fp16"),
         ("compile", 1),
         ("outer_batches", -1),
+        ("schedule", "v1"),
+        ("warm_start", True),
+        ("outer_mode", "running"),
+        ("outer_pass_over", "validation"),
+        ("inner_divisor", 0),
+        ("inner_subset_size", 1),
+        ("outer_patience", -1),
     ],
 )
 def test_bad_values_are_named(name: str, value: object) -> None:
@@ -90,7 +117,7 @@ def test_no_spots_to_train_on() -> None:
         Protocol.of({"validation_share": 0.5, "held_out_share": 0.5})
 
 
-@pytest.mark.parametrize("name", ["clean", "paper", "smoke"])
+@pytest.mark.parametrize("name", preset_names())
 def test_settings_round_trip(name: str) -> None:
     protocol = Protocol.of(load_preset(name).protocol)
     assert Protocol.of(protocol.settings()) == protocol

@@ -17,9 +17,9 @@ from agl_bench.bench.spec import RunSpec
 from agl_bench.digests import file_digest
 from agl_bench.errors import AglBenchError, BadWorkFolder
 
-FORMAT = 1
+FORMAT = 2
 DIGEST = 16  # bytes of a table's digest; part of the format
-_TABLES = ("genes", "epochs")
+_TABLES = ("genes", "epochs", "outer")
 
 
 class CellStore:
@@ -155,8 +155,7 @@ def _read(folder: Path) -> Result:
         raise KeyError(spec.key)
     return Result(
         spec=spec,
-        genes=pd.read_parquet(folder / "genes.parquet"),
-        epochs=pd.read_parquet(folder / "epochs.parquet"),
+        **{name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES},
         **{k: content[k] for k in ("scores", "best_epoch", "counts", "cost", "provenance")},
     )
 

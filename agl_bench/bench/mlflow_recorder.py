@@ -123,6 +123,7 @@ def _write_files(result: Result, folder: Path) -> None:
     """Everything that is too long for a metric."""
     result.genes.to_parquet(folder / "genes.parquet", index=False)
     result.epochs.to_parquet(folder / "epochs.parquet", index=False)
+    result.outer.to_parquet(folder / "outer.parquet", index=False)
     content = {k: getattr(result, k) for k in ("scores", "best_epoch", "counts", "cost", "provenance")}
     text = json.dumps({"spec": result.spec.as_json(), **content}, indent=1)
     (folder / "result.json").write_text(text, encoding="utf-8")
@@ -469,8 +470,7 @@ class _Log(CellLog):
 
     def epoch(self, record: EpochRecord) -> None:
         """Keep, and log if enough has come together."""
-        row = vars(record) | {f"parameter.{k}": v for k, v in record.parameters.items()}
-        self._waiting += self._recorder.metrics(_epoch_metrics(row), record.epoch)
+        self._waiting += self._recorder.metrics(_epoch_metrics(record.row()), record.epoch)
         if len(self._waiting) >= FLUSH_METRICS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self._recorder.guarded(self._flush, None)
 

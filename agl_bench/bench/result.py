@@ -26,6 +26,9 @@ class Result:
         genes: one row per gene: gene, primary, rank, score, weight (effective), those of `PER_SECTION` (mean over test
             sections) and pearson_pooled; NaN for auxiliary genes, which are not scored.
         epochs: one row per epoch record.
+        outer: one row per pass of outer steps (Fig. 4 of Shiku et al. 2026): epoch, turn within the epoch, outer_loss,
+            outer_signal_to_noise, validation_pcc and selected (k) after it. The last two are those of the copy of the
+            model that awaits convergence, and where there is none those of the epoch.
         best_epoch: whose state was tested.
         counts: spots in each set, genes, what was dropped.
         cost: seconds and peak memory; not part of what must be reproducible.
@@ -36,6 +39,7 @@ class Result:
     scores: dict[str, float]
     genes: pd.DataFrame = field(repr=False)
     epochs: pd.DataFrame = field(repr=False)
+    outer: pd.DataFrame = field(repr=False)
     best_epoch: int
     counts: dict[str, int]
     cost: dict[str, float]
@@ -75,8 +79,23 @@ def mean_over_sections(values: np.ndarray) -> np.ndarray:
 
 def epoch_table(records: list[EpochRecord]) -> pd.DataFrame:
     """One row per epoch; the selector's scalar parameters as columns "parameter.NAME"."""
-    rows = []
-    for record in records:
-        row = {k: v for k, v in vars(record).items() if k != "parameters"}
-        rows.append(row | {f"parameter.{k}": v for k, v in record.parameters.items()})
+    rows = [record.row() for record in records]
     return pd.DataFrame(rows).astype({"outer_loss": float, "outer_signal_to_noise": float})
+
+
+def outer_table(records: list[EpochRecord]) -> pd.DataFrame:
+    """See `Result.outer`."""
+    rows = [
+        {
+            "epoch": record.epoch,
+            "turn": turn,
+            "outer_loss": made.loss,
+            "outer_signal_to_noise": made.signal_to_noise,
+            "validation_pcc": record.validation_pcc if made.validation_pcc is None else made.validation_pcc,
+            "selected": record.selected if made.selected is None else made.selected,
+        }
+        for record in records
+        for turn, made in enumerate(record.outer)
+    ]
+    kinds = {"epoch": int, "turn": int, "outer_loss": float, "outer_signal_to_noise": float, "validation_pcc": float}
+    return pd.DataFrame(rows, columns=[*kinds, "selected"]).astype(kinds | {"selected": int})

@@ -29,7 +29,7 @@ from agl_bench import __version__
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.prepare import Preparation, fingerprint, seen_by
 from agl_bench.bench.recorder import CellLog, Recorder
-from agl_bench.bench.result import Result, epoch_table, gene_table
+from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
@@ -214,6 +214,7 @@ class Bench:
             scores=scores.summary(),
             genes=gene_table(setting.genes, trainer.fit, scores),
             epochs=epoch_table(records),
+            outer=outer_table(records),
             best_epoch=trainer.fit.best_epoch,
             counts=setting.counts,
             cost={"seconds": time.perf_counter() - started, "peak_memory_mb": _peak_memory_mb(self.device)},

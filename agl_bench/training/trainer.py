@@ -1,9 +1,10 @@
 """The one loop that trains every selector.
 
     for each epoch:
-        outer steps, if the selector has parameters that learn from validation
+        outer steps, if they are due and the selector has parameters that learn from validation
         one pass over the training spots
-        validation, early stopping
+        validation
+        on, back to the best state, or end: the protocol's schedule (`course.py`)
     restore the best state
 
 Iterating a `Trainer` yields one `EpochRecord` per epoch; recorder, progress bar and pruner are plain consumers. The
@@ -33,11 +34,13 @@ from agl_bench.maths.hypergradient import Hypergradient, Moments, Sum
 from agl_bench.maths.losses import LOSSES
 from agl_bench.maths.seeds import generator_for, seed_for
 from agl_bench.protocol import Protocol
+from agl_bench.training.course import Course
 from agl_bench.training.evaluate import pcc_by_section, predict
 from agl_bench.training.model import Model
 from agl_bench.training.precision import fast
-from agl_bench.training.records import EpochRecord, Fit
+from agl_bench.training.records import EpochRecord, Fit, OuterPass
 
+State = tuple[dict[str, Tensor], dict[str, Tensor]]  # of model and selector
 HALF = 0.5 + 1e-5  # a weight of exactly one half, where some selectors start, is not above it by rounding
 
 
@@ -51,14 +54,6 @@ class DevelopmentRows:
     train: np.ndarray
     held_out: np.ndarray
     validation: np.ndarray
-
-
-@dataclass(frozen=True)
-class OuterPass:
-    """What an epoch's outer steps measured; None where there were none."""
-
-    loss: float | None = None
-    signal_to_noise: float | None = None
 
 
 class Signal:
@@ -116,31 +111,48 @@ class Trainer:
         seed: int,
     ) -> None:
         self.selector, self.rows, self.genes, self.protocol, self.seed = selector, rows, genes, protocol, seed
-        self.whole, self.columns = model, self._used_columns(store.device)
-        # Outputs that no loss will ever read are left out of the head, the optimiser and the batches.
-        self.model = model if self.columns is None else model.narrow(self.columns)
-        self.store = store if self.columns is None else store.narrow(self.columns)
+        self.whole, self.whole_store = model, store
+        self.used_columns = self._used_columns(store.device)
         self.primary = genes.primary.to(store.device)
-        is_primary = self.primary if self.columns is None else self.primary[self.columns]
-        self.primary_columns = is_primary.nonzero().squeeze(1)
         self.scored = store.narrow(self.primary.nonzero().squeeze(1))  # held-out and validation spots
         self.validation_rows = torch.from_numpy(rows.validation).to(store.device)
         self.validation_target = self.scored.expression_of(self.validation_rows)
         self.losses_of = LOSSES[protocol.loss]
         self.rate = model.backbone.learning_rate if protocol.learning_rate == "backbone" else protocol.learning_rate
-        own = [p for p in selector.parameters() if p.requires_grad]
-        learns_outside = bool(own) and selector.learns_from == "validation"
-        groups: list[dict[str, object]] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
-        if own and not learns_outside:
-            groups.append({"params": own, "lr": selector.learning_rate, "weight_decay": 0.0})
-        # One kernel for all parameters instead of a dozen operations for each.
-        self.optimizer = torch.optim.Adam(groups, lr=self.rate, weight_decay=protocol.weight_decay, fused=True)
-        self.outer_optimizer = torch.optim.Adam(own, lr=selector.learning_rate) if learns_outside else None
+        self.own = {n: p for n, p in selector.named_parameters() if p.requires_grad}
+        self.course = Course(protocol, learns=bool(self.own) and selector.learns_from == "validation")
+        self.outer_optimizer = self._new_outer_optimizer() if self.course.learns else None
+        self.first_own = {n: p.detach().clone() for n, p in self.own.items()}
         self.hypergradient: Hypergradient | None = None  # settled at the first outer step
-        self.trained = torch.compile(self.model) if protocol.compile else self.model  # first-order steps only
         self.signal: Signal | None = None
-        self._steps = 0
         self._fit: Fit | None = None
+        self._use(None if self.course.is_warming else self.used_columns)
+
+    def _use(self, columns: Tensor | None) -> None:
+        """Train the genes `columns`, all if None, with a new optimiser.
+
+        Outputs that no loss will ever read are left out of the head, the optimiser and the batches.
+        """
+        self.columns = columns
+        self.model = self.whole if columns is None else self.whole.narrow(columns)
+        self.store = self.whole_store if columns is None else self.whole_store.narrow(columns)
+        is_primary = self.primary if columns is None else self.primary[columns]
+        self.primary_columns = is_primary.nonzero().squeeze(1)
+        self.trained = torch.compile(self.model) if self.protocol.compile else self.model  # first-order steps only
+        self._renew_optimizer()
+
+    def _renew_optimizer(self) -> None:
+        """A training optimiser without a past."""
+        groups: list[dict[str, object]] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+        if self.own and not self.course.learns:
+            own = list(self.own.values())
+            groups.append({"params": own, "lr": self.selector.learning_rate, "weight_decay": 0.0})
+        # One kernel for all parameters instead of a dozen operations for each.
+        self.optimizer = torch.optim.Adam(groups, lr=self.rate, weight_decay=self.protocol.weight_decay, fused=True)
+        self._steps = 0
+
+    def _new_outer_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.own.values(), lr=self.selector.learning_rate)
 
     def _used_columns(self, device: torch.device) -> Tensor | None:
         """(used,) the genes that the selector uses, None if that is all of them."""
@@ -164,49 +176,65 @@ class Trainer:
         return self._fit
 
     def __iter__(self) -> Iterator[EpochRecord]:
-        best_pcc, best_epoch, epoch = -float("inf"), 0, 0
-        best_state, best_weights = self._state(), torch.empty(0)
+        epoch, best_state, best_weights = 0, self._state(), torch.empty(0)
         for epoch in range(self.protocol.epochs):
             started = time.perf_counter()
-            outer = self._outer_pass(epoch) if self._outer_is_due(epoch) else OuterPass()
+            outer = self._outer_steps(epoch) if self.course.outer_is_due(epoch) else ()
             training_loss, weights = self._train_pass(epoch)
             pcc = self._validate()
-            validation = float(pcc.nanmean(1).nanmean())  # NaN only if no gene varies anywhere
-            is_best = validation > best_pcc or epoch == 0
+            score = _mean(pcc)
+            is_best = self.course.take(epoch, score)
             if is_best:
-                best_pcc = validation if validation == validation else -float("inf")
-                best_epoch, best_state, best_weights = epoch, self._state(), weights.clone()
-            auxiliary = weights[~self.primary]
+                best_state, best_weights = self._state(), weights.clone()
             yield EpochRecord(
                 epoch=epoch,
                 training_loss=training_loss,
-                validation_pcc=validation,
+                validation_pcc=score,
                 validation_nan_genes=int(pcc.isnan().sum()),
-                outer_loss=outer.loss,
-                outer_signal_to_noise=outer.signal_to_noise,
-                selected=int((auxiliary > HALF).sum()),
-                effective=float(auxiliary.sum()),
+                selected=self._selected(weights),
+                effective=float(weights[~self.primary].sum()),
                 parameters={n: float(p.detach()) for n, p in self.selector.named_parameters() if p.numel() == 1},
                 is_best=is_best,
+                round=self.course.round,
+                outer=outer,
                 seconds=time.perf_counter() - started,
             )
-            if epoch - best_epoch >= self.protocol.patience:
+            step = self.course.next(epoch)
+            if step == "end":
                 break
-        self.model.load_state_dict(best_state[0])
-        self.selector.load_state_dict(best_state[1])
+            if step == "back":
+                best_state = self._go_back(best_state)
+        self._restore(best_state)
+        engine = repr(self.hypergradient) if self.hypergradient else ""
+        self._fit = Fit(self.course.best_epoch, self.course.best, best_weights.float().cpu(), epoch + 1, engine)
+
+    def _go_back(self, best_state: State) -> State:
+        """The best state as the start of a stage, with a new optimiser; that state, of the genes that are used."""
+        self._restore(best_state)
+        if self.columns is self.used_columns:
+            self._renew_optimizer()
+        else:  # a warm start takes all genes
+            self._use(self.used_columns)
+        return self._state()
+
+    def _restore(self, state: State) -> None:
+        """Take a state up, into the whole model too."""
+        self.model.load_state_dict(state[0])
+        self.selector.load_state_dict(state[1])
         if self.columns is not None:
             self.whole.widen(self.model, self.columns)
-        engine = repr(self.hypergradient) if self.hypergradient else ""
-        self._fit = Fit(best_epoch, best_pcc, best_weights.float().cpu(), epoch + 1, engine)
 
-    def _train_pass(self, epoch: int) -> tuple[float, Tensor]:
-        """One pass over the training spots: mean loss, and the effective weight of every gene at its last step."""
+    def _train_pass(self, epoch: int, purpose: str = "train") -> tuple[float, Tensor]:
+        """One pass over the training spots: mean loss, and the effective weight of every gene at its last step.
+
+        Batches, augmentation and dropout depend on the epoch and the purpose.
+        """
         self.model.train()
-        torch.manual_seed(seed_for(self.seed, "dropout", "train", str(epoch)))
-        augment = self._augmentation("train", epoch) if self.protocol.augment else None
+        torch.manual_seed(seed_for(self.seed, "dropout", purpose, str(epoch)))
+        augment = self._augmentation(purpose, epoch) if self.protocol.augment else None
         total = torch.zeros((), device=self.store.device, dtype=torch.float64)
         broken = torch.zeros(len(self.genes.names), dtype=torch.bool, device=self.store.device)
-        batches = self._batches(self.rows.train, "train", epoch, self.protocol.batch_size)
+        batches = self._batches(self.rows.train, purpose, epoch, self.protocol.batch_size)
         weights = torch.empty(0)
         for number, batch in enumerate(self.store.stream(batches, augment), start=1):
             with fast(self.protocol.precision, self.store.device):
@@ -214,7 +242,7 @@ class Trainer:
             if features.dtype == torch.bfloat16:  # selectors see one type, in training as in look-aheads
                 features, prediction = features.float(), prediction.float()
             losses, step = self._losses(features, prediction, batch, epoch)
-            loss = self._combine(losses, step)
+            loss = losses.mean() if self.course.is_warming else self._combine(losses, step)
             if not loss.requires_grad:
                 raise self._detached()
             if number == len(batches):
@@ -236,47 +264,80 @@ class Trainer:
             )
         return mean, weights
 
-    def _outer_is_due(self, epoch: int) -> bool:
-        p = self.protocol
-        due = epoch >= p.outer_start and (epoch - p.outer_start) % p.outer_every == 0
-        return due and self.outer_optimizer is not None
+    def _outer_steps(self, epoch: int) -> tuple[OuterPass, ...]:
+        """One pass of outer steps, or passes until the selector has converged.
 
-    def _outer_pass(self, epoch: int) -> OuterPass:
+        Converged: `outer_patience` passes without a gain in the validation PCC of a copy of the model that is trained
+        for one epoch with the weights at hand, always from the same state and on the same batches; the selector of the
+        best pass is kept. As in the authors' first code, later passes look ahead from that copy. The model is in the
+        end what it was.
+        """
+        if self.protocol.outer_restart:
+            self.selector.load_state_dict(self.first_own, strict=False)
+            self.outer_optimizer, self.signal = self._new_outer_optimizer(), None
+        if not self.protocol.outer_patience:
+            return (self._outer_pass(epoch),)
+        (start, _), optimizer, steps = self._state(), self.optimizer, self._steps
+        passes: list[OuterPass] = []
+        best, best_turn, best_selector = -float("inf"), 0, self._state()[1]
+        for turn in range(self.protocol.outer_passes):
+            made = self._outer_pass(epoch, turn)
+            self.model.load_state_dict(start)
+            self._renew_optimizer()
+            weights = self._train_pass(epoch, "trial")[1]
+            score = _mean(self._validate())
+            passes.append(replace(made, validation_pcc=score, selected=self._selected(weights)))
+            if score > best:
+                best, best_turn, best_selector = score, turn, self._state()[1]
+            if turn - best_turn >= self.protocol.outer_patience:
+                break
+        self.model.load_state_dict(start)
+        self.selector.load_state_dict(best_selector)
+        self.optimizer, self._steps = optimizer, steps
+        return tuple(passes)
+
+    def _outer_pass(self, epoch: int, turn: int = 0) -> OuterPass:
         """One pass over the training spots, with an outer step for each group of `outer_batches` of its batches.
 
-        The model stays as it is, only the selector moves.
+        The model stays as it is, only the selector moves. Passes of an epoch differ by `turn`.
         """
         assert self.outer_optimizer is not None
+        p = self.protocol
         self.model.train()
-        augment = self._augmentation("inner", epoch) if self.protocol.augment else None
-        augment_outer = self._augmentation("outer", epoch) if self.protocol.outer_augment else None
-        size = self.protocol.outer_batch_size or self.protocol.batch_size
+        when = f"{epoch}.{turn}" if turn else str(epoch)
+        augment = self._augmentation("inner", when) if p.augment else None
+        augment_outer = self._augmentation("outer", when) if p.outer_augment else None
+        outer_size = p.outer_batch_size or p.batch_size
+        inner_size = p.inner_batch_size or outer_size
         streams = contextlib.ExitStack()  # prefetching ends with the pass, also where a look-ahead fails
         inner, held_out = (
-            streams.enter_context(contextlib.closing(store.stream(self._endless(rows, name, epoch, size), chosen)))
-            for store, rows, name, chosen in (
-                (self.store, self.rows.train, "inner", augment),
-                (self.scored, self.rows.held_out, "outer", augment_outer),
+            streams.enter_context(contextlib.closing(store.stream(self._endless(rows, name, when, size), chosen)))
+            for store, rows, name, size, chosen in (
+                (self.store, self.rows.train, "inner", inner_size, augment),
+                (self.scored, self.rows.held_out, "outer", outer_size, augment_outer),
             )
         )
-        own = {n: p for n, p in self.selector.named_parameters() if p.requires_grad}
-        self.signal = self.signal or Signal(own)
+        self.signal = self.signal or Signal(self.own)
         moments = self._moments()
         total = torch.zeros((), device=self.store.device, dtype=torch.float64)
-        # A pass: as many look-aheads as take every training spot once into their first inner loss.
-        many = [sum(-(-len(g) // size) for g in self._groups(r)) for r in (self.rows.train, self.rows.held_out)]
-        averaged, averaged_outer = (min(self.protocol.outer_batches or m, m) for m in many)
-        count = -(-many[0] // averaged)
+        many, many_outer = (
+            sum(-(-len(g) // size) for g in self._groups(rows))
+            for rows, size in ((self.rows.train, inner_size), (self.rows.held_out, outer_size))
+        )
+        averaged, averaged_outer = (min(p.outer_batches or m, m) for m in (many, many_outer))
+        # A pass: as many look-aheads as take every training spot once into their first inner loss, or every held-out
+        # spot once into their outer loss.
+        count = -(-many // averaged) if p.outer_pass_over == "training" else -(-many_outer // averaged_outer)
         method = self.hypergradient or self.selector.hypergradient
         per_look_ahead = method.steps if method.batches == "new" else 1
         with streams:
             for number in range(count):
                 groups = [itertools.islice(inner, averaged) for _ in range(per_look_ahead)]
                 outer, gradients = self._hypergradient(
-                    groups, itertools.islice(held_out, averaged_outer), own, epoch, moments, number
+                    groups, itertools.islice(held_out, averaged_outer), self.own, epoch, moments, turn * count + number
                 )
                 self.signal.add(gradients)
-                for name, parameter in own.items():
+                for name, parameter in self.own.items():
                     parameter.grad = gradients[name]
                 self.outer_optimizer.step()
                 total += outer
@@ -296,9 +357,10 @@ class Trainer:
         Both losses are means over batches, `inner` of one group of batches for all steps or of one for each. Means of
         losses rather than of hypergradients: m batches on either side make m² pairs.
 
-        Normalisation layers use the statistics of the batch at hand, as in training, and keep no running ones; other
-        buffers are copies. Nothing leaks out of a look-ahead. Dropout masks belong to the step, however often its loss
-        is asked for. Weight decay is not part of the look-ahead, which is always in full precision.
+        Normalisation layers use the statistics of the batch at hand, as in training, and keep no running ones (but
+        `outer_mode = eval`: the outer loss uses the running ones of the model, and no dropout); other buffers are
+        copies. Nothing leaks out of a look-ahead. Dropout masks and random subsets belong to the step, however often
+        its loss is asked for. Weight decay is not part of the look-ahead, which is always in full precision.
         """
         method = self.hypergradient or self.selector.hypergradient
         is_late = method.reach == "late" and self.model.backbone.splits
@@ -314,7 +376,9 @@ class Trainer:
         with _without_running_statistics(self.model), sdpa_kernel(SDPBackend.MATH):
             # What a look-ahead does not move is computed once for all its steps.
             draw_dropout("early")
-            *groups, held_out = [[self._early(b) if is_late else (b, None) for b in g] for g in (*inner, outer)]
+            groups = [[self._early(b) if is_late else (b, None) for b in group] for group in inner]
+            with self._outer_mode():
+                held_out = [self._early(b) if is_late else (b, None) for b in outer]
 
             # One part for each batch, so that one batch's graph is in memory at a time where the engine can.
             def inner_loss(at: Mapping[str, Tensor], selector_at: Mapping[str, Tensor], number: int) -> Sum:
@@ -324,8 +388,9 @@ class Trainer:
                     draw_dropout(f"{number}.{index}")
                     batch, hidden = group[index]
                     features, prediction = functional_call(self.model, {**at, **buffers}, (batch.spots, hidden))
-                    losses, step = self._losses(features, prediction, batch, epoch)
-                    return self._combine(losses, step, selector_at) / len(group)
+                    subsets = self._subsets(len(batch.row), str(epoch), str(look_ahead), f"{number}.{index}")
+                    losses, step = self._losses(features, prediction, batch, epoch, subsets)
+                    return self._combine(losses, step, selector_at) / (len(group) * self.protocol.inner_divisor)
 
                 return part(0) if len(group) == 1 else map(part, range(len(group)))
 
@@ -333,13 +398,33 @@ class Trainer:
                 draw_dropout("outer")
                 for batch, hidden in held_out:
                     arguments = (batch.spots, hidden, self.primary_columns)
-                    _, prediction = functional_call(self.model, {**at, **buffers}, arguments)
+                    with self._outer_mode():
+                        _, prediction = functional_call(self.model, {**at, **buffers}, arguments)
                     yield self.losses_of(prediction, batch.expression).mean() / len(held_out)
 
             if self.hypergradient is None:
                 method = method.settled(inner_loss, parameters, own, device_memory(self.store.device))
                 self.hypergradient = method
             return method(inner_loss, outer_loss, parameters, own, self.rate, moments)
+
+    @contextlib.contextmanager
+    def _outer_mode(self) -> Iterator[None]:
+        """The model in the mode that the protocol wants for the outer loss; in training mode afterwards."""
+        self.model.train(self.protocol.outer_mode == "train")
+        try:
+            yield
+        finally:
+            self.model.train()
+
+    def _subsets(self, spots: int, *names: str) -> list[Tensor]:
+        """Random subsets of a batch over which the inner loss is a mean; none = the batch itself."""
+        if not self.protocol.inner_subsets:
+            return []
+        generator = generator_for(self.seed, "subsets", *names)
+        return [
+            torch.randperm(spots, generator=generator)[: self.protocol.inner_subset_size].to(self.store.device)
+            for _ in range(self.protocol.inner_subsets)
+        ]
 
     @torch.no_grad()
     def _early(self, batch: SpotBatch) -> tuple[SpotBatch, Tensor]:
@@ -362,9 +447,16 @@ class Trainer:
                     slots[name] = (torch.zeros_like(parameter),) * 2
         return Moments(slots, self._steps)
 
-    def _losses(self, features: Tensor, prediction: Tensor, batch: SpotBatch, epoch: int) -> tuple[Tensor, Step]:
-        """Losses (genes,) of a batch, 0 for genes that the selector does not use."""
-        losses = self.losses_of(prediction, batch.expression)
+    def _losses(
+        self, features: Tensor, prediction: Tensor, batch: SpotBatch, epoch: int, subsets: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Step]:
+        """Losses (genes,) of a batch, or their means over subsets of it; 0 for genes that the selector does not use."""
+        if subsets:
+            target = batch.expression
+            parts = [self.losses_of(prediction.index_select(0, s), target.index_select(0, s)) for s in subsets]
+            losses = torch.stack(parts).mean(0)
+        else:
+            losses = self.losses_of(prediction, batch.expression)
         if self.columns is not None:
             every = torch.zeros(len(self.genes.names), dtype=losses.dtype, device=losses.device)
             losses = every.index_copy(0, self.columns, losses)
@@ -388,13 +480,17 @@ class Trainer:
             raise self._detached()
         return slope.detach() / slope.detach()[self.primary].mean()
 
+    def _selected(self, weights: Tensor) -> int:
+        """Auxiliary genes of more than half the weight of a primary one."""
+        return int((weights[~self.primary] > HALF).sum())
+
     def _validate(self) -> Tensor:
         """PCC of the primary genes within each section of the validation spots, (sections, primary)."""
         prediction = predict(self.model, self.scored, self.validation_rows, self.primary_columns)
         section = self.store.section_on_host[self.rows.validation]
         return pcc_by_section(prediction, self.validation_target, section).cpu()
 
-    def _batches(self, rows: np.ndarray, purpose: str, epoch: int, size: int) -> list[np.ndarray]:
+    def _batches(self, rows: np.ndarray, purpose: str, epoch: int | str, size: int) -> list[np.ndarray]:
         """The batches of one pass, of nearly equal size and at most `size` spots.
 
         Equal sizes rather than a small last batch: the correlation loss of a few spots is noise.
@@ -413,17 +509,22 @@ class Trainer:
         section = self.store.section_on_host[rows]
         return [rows[section == s] for s in np.unique(section)]
 
-    def _endless(self, rows: np.ndarray, purpose: str, epoch: int, size: int) -> Iterator[np.ndarray]:
+    def _endless(self, rows: np.ndarray, purpose: str, epoch: int | str, size: int) -> Iterator[np.ndarray]:
         """Batches of `rows` for ever, shuffled anew in each pass."""
         for turn in itertools.count():
             yield from self._batches(rows, f"{purpose}.{turn}", epoch, size)
 
-    def _augmentation(self, purpose: str, epoch: int) -> torch.Generator:
+    def _augmentation(self, purpose: str, epoch: int | str) -> torch.Generator:
         return generator_for(self.seed, "augmentation", purpose, str(epoch), device=self.store.device)
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _state(self) -> State:
         """Copies of the states of model and selector."""
         return tuple({n: t.clone() for n, t in m.state_dict().items()} for m in (self.model, self.selector))  # type: ignore[return-value]
+
+
+def _mean(pcc: Tensor) -> float:
+    """Mean over sections of the mean over genes of (sections, genes); NaN only if no gene varies anywhere."""
+    return float(pcc.nanmean(1).nanmean())
 
 
 @contextlib.contextmanager

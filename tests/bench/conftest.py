@@ -93,6 +93,7 @@ def make_result(grid):
             scores={"pcc_gene_mean_section_mean": pcc, "other": 1.0},
             genes=genes,
             epochs=epochs,
+            outer=pd.DataFrame(),
             best_epoch=best,
             counts={"train_spots": 10},
             cost={"seconds": seconds},

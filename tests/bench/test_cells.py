@@ -82,7 +82,7 @@ def test_what_a_living_process_writes_stays(store):
     assert half.is_dir()
 
 
-@pytest.mark.parametrize("name", ["genes.parquet", "epochs.parquet", "result.json"])
+@pytest.mark.parametrize("name", ["genes.parquet", "epochs.parquet", "outer.parquet", "result.json"])
 @pytest.mark.parametrize("damage", ["truncated", "changed", "absent", "empty"])
 def test_damage_counts_as_absent_and_is_set_aside(store, result, name, damage):
     store.write(result)
@@ -102,7 +102,7 @@ def test_damage_counts_as_absent_and_is_set_aside(store, result, name, damage):
     assert store.read(result.spec.key) is not None
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '{"format": 1}', '{"format": 1, "digests": [], "spec": 3}'])
+@pytest.mark.parametrize("content", ["[]", "3", "null", '{"format": 2}', '{"format": 2, "digests": [], "spec": 3}'])
 def test_json_of_another_shape(store, result, content):
     store.write(result)
     (store.cells / result.spec.key / "result.json").write_text(content)

@@ -18,11 +18,11 @@ from mlflow.entities import Run, ViewType
 from agl_bench.bench.mlflow_recorder import MlflowRecorder
 from agl_bench.bench.mlflow_ui import serve
 from agl_bench.bench.mlflow_views import HEADLINE
-from agl_bench.bench.result import Result, epoch_table
+from agl_bench.bench.result import Result, epoch_table, outer_table
 from agl_bench.bench.spec import Part, RunSpec
 from agl_bench.errors import TrackerUnavailable
 from agl_bench.protocol import Protocol
-from agl_bench.training.records import EpochRecord
+from agl_bench.training.records import EpochRecord, OuterPass
 
 
 def make_spec(selector: str = "cutting", fold: str = "C1.0", seed: int = 0, evaluation: str = "intra") -> RunSpec:
@@ -47,11 +47,10 @@ def make_records(*, moving: bool = True) -> list[EpochRecord]:
             training_loss=1.0 - e / 10,
             validation_pcc=float("nan") if e == 0 else 0.1 * e,
             validation_nan_genes=0,
-            outer_loss=None if e == 0 else 0.9,
-            outer_signal_to_noise=None if e == 0 else 0.1 * e,
             selected=5 - e if moving else 5,
             effective=4.5,
             parameters={"cut[off]": 0.5 - e / 10},
+            outer=() if e == 0 else (OuterPass(0.9, 0.1 * e),),
         )
         for e in range(4)
     ]
@@ -66,6 +65,7 @@ def make_result(spec: RunSpec, pcc: float = 0.3, *, moving: bool = True) -> Resu
         scores={"pcc_gene_mean_section_mean": pcc, "pcc_nan_genes": 0.0, "mse_gene_mean": float("nan")},
         genes=genes,
         epochs=epoch_table(make_records(moving=moving)),
+        outer=outer_table(make_records(moving=moving)),
         best_epoch=3,
         counts={"test_spots": 40, "auxiliary_genes": 5},
         cost={"seconds": 2.0},
@@ -166,7 +166,7 @@ def test_one_run_for_each_group_and_below_it_one_for_each_cell(work: Path) -> No
     assert [s for s, _ in history("validation/pcc")] == [s for s, _ in history("outer/loss")] == [1, 2, 3]
     assert len(history("selection/parameter.cut_off_")) == 4
     files = {f.path for f in client.list_artifacts(cell.info.run_id)}
-    assert files == {"genes.parquet", "epochs.parquet", "result.json", "k_trajectory.png"}
+    assert files == {"genes.parquet", "epochs.parquet", "outer.parquet", "result.json", "k_trajectory.png"}
     steady = next(r for r in cells if r.data.tags["agl.selector"] == "steady")
     assert "k_trajectory.png" not in {f.path for f in client.list_artifacts(steady.info.run_id)}
     assert (work / "mlartifacts").is_dir()

@@ -138,6 +138,16 @@ def test_amal_has_a_weight_for_each_gene(genes: GeneSplit) -> None:
     assert (slope[genes.primary] == 0).all() and (slope[~genes.primary] != 0).all()
 
 
+def test_amal_may_divide_by_the_number_of_genes(genes: GeneSplit) -> None:
+    """As the authors of AGL code it; the weights relative to each other are the same."""
+    selector, losses = Amal(view_of(genes), temperature=0.2, divisor="genes"), draw(genes)
+    with torch.no_grad():
+        selector.logits.copy_(draw(genes, 1) - 0.5)
+    w = torch.where(genes.primary, 1.0, torch.sigmoid(selector.logits.detach() / 0.2))
+    torch.testing.assert_close(value(selector, losses), (w * losses).sum() / (PRIMARY + AUXILIARY))
+    torch.testing.assert_close(weights(selector), w)
+
+
 @pytest.mark.parametrize("detach", [False, True])
 @pytest.mark.parametrize("cls", [Dkgsb, Amal])
 def test_the_protocol_decides_whether_the_weight_sum_is_differentiated(

@@ -23,10 +23,12 @@ from agl_bench.data.store import Csr, Dense, Mapped, SpotStore
 from agl_bench.errors import BadPlugin, Diverged
 from agl_bench.interfaces.spots import SpotBatch
 from agl_bench.maths.hypergradient import SGD, Adam, FiniteDifference, Implicit, Moments, OneStep, Unrolled
-from agl_bench.training.evaluate import evaluate, predict
+from agl_bench.maths.seeds import seed_for
+from agl_bench.protocol import load_preset
+from agl_bench.training.evaluate import evaluate, pcc_by_section, predict
 from agl_bench.training.precision import fast
-from agl_bench.training.records import EpochRecord
-from agl_bench.training.trainer import OuterPass, Signal, Trainer
+from agl_bench.training.records import EpochRecord, OuterPass
+from agl_bench.training.trainer import Signal, Trainer
 from agl_bench_plugins.selectors.agl import Agl
 from agl_bench_plugins.selectors.amal import Amal
 from agl_bench_plugins.selectors.dkgsb import Dkgsb
@@ -684,9 +686,9 @@ def test_inner_losses_are_of_one_batch_or_of_one_each(make_toy: Callable, batche
     seen: list[tuple[int, ...]] = []
     original = trainer._losses
 
-    def losses(features: Tensor, prediction: Tensor, batch: SpotBatch, epoch: int) -> Any:
+    def losses(features: Tensor, prediction: Tensor, batch: SpotBatch, *rest: Any) -> Any:
         seen.append(tuple(batch.row.tolist()))
-        return original(features, prediction, batch, epoch)
+        return original(features, prediction, batch, *rest)
 
     trainer._losses = losses  # type: ignore[method-assign]
     log = looked_at(trainer)
@@ -823,6 +825,355 @@ def test_other_rules_start_from_nothing(make_toy: Callable) -> None:
     trainer = make_toy(epochs=2).trainer(Dkgsb)
     trainer.selector.hypergradient = OneStep()  # has no rule at all
     assert trainer._moments() is None
+
+
+# ---- The paper's losses of a look-ahead ------------------------------------------------------------------------------
+
+ADAM = Adam(epsilon=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("divided", "same"), [(SGD(0.5), SGD(0.5 / 64)), (ADAM, replace(ADAM, epsilon=64e-4))], ids=["SGD", "Adam"]
+)
+def test_a_divisor_of_the_inner_loss_shortens_sgd_and_weighs_up_epsilon(
+    make_toy: Callable, mode: Any, divided: Any, same: Any
+) -> None:
+    """(m / 64) / (√v / 64 + ε) = m / (√v + 64 ε)."""
+    found = []
+    for divisor, rule in ((64.0, divided), (1.0, same), (1.0, divided)):
+        trainer = make_toy(inner_divisor=divisor).trainer(Dkgsb, dtype=torch.float64, temperature=0.1)
+        found.append(one_look_ahead(trainer, Unrolled(2, rule, mode)))
+    one, two, without = found
+    assert one[0] == pytest.approx(two[0], rel=0, abs=1e-12)
+    torch.testing.assert_close(one[1]["cutoff"], two[1]["cutoff"], rtol=1e-9, atol=0)
+    assert abs(float(one[1]["cutoff"] / without[1]["cutoff"]) - 1) > 0.01
+
+
+def test_epsilon_of_higher_stands_before_the_bias_correction(make_toy: Callable) -> None:
+    """At the first step √(1 − β₂) = 0.0316 of what torch.optim adds after it."""
+    found = []
+    for rule in (replace(ADAM, corrected=False), replace(ADAM, epsilon=1e-4 / 0.001**0.5)):
+        trainer = make_toy().trainer(Dkgsb, dtype=torch.float64, temperature=0.1)
+        found.append(one_look_ahead(trainer, Unrolled(1, rule, "reverse")))
+    assert found[0][0] == pytest.approx(found[1][0], rel=0, abs=1e-12)
+    torch.testing.assert_close(found[0][1]["cutoff"], found[1][1]["cutoff"], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_constant_weight_sum_leaves_out_the_mean_of_the_others(make_toy: Callable, detach: bool) -> None:
+    """dE/dt = −(rate / W) Σ w' ⟨∇L_j, ∇E⟩, and live ⟨∇L_j − ∇(weighted mean), ∇E⟩ (one SGD step)."""
+    trainer = make_toy(detach_weight_sum=detach).trainer(Dkgsb, dtype=torch.float64, temperature=0.1, bounded=False)
+    _, gradients = one_look_ahead(trainer, OneStep(0.5))
+    inner = trainer.store.batch(torch.arange(12))
+    outer = trainer.scored.batch(torch.from_numpy(trainer.rows.held_out[:12]))
+    rho = trainer.genes.relative_rank(torch.float64)
+    w = torch.sigmoid((trainer.selector.cutoff.detach() - rho) / 0.1)
+    slope = torch.where(trainer.primary, 0, w * (1 - w) / 0.1)
+    w = torch.where(trainer.primary, 1, w)
+    parameters = dict(trainer.model.named_parameters())
+    losses = trainer.losses_of(trainer.model(inner.spots)[1], inner.expression)
+    each = [torch.autograd.grad(part, list(parameters.values()), retain_graph=True) for part in losses]
+    mean = [sum(w[j] * g[i] for j, g in enumerate(each)) / w.sum() for i in range(len(parameters))]
+    ahead = {n: (p - 0.5 * g).detach().requires_grad_() for (n, p), g in zip(parameters.items(), mean, strict=True)}
+    _, prediction = torch.func.functional_call(trainer.model, ahead, (outer.spots, None, trainer.primary_columns))
+    along = torch.autograd.grad(trainer.losses_of(prediction, outer.expression).mean(), list(ahead.values()))
+    expected = 0.0
+    for s, of_gene in zip(slope, each, strict=True):
+        less = of_gene if detach else [g - m for g, m in zip(of_gene, mean, strict=True)]
+        expected -= (
+            0.5 / float(w.sum()) * float(s) * sum(float((g * v).sum()) for g, v in zip(less, along, strict=True))
+        )
+    assert float(gradients["cutoff"]) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    "method", [Unrolled(2, SGD(0.5), "forward"), Unrolled(2, SGD(0.5), "replay"), OneStep(0.5)], ids=repr
+)
+def test_the_inner_loss_is_a_mean_over_random_subsets(make_toy: Callable, method: Any) -> None:
+    """Drawn anew for each step; against central differences of plain steps."""
+    trainer = make_toy(inner_subsets=5, inner_subset_size=7).trainer(Dkgsb, dtype=torch.float64, temperature=0.1)
+    loss, gradients = one_look_ahead(trainer, method)
+    inner = trainer.store.batch(torch.arange(12))
+    outer = trainer.scored.batch(torch.from_numpy(trainer.rows.held_out[:12]))
+    drawn = [trainer._subsets(12, "0", "0", f"{h}.0") for h in range(2)]
+    assert [[len(set(s.tolist())) for s in subsets] for subsets in drawn] == [[7] * 5] * 2
+    assert len({tuple(s.tolist()) for subsets in drawn for s in subsets}) == 10
+    cutoff = trainer.selector.cutoff
+    before = cutoff.item()
+
+    def after(value: float) -> float:
+        model = copy.deepcopy(trainer.model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        with torch.no_grad():
+            cutoff.fill_(value)
+        for subsets in drawn[: method.steps]:
+            optimizer.zero_grad()
+            features, prediction = model(inner.spots)
+            step = Step(features, prediction, inner.expression, inner.row, 0)
+            parts = [trainer.selector(trainer.losses_of(prediction[s], inner.expression[s]), step) for s in subsets]
+            (sum(parts) / 5).backward()
+            optimizer.step()
+        _, prediction = model(outer.spots)
+        return float(trainer.losses_of(prediction[:, trainer.primary_columns], outer.expression).mean().detach())
+
+    slope = (after(before + 1e-5) - after(before - 1e-5)) / 2e-5
+    assert loss == pytest.approx(after(before), rel=0, abs=1e-12)
+    assert float(gradients["cutoff"]) == pytest.approx(slope, rel=1e-4)
+
+
+def test_a_batch_that_is_smaller_than_a_subset_is_its_only_subset(make_toy: Callable) -> None:
+    found = []
+    for subsets in (0, 3):
+        trainer = make_toy(inner_subsets=subsets).trainer(Amal, dtype=torch.float64, temperature=0.1)
+        found.append(one_look_ahead(trainer, OneStep(0.5)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=0, abs=1e-12)
+    torch.testing.assert_close(found[0][1]["logits"], found[1][1]["logits"], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("reach", ["all", "late"])
+@pytest.mark.parametrize("backbone", [Normed, Dropping], ids=lambda b: b.__name__)
+def test_the_outer_loss_may_be_that_of_a_model_in_use(make_toy: Callable, backbone: type[Backbone], reach: Any) -> None:
+    """With running statistics and without dropout; the inner steps stay as in training."""
+    trainer = make_toy(outer_mode="eval", epochs=1).trainer(Dkgsb, backbone, dtype=torch.float64, temperature=0.1)
+    run(trainer)  # running statistics are under way
+    before = state(trainer.model)
+    loss, _ = one_look_ahead(trainer, Unrolled(1, SGD(0.0), "reverse", reach))
+    outer = trainer.scored.batch(torch.from_numpy(trainer.rows.held_out[:12]))
+
+    def plain(training: bool) -> float:
+        model = copy.deepcopy(trainer.model).train(training)
+        torch.manual_seed(seed_for(0, "dropout", "outer", "0", "0", "outer"))
+        prediction = model(outer.spots, None, trainer.primary_columns)[1]
+        return float(trainer.losses_of(prediction, outer.expression).mean())
+
+    assert loss == pytest.approx(plain(training=False), rel=0, abs=1e-12)
+    assert abs(loss - plain(training=True)) > 1e-4
+    assert equal(state(trainer.model), before) and trainer.model.training
+    pair = [
+        one_look_ahead(trainer, method)[1]["cutoff"].item()
+        for method in (Unrolled(2, SGD(0.5), "forward", reach), FiniteDifference(2, SGD(0.5), reach=reach))
+    ]
+    assert pair[0] == pytest.approx(pair[1], rel=1e-4)
+    trainer.protocol = replace(trainer.protocol, outer_mode="train")
+    assert one_look_ahead(trainer, Unrolled(1, SGD(0.0), "reverse", reach))[0] == pytest.approx(plain(True), abs=1e-12)
+
+
+@pytest.mark.parametrize("over", ["training", "held_out"])
+def test_a_pass_takes_the_training_or_the_held_out_spots_once(make_toy: Callable, over: str) -> None:
+    toy = make_toy(inner_batch_size=20, outer_batch_size=9, outer_pass_over=over)
+    trainer = toy.trainer(Dkgsb)
+    trainer.selector.hypergradient = OneStep()
+    log = looked_at(trainer)
+    inner, outer = Counter(chain(*(b for i, _ in log for b in i[0]))), Counter(chain(*(b for _, o in log for b in o)))
+    many, many_outer = (len(trainer._batches(r, "", 0, s)) for r, s in ((toy.rows.train, 20), (toy.rows.held_out, 9)))
+    assert many != many_outer and len(log) == (many if over == "training" else many_outer)
+    taken, rows = (inner, toy.rows.train) if over == "training" else (outer, toy.rows.held_out)
+    assert taken == Counter(rows.tolist())
+    assert 9 < max(len(b) for i, _ in log for b in i[0]) <= 20 and max(len(b) for _, o in log for b in o) <= 9
+
+
+# ---- The schedule: a warm start, rounds, outer steps to convergence --------------------------------------------------
+
+QUICK = {"epochs": 30, "patience": 2, "round_patience": 2, "outer_patience": 2, "learning_rate": 0.002}
+V1 = QUICK | {"schedule": "two_stage", "warm_start": "learners", "outer_restart": True}
+
+
+def scripted(trainer: Trainer, scores: dict[str, list[float]]) -> list[str]:
+    """A log of what the trainer does, which from here on sees these validation scores, by purpose of the pass before.
+
+    Passes of training are named by their purpose, those of outer steps "outer TURN".
+    """
+    log: list[str] = []
+    given = {name: iter(values) for name, values in scores.items()}
+    train, outer, renew = trainer._train_pass, trainer._outer_pass, trainer._renew_optimizer
+
+    def train_pass(epoch: int, purpose: str = "train") -> Any:
+        log.append("warm" if trainer.course.is_warming else purpose)
+        return train(epoch, purpose)
+
+    def outer_pass(epoch: int, turn: int = 0) -> OuterPass:
+        log.append(f"outer {turn}")
+        return outer(epoch, turn)
+
+    def renew_optimizer() -> None:
+        log.append("new optimiser")
+        renew()
+
+    trainer._train_pass, trainer._outer_pass = train_pass, outer_pass  # type: ignore[method-assign]
+    trainer._renew_optimizer = renew_optimizer  # type: ignore[method-assign]
+    trainer._validate = lambda: torch.tensor([[next(given[log[-1]])]])  # type: ignore[method-assign]
+    return log
+
+
+def test_the_first_schedule_goes_through_its_stages_in_order(make_toy: Callable) -> None:
+    trainer = make_toy(**V1).trainer(Dkgsb, **SELECTORS[Dkgsb])
+    # A warm start; a round with a gain; one without.
+    scores = {
+        "warm": [0.1, 0.3, 0.2, 0.1],
+        "trial": [0.2, 0.4, 0.3, 0.4, *(0.1, 0.0, 0.1)],
+        "train": [0.2, 0.5, 0.5, 0.4, *(0.5, 0.4)],
+    }
+    log = scripted(trainer, scores)
+    records = run(trainer)
+    trial = ["new optimiser", "trial"]
+    first = [step for turn in range(4) for step in (f"outer {turn}", *trial)]
+    second = [step for turn in range(3) for step in (f"outer {turn}", *trial)]
+    back = ["new optimiser"]
+    assert log == [*["warm"] * 4, *back, *first, *["train"] * 4, *back, *second, *["train"] * 2]
+    assert [r.round for r in records] == [0] * 4 + [1] * 4 + [2] * 2
+    assert [r.epoch for r in records] == list(range(10))
+    assert [len(r.outer) for r in records] == [0] * 4 + [4, 0, 0, 0, 3, 0]
+    assert [p.validation_pcc for p in records[4].outer] == pytest.approx([0.2, 0.4, 0.3, 0.4])
+    assert records[4].outer_loss == pytest.approx(np.mean([p.loss for p in records[4].outer]))
+    assert (trainer.fit.best_epoch, trainer.fit.epochs) == (5, 10)
+    assert trainer.fit.validation_pcc == pytest.approx(0.5)
+
+
+def test_the_selector_of_the_best_pass_is_kept_and_the_model_is_what_it_was(make_toy: Callable) -> None:
+    trainer = make_toy(**QUICK, outer_start=1).trainer(Dkgsb, Normed, **SELECTORS[Dkgsb])
+    next(iter(trainer))
+    model, moments = state(trainer.model), copy.deepcopy(trainer.optimizer.state_dict())
+    scripted(trainer, {"trial": [0.3, 0.5, 0.4, 0.4]})
+    seen, original = [], trainer._validate
+
+    def validate() -> Tensor:
+        seen.append((state(trainer.selector), state(trainer.model)))
+        return original()
+
+    trainer._validate = validate  # type: ignore[method-assign]
+    passes = trainer._outer_steps(1)
+    assert len(passes) == len(seen) == 4
+    assert equal(state(trainer.selector), seen[1][0]) and not equal(seen[1][0], seen[3][0])
+    assert equal(state(trainer.model), model) and str(trainer.optimizer.state_dict()) == str(moments)
+    assert not any(equal(copy_of_model, model) for _, copy_of_model in seen)
+
+
+def test_every_copy_is_trained_from_the_same_state_on_the_same_batches(make_toy: Callable) -> None:
+    """So that their scores differ by the selector alone: one that cannot move has one score."""
+    trainer = make_toy(**QUICK).trainer(Dkgsb, Dropping, **SELECTORS[Dkgsb] | {"learning_rate": 0.0})
+    trainer.model.train()
+    scores = [p.validation_pcc for p in trainer._outer_steps(0)]
+    assert len(scores) == 3 and len(set(scores)) == 1  # the first and two without a gain
+
+
+def test_outer_steps_end_at_their_most(make_toy: Callable) -> None:
+    trainer = make_toy(**QUICK, outer_passes=3).trainer(Dkgsb, **SELECTORS[Dkgsb])
+    scripted(trainer, {"trial": [0.1, 0.2, 0.3, 0.4]})
+    assert len(trainer._outer_steps(0)) == 3
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_selector_may_begin_anew(make_toy: Callable, restart: bool) -> None:
+    toy = make_toy(outer_restart=restart, outer_every=2)
+    trainer = toy.trainer(Dkgsb, **SELECTORS[Dkgsb])
+    begun, original = [], trainer._outer_pass
+
+    def outer_pass(*arguments: Any) -> OuterPass:
+        begun.append((trainer.selector.cutoff.item(), len(trainer.outer_optimizer.state)))
+        return original(*arguments)
+
+    trainer._outer_pass = outer_pass  # type: ignore[method-assign]
+    records = run(trainer)
+    assert begun[0] == (0.5, 0)
+    assert begun[1] == ((0.5, 0) if restart else (records[1].parameters["cutoff"], 1))
+    assert records[0].parameters["cutoff"] != 0.5
+
+
+def test_a_warm_start_is_a_training_on_all_genes(make_toy: Callable) -> None:
+    reference = run(make_toy(**QUICK).trainer(Agl, Dropping))
+    trainer = make_toy(**V1).trainer(Dkgsb, Dropping, **SELECTORS[Dkgsb])
+    records = run(trainer)
+    count = sum(r.round == 0 for r in records)
+    assert len(reference) == count < len(records)
+    for warm, plain in zip(records[:count], reference, strict=True):
+        assert replace(warm, parameters={}, round=1) == plain
+        assert warm.parameters == {"cutoff": 0.5} and warm.selected == trainer.genes.auxiliary_count
+
+
+def test_a_stage_begins_at_the_best_state_of_the_one_before(make_toy: Callable) -> None:
+    trainer = make_toy(**V1).trainer(Dkgsb, Normed, **SELECTORS[Dkgsb])
+    scripted(trainer, {"warm": [0.1, 0.3, 0.2, 0.1], "trial": [0.1] * 9, "train": [0.4, 0.3, 0.3, 0.2, 0.2]})
+    states, begun, original = [], [], trainer._go_back
+
+    def go_back(best: Any) -> Any:
+        result = original(best)
+        begun.append((state(trainer.model), len(trainer.optimizer.state), trainer._steps))
+        return result
+
+    trainer._go_back = go_back  # type: ignore[method-assign]
+    for _ in trainer:
+        states.append(state(trainer.model))
+    for (model, *optimizer), best in zip(begun, (1, 4), strict=True):
+        assert equal(model, states[best]) and optimizer == [0, 0]
+    assert equal(state(trainer.model), states[4])
+
+
+@pytest.mark.parametrize("selector", [s for s in SELECTORS if s not in LEARNERS], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "settings",
+    [V1 | {"inner_subsets": 3, "inner_divisor": 64.0}, V1 | {"warm_start": "none"}, {"outer_mode": "eval"}],
+    ids=["first schedule", "without a warm start", "eval"],
+)
+def test_selectors_that_learn_nothing_do_not_see_the_schedule(
+    make_toy: Callable, selector: type[Selector], settings: dict[str, Any]
+) -> None:
+    found = []
+    for given in (QUICK | settings, QUICK):
+        trainer = make_toy(**given).trainer(selector, Dropping, **SELECTORS[selector])
+        found.append((run(trainer), state(trainer.whole), trainer.fit.effective_weights))
+    assert found[0][0] == found[1][0] and equal(found[0][1], found[1][1]) and torch.equal(found[0][2], found[1][2])
+
+
+@pytest.mark.parametrize("selector", [Pgl, Agl], ids=lambda s: s.__name__)
+def test_a_warm_start_for_all_is_the_comparison_of_equal_length(make_toy: Callable, selector: type[Selector]) -> None:
+    """All genes first; then the selector's own, from the best of it, in rounds."""
+    reference = run(make_toy(**QUICK).trainer(Agl))
+    trainer = make_toy(**V1 | {"warm_start": "all"}).trainer(selector)
+    records = run(trainer)
+    count = len(reference)
+    assert [replace(r, round=1) for r in records[:count]] == reference
+    assert {r.round for r in records[count:]} >= {1, 2} and not any(r.outer for r in records)
+    own = trainer.genes.auxiliary_count if selector is Agl else 0
+    assert {r.selected for r in records[count:]} == {own}
+    assert (trainer.model is trainer.whole) == (selector is Agl)
+    assert _pcc_of(trainer) == trainer.fit.validation_pcc
+
+
+def _pcc_of(trainer: Trainer) -> float:
+    """Of the restored whole model."""
+    rows = torch.from_numpy(trainer.rows.validation)
+    columns = trainer.genes.primary.nonzero().squeeze(1)
+    prediction = predict(trainer.whole, trainer.whole_store, rows, columns)
+    section = trainer.whole_store.section_on_host[trainer.rows.validation]
+    return float(pcc_by_section(prediction, trainer.validation_target, section).nanmean(1).nanmean())
+
+
+@pytest.mark.parametrize("preset", ["paper_v1", "paper_v2", "paper_v3"])
+@pytest.mark.parametrize("selector", LEARNERS, ids=lambda s: s.__name__)
+def test_each_schedule_of_the_paper_is_the_same_bit_for_bit(
+    make_toy: Callable, selector: type[Selector], preset: str
+) -> None:
+    settings = load_preset(preset)
+    kept = {
+        k: v for k, v in settings.protocol.items() if k.startswith(("outer", "inner", "schedule", "warm", "detach"))
+    }
+    small = QUICK | {"outer_batch_size": 12, "inner_batch_size": 20, "inner_subset_size": 9, "epochs": 12}
+    found = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        given = settings.plugins[selector.__name__.lower()] | {"temperature": 0.1}
+        patience = min(kept["outer_patience"], 2)
+        trainer = make_toy(**kept | small | {"outer_patience": patience}).trainer(selector, Dropping, **given)
+        found.append((run(trainer), state(trainer.whole), state(trainer.selector)))
+    (records, model, own), again = found
+    assert again[0] == records and equal(again[1], model) and equal(again[2], own)
+    rounds, passes = {r.round for r in records}, [len(r.outer) for r in records]
+    if preset == "paper_v1":
+        assert rounds >= {0, 1} and max(passes) >= 3
+    else:
+        assert rounds == {1} and passes == [0] + [1] * (len(records) - 1)
+        assert trainer.hypergradient.steps == (1 if selector is Amal else 12 if preset == "paper_v3" else 2)
 
 
 # ---- Signal to noise ------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ Differences from the paper and its released code, chosen by the experiment in be
 - One outer step is therefore worth a larger learning rate than theirs.
 - t = σ(4 (u − ½)) with u learnt. The slope is 1 at the start t = ½ and t cannot leave (0, 1), where the authors' free t
   gets no gradient any more. `bounded = false` restores the free t.
-- There is no division of the inner loss by a left-over 64.
-The preset `paper` undoes all but the last.
+- There is no division of the inner loss by a left-over 64 (`protocol.inner_divisor`).
+The presets `paper_v1`, `paper_v2` and `paper_v3` undo all of it, each with one of the authors' three schedules.
 """
 
 from __future__ import annotations
