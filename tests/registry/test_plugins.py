@@ -14,7 +14,7 @@ from agl_bench.registry.plugins import STRICT, Plugins
 
 EXAMPLE = Path(__file__).parents[2] / "plugins/agl-bench-example/src"
 FIRST_PARTY = {
-    "selector": ["pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal"],
+    "selector": ["pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal", "oracle"],
     "backbone": ["tiny", "resnet18", "timm", "embedding"],
     "dataset": ["synthetic", "folder", "her2st", "hest", "heart", "bowel_a", "bowel_b", "ovary"],
 }
