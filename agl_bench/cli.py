@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.result import Result
     from agl_bench.bench.run import Event
     from agl_bench.bench.spec import Campaign
+    from agl_bench.bench.table import Summary
     from agl_bench.registry.plugins import Plugins
 
 _PLUGIN = click.option(
@@ -652,6 +653,7 @@ def _show_table(
                 row += [pcc, "–", "–", str(len(values)) if values else "–"]
             table.add_row(*row)
         console.print("", table)
+        _show_against_truth(here, console)
     for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     seeds = len(campaign.seeds)
@@ -665,6 +667,29 @@ def _show_table(
             f"Fewer than {FEW_SEEDS} seeds: no ranking can be concluded from this table (--seeds 0,1,2).",
             highlight=False,
         )
+
+
+def _show_against_truth(summaries: list[Summary], console: Console) -> None:
+    """On planted data: how each selection compares with the truth."""
+    import statistics
+
+    from rich.table import Table
+
+    from agl_bench.bench.table import BOUND, spread
+
+    for dataset in dict.fromkeys(s.dataset for s in summaries if s.against_truth):
+        table = Table(title=f"{dataset}: selection against the planted truth", title_justify="left")
+        table.add_column("selector", no_wrap=True)
+        for name in ("precision", "recall", "k − k*", f"regret to {BOUND} ± sd"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for line in (s for s in summaries if s.dataset == dataset):
+            row = [line.selector]
+            for name, form in (("precision", ".2f"), ("recall", ".2f"), ("k_minus_planted", "+,.0f")):
+                score = line.against_truth.get(f"selection_{name}")
+                row.append("–" if score is None else f"{score:{form}}")
+            regret = f"{statistics.fmean(line.regret):+.3f}{_plus_minus(spread(line.regret))}" if line.regret else "–"
+            table.add_row(*row, regret)
+        console.print(table)
 
 
 def _plus_minus(sd: float | None) -> str:

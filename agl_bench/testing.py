@@ -44,6 +44,7 @@ __all__ = [
     "check_selector",
     "toy_genes",
     "toy_spots",
+    "toy_truth",
     "toy_view",
 ]
 
@@ -70,11 +71,18 @@ def toy_genes(primary: int = PRIMARY, auxiliary: int = AUXILIARY) -> GeneSplit:
     return GeneSplit(tuple(f"GENE{i:05d}" for i in range(count)), is_primary, rank, score[order.argsort()])
 
 
-def toy_view(genes: GeneSplit | None = None, seed: int = 0) -> TrainingView:
-    """A view over random training expression."""
+def toy_view(genes: GeneSplit | None = None, seed: int = 0, *, planted: bool = False) -> TrainingView:
+    """A view over random training expression; `planted`: of data whose truth is known, as controls are shown it."""
     genes = genes or toy_genes()
     expression = torch.rand(SPOTS, len(genes.names), generator=torch.Generator().manual_seed(2))
-    return TrainingView(genes, expression, torch.Generator().manual_seed(seed))
+    return TrainingView(
+        genes, expression, torch.Generator().manual_seed(seed), truth=toy_truth(genes) if planted else None
+    )
+
+
+def toy_truth(genes: GeneSplit) -> Tensor:
+    """What each gene is worth, (genes,): the first half of the ranking helps, the rest harms, primary genes 0."""
+    return torch.where(genes.rank < genes.auxiliary_count / 2, 1.0, -1.0) * ~genes.primary
 
 
 def toy_spots(count: int = SPOTS, *, patch_px: int = 32, embedding: int = 16) -> Spots:
@@ -105,9 +113,13 @@ class SelectorContract:
     selector: ClassVar[type[Selector]]
     settings: ClassVar[Mapping[str, Any]] = {}
 
+    def view(self, genes: GeneSplit | None = None, seed: int = 0) -> TrainingView:
+        """A toy view, with the truth for a control."""
+        return toy_view(genes, seed, planted=self.selector.is_control)
+
     def make(self, view: TrainingView | None = None) -> Selector:
         """An instance on the toy view."""
-        return self.selector(view or toy_view(), **self.settings)
+        return self.selector(view or self.view(), **self.settings)
 
     def test_settings_are_tunable(self) -> None:
         """Every setting is a keyword-only argument with an annotation and a default inside its range."""
@@ -150,7 +162,7 @@ class SelectorContract:
 
     def test_leaves_the_view_as_it_is(self) -> None:
         """Building a selector does not change the training expression."""
-        view = toy_view()
+        view = self.view()
         before = view.expression.clone()
         self.make(view)
         assert torch.equal(view.expression, before), "view.expression was changed"
@@ -158,7 +170,7 @@ class SelectorContract:
     def test_randomness_comes_from_the_view(self) -> None:
         """Random numbers come from `view.generator` alone: equal seeds give equal selectors."""
         state, numpy_state = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002  (it is what is checked)
-        first, second = self.make(toy_view(seed=5)), self.make(toy_view(seed=5))
+        first, second = self.make(self.view(seed=5)), self.make(self.view(seed=5))
         _slope(first)
         assert torch.equal(torch.get_rng_state(), state), "torch's global generator was used"
         assert str(np.random.get_state()) == numpy_state, "numpy's global generator was used"  # noqa: NPY002
@@ -199,15 +211,16 @@ class SelectorContract:
         moved = GeneSplit(
             tuple(genes.names[i] for i in order), genes.primary[order], genes.rank[order], genes.score[order]
         )
-        view = toy_view(genes)
-        other = TrainingView(moved, view.expression[:, order], torch.Generator().manual_seed(0))
+        view = self.view(genes)
+        truth = None if view.truth is None else view.truth[order]
+        other = TrainingView(moved, view.expression[:, order], torch.Generator().manual_seed(0), truth=truth)
         a, b = _slope(self.make(view)), _slope(self.make(other), order)
         assert torch.allclose(a[order], b, atol=1e-6), "slopes do not follow the genes"
 
     def test_few_auxiliary_genes(self) -> None:
         """0 and 1 auxiliary genes work."""
         for auxiliary in (0, 1):
-            slope = _slope(self.make(toy_view(toy_genes(PRIMARY, auxiliary))))
+            slope = _slope(self.make(self.view(toy_genes(PRIMARY, auxiliary))))
             assert bool(slope.isfinite().all()), f"not finite with {auxiliary} auxiliary genes"
 
     def test_unscored_genes(self) -> None:
@@ -215,17 +228,17 @@ class SelectorContract:
         genes = toy_genes()
         score = genes.score.clone()
         score[genes.rank >= AUXILIARY - 3] = math.nan
-        view = toy_view(GeneSplit(genes.names, genes.primary, genes.rank, score, unscored=3))
+        view = self.view(GeneSplit(genes.names, genes.primary, genes.rank, score, unscored=3))
         view.expression[:, genes.rank >= AUXILIARY - 3] = 0
         assert bool(_slope(self.make(view)).isfinite().all()), "a slope is not finite"
 
     def test_state_round_trip(self) -> None:
         """`state_dict` holds everything: a fresh instance with the state loaded acts the same."""
-        selector = self.make(toy_view(seed=7))
+        selector = self.make(self.view(seed=7))
         with torch.no_grad():
             for parameter in selector.parameters():
                 parameter.add_(0.01)
-        other = self.make(toy_view(seed=8))
+        other = self.make(self.view(seed=8))
         other.load_state_dict(selector.state_dict())
         assert torch.equal(_slope(selector), _slope(other)), "the loaded selector acts differently"
 

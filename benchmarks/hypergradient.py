@@ -10,7 +10,7 @@ would give, root mean square over the cut-offs: 0 = noise. Cost is that of a pas
 times the training pass of the same model.
 
 `starts`: `synthetic` with different genes planted. k* is the prefix of the ranking with the highest utility: +1 for a
-programme gene, −1 for an artefact gene, −¼ for a noise gene.
+helpful gene, −1 for a harmful gene, −¼ for a useless gene.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ import numpy as np
 import torch
 
 from agl_bench import SGD, Adam, Hypergradient, OneStep, Spots, Unrolled
+from agl_bench.bench.planted import best_cutoff
 from agl_bench.bench.run import Bench, Setting
-from agl_bench.bench.spec import Campaign, RunSpec, make_dataset
+from agl_bench.bench.spec import Campaign, RunSpec
 from agl_bench.data.store import Dense
 from agl_bench.interfaces.tunable import Value
 from agl_bench.registry.plugins import Plugins
 from agl_bench.training.trainer import Trainer
 
 CUTOFFS = (0.1, 0.3, 0.5, 0.7, 0.9)
-UTILITY = {"programme": 1.0, "artefact": -1.0, "noise": -0.25}
 FIRST = 1000  # epoch number of the first pass that is measured: batches that training has not seen
 
 
@@ -194,8 +194,8 @@ def _take_over(trainer: Trainer, trained: Trainer, double: bool) -> None:
 REGIMES = {
     "harm": (),
     "harm, other genes": ("synthetic.data_seed=1",),
-    "help": ("synthetic.artefact_genes=0",),
-    "null": ("synthetic.programme_genes=60",),
+    "help": ("synthetic.regime=helpful",),
+    "null": ("synthetic.regime=null",),
 }
 WAYS: dict[str, tuple[dict[str, Value], dict[str, Value]]] = {
     "clean": ({}, {}),
@@ -217,7 +217,9 @@ def starts(options: argparse.Namespace) -> list[measure.Row]:
     for regime in options.regimes.split(",") if options.regimes else REGIMES:
         for fold in options.folds.split(","):
             cell = Cell(options.device, options.data, "synthetic", fold, options.backbone, *REGIMES[regime])
-            best = planted(cell)
+            truth = cell.bench.truth(cell.spec.dataset, cell.setting.genes)
+            assert truth is not None
+            best = best_cutoff(cell.setting.genes, truth)
             genes = cell.setting.genes.auxiliary_count
             for way in options.ways.split(";") if options.ways else WAYS:
                 protocol, selector = WAYS[way]
@@ -240,18 +242,6 @@ def starts(options: argparse.Namespace) -> list[measure.Row]:
                 )
                 print(rows[-1], flush=True)
     return rows
-
-
-def planted(cell: Cell) -> int:
-    """k*: the prefix of the auxiliary ranking with the highest utility."""
-    genes = cell.setting.genes
-    part = cell.spec.dataset
-    dataset = make_dataset(cell.bench.plugins.entry(part.name, "dataset"), part)
-    root = cell.bench.root
-    role = dataset.read(root, next(iter(dataset.sections(root)))).counts.var["role"]
-    order = sorted(np.flatnonzero(~genes.primary.numpy()), key=lambda j: int(genes.rank[j]))
-    gained = np.cumsum([0.0, *(UTILITY[role[genes.names[j]]] for j in order)])
-    return int(gained.argmax())
 
 
 def main() -> None:

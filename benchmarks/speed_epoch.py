@@ -73,7 +73,12 @@ SETTINGS: dict[str, tuple[str, dict[str, object]]] = {
     "amal": ("amal", {}),
 }
 OUTER = {k: v for k, v in load_preset("paper").protocol.items() if k.startswith("outer_")}
-SHARES = (("programme_genes", 0.15), ("artefact_genes", 0.35), ("noise_genes", 0.5))  # of planted tissue
+SHARES = (
+    ("markers", 0.03),
+    ("helpful_genes", 0.12),
+    ("harmful_genes", 0.35),
+    ("useless_genes", 0.5),
+)  # of the genes
 QUICK = {"genes": 120, "spots": 60, "set": ["protocol.batch_size=16", "synthetic.patch_px=32"]}
 
 

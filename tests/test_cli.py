@@ -28,8 +28,8 @@ SMALL = (
 )
 SYNTHETIC = (
     *("--datasets", "synthetic", "--set", "synthetic.sections=2", "--set", "synthetic.spots=30", *SMALL),
-    *("--set", "synthetic.programme_genes=20", "--set", "synthetic.artefact_genes=10"),
-    *("--set", "synthetic.noise_genes=10", "--set", "synthetic.patch_px=16"),
+    *("--set", "synthetic.markers=4", "--set", "synthetic.helpful_genes=16", "--set", "synthetic.harmful_genes=10"),
+    *("--set", "synthetic.useless_genes=10", "--set", "synthetic.patch_px=16"),
 )
 MINE = """
     from agl_bench import Selector, hookimpl
@@ -444,7 +444,7 @@ def test_check(agl, tmp_path, mine):
         said = agl("check", name)
         assert (said.status, said.err) == (0, "")
         assert "ok" in said.out
-    small = ("synthetic.spots=30", "synthetic.patch_px=16", "synthetic.noise_genes=5", "synthetic.artefact_genes=5")
+    small = ("synthetic.spots=30", "synthetic.patch_px=16", "synthetic.useless_genes=5", "synthetic.harmful_genes=5")
     assert agl("check", "synthetic", *(w for s in small for w in ("--set", s))).status == 0
     agl("check", "nothing").is_refused("unknown plug-in 'nothing'")
     agl("check", "nothing.py").is_refused("plug-in nothing.py: no such file")
@@ -501,7 +501,7 @@ def test_ui(agl, tmp_path, monkeypatch):
 def test_doctor(agl, tmp_path):
     said = agl("doctor")
     assert (said.status, said.err) == (0, "")
-    for word in ("torch", "6 selectors", "dataset synthetic: 3 sections", "AGL_BENCH_DATA", "free disk", "tracking"):
+    for word in ("torch", "7 selectors", "dataset synthetic: 3 sections", "AGL_BENCH_DATA", "free disk", "tracking"):
         assert word in said.out
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import agl_bench
-from agl_bench.bench.table import BASELINE
+from agl_bench.bench.table import BASELINE, BOUND
 from agl_bench.cli import cli
 from agl_bench.registry.hooks import PROJECT
 from agl_bench.registry.plugins import GROUP, KINDS, Plugins
@@ -64,7 +64,7 @@ def test_every_hook_has_a_user():
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_instrument_names_no_specimen(path):
-    """No identifier and no text of the code is a selector, backbone or dataset, the declared baseline apart."""
+    """No identifier and no text of the code is a selector, backbone or dataset, declared baseline and bound apart."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documentation = set()
     for node in ast.walk(tree):
@@ -82,12 +82,12 @@ def test_the_instrument_names_no_specimen(path):
             words.add(node.attr)
         elif isinstance(node, ast.ClassDef | ast.FunctionDef):
             words.add(node.name.lower())
-    found = (words & NAMES) - ORDINARY - {BASELINE} - ALLOWED.get(path.name, set())
+    found = (words & NAMES) - ORDINARY - {BASELINE, BOUND} - ALLOWED.get(path.name, set())
     assert not found
 
 
-def test_baseline_is_there():
-    assert BASELINE in Plugins.discover(strict=True).names("selector")
+def test_baseline_and_bound_are_there():
+    assert {BASELINE, BOUND} <= set(Plugins.discover(strict=True).names("selector"))
 
 
 def test_no_machine_paths():

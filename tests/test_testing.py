@@ -50,7 +50,7 @@ def test_backbones(cls, settings):
 
 
 def test_synthetic(tmp_path):
-    dataset = Synthetic(sections=2, spots=30, patch_px=16, programme_genes=20, artefact_genes=20, noise_genes=20)
+    dataset = Synthetic(sections=2, spots=30, patch_px=16, helpful_genes=10, harmful_genes=20, useless_genes=20)
     assert broken(check_dataset(dataset, tmp_path)) == {}
 
 
@@ -334,7 +334,7 @@ class Patchless(Synthetic):
     ],
 )
 def test_broken_datasets(cls, rule, problem, tmp_path):
-    dataset = cls(sections=2, spots=20, patch_px=16, programme_genes=10, artefact_genes=5, noise_genes=5)
+    dataset = cls(sections=2, spots=20, patch_px=16, helpful_genes=5, harmful_genes=5, useless_genes=5)
     found = broken(check_dataset(dataset, tmp_path))
     named = [text for name, text in found.items() if rule in name]
     assert named, f"the rule was not named: {found}"

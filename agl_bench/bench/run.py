@@ -27,7 +27,8 @@ from torch import Tensor
 
 from agl_bench import __version__
 from agl_bench.bench.cells import CellStore
-from agl_bench.bench.prepare import Preparation, fingerprint, seen_by
+from agl_bench.bench.planted import selection_scores, utilities
+from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
 from agl_bench.bench.recorder import CellLog, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
@@ -163,19 +164,27 @@ class Bench:
         # Convolutions of a GPU are fastest with the channels innermost.
         layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
         model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        make_selector = self.plugins.entry(spec.selector.name, "selector").load()
+        is_control = getattr(make_selector, "is_control", Selector.is_control)
         view = TrainingView(
             setting.genes,
             functools.partial(store.leading_expression, len(train)),  # training spots come first
             generator_for(spec.seed, "selector", spec.fold),
             spec.protocol.detach_weight_sum,
+            self.truth(spec.dataset, setting.genes) if is_control else None,
         )
         with torch.random.fork_rng(devices=[]):  # a selector that draws from the global generator harms only itself
             torch.manual_seed(0)
-            selector: Selector = self.plugins.entry(spec.selector.name, "selector").load()(
-                view, **spec.selector.settings
-            )
+            selector: Selector = make_selector(view, **spec.selector.settings)
         self._check_untouched(setting, spec)
         return model, selector.to(self.device)
+
+    def truth(self, part: Part, genes: GeneSplit) -> Tensor | None:
+        """What each gene of a fold is worth as an auxiliary one, (genes,); None where nobody knows."""
+        dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
+        with naming_the_dataset(part):
+            known = dataset.truth(self.root)
+        return None if known is None else utilities(known, genes)
 
     def _check_untouched(self, setting: Setting, spec: RunSpec) -> None:
         """A selector that changes what it was shown would harm those after it, which share the fold's data."""
@@ -209,9 +218,11 @@ class Bench:
                 f"in a test section of fold {spec.fold} no primary gene has a PCC: the model predicts constants or the "
                 "genes do not vary there; train longer, or use larger folds or a larger protocol.primary_detection"
             )
+        truth = self.truth(spec.dataset, setting.genes)
+        selection = {} if truth is None else selection_scores(setting.genes, truth, trainer.fit.effective_weights)
         yield Result(
             spec=spec,
-            scores=scores.summary(),
+            scores=scores.summary() | selection,
             genes=gene_table(setting.genes, trainer.fit, scores),
             epochs=epoch_table(records),
             outer=outer_table(records),

@@ -11,6 +11,8 @@ from typing import Any
 from agl_bench.bench.result import Result
 
 BASELINE = "pgl"
+BOUND = "oracle"  # of planted data
+TRUTH = "selection_"  # scores that compare a selection with what is planted begin so
 FEW_SEEDS = 3
 
 
@@ -24,6 +26,8 @@ class Summary:
         difference: PCC minus the baseline's, on the units that the baseline has too.
         selected: auxiliary genes selected, of each unit.
         seconds: of each unit.
+        regret: the bound's PCC minus this one's, on the units that the bound has too.
+        against_truth: on planted data, mean of each score of the selection over the units where it is defined.
     """
 
     dataset: str
@@ -36,6 +40,8 @@ class Summary:
     difference: list[float]
     selected: list[int]
     seconds: list[float]
+    regret: list[float]
+    against_truth: dict[str, float]
 
 
 def summarise(results: Iterable[Result]) -> list[Summary]:
@@ -47,7 +53,7 @@ def summarise(results: Iterable[Result]) -> list[Summary]:
         groups.setdefault(key, []).append(result)
     summaries = []
     for key, members in groups.items():
-        baseline = {unit(r): r.pcc for r in groups.get((*key[:3], BASELINE), [])}
+        baseline, bound = ({unit(r): r.pcc for r in groups.get((*key[:3], n), [])} for n in (BASELINE, BOUND))
         summaries.append(
             Summary(
                 *key,
@@ -57,9 +63,17 @@ def summarise(results: Iterable[Result]) -> list[Summary]:
                 difference=[r.pcc - baseline[unit(r)] for r in members if unit(r) in baseline],
                 selected=[int(r.epochs["selected"].iloc[r.best_epoch]) for r in members],
                 seconds=[r.cost["seconds"] for r in members],
+                regret=[bound[unit(r)] - r.pcc for r in members if unit(r) in bound],
+                against_truth=_against_truth(members),
             )
         )
     return summaries
+
+
+def _against_truth(members: Sequence[Result]) -> dict[str, float]:
+    """See `Summary.against_truth`; empty where nothing is planted."""
+    names = dict.fromkeys(name for r in members for name in r.scores if name.startswith(TRUTH))
+    return {name: statistics.fmean(r.scores[name] for r in members if name in r.scores) for name in names}
 
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
@@ -80,6 +94,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
                 "baseline": BASELINE,
                 "selected_mean": statistics.fmean(s.selected),
                 "seconds_total": sum(s.seconds),
+                **_planted_json(s),
                 "cells": [
                     {
                         "key": r.spec.key,
@@ -105,6 +120,14 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
     }
     plain: dict[str, Any] = without_nan(content)
     return plain
+
+
+def _planted_json(summary: Summary) -> dict[str, Any]:
+    """What a line of planted data says besides."""
+    found: dict[str, Any] = {f"{name}_mean": value for name, value in summary.against_truth.items()}
+    if summary.regret:
+        found |= {"regret_mean": statistics.fmean(summary.regret), "regret_sd": spread(summary.regret), "bound": BOUND}
+    return found
 
 
 def without_nan(value: Any) -> Any:

@@ -9,7 +9,7 @@ _HERE = "agl_bench_plugins"
 
 @hookimpl
 def register_selectors() -> dict[str, str]:
-    """Selectors of the paper and its comparators."""
+    """Selectors of the paper, its comparators, and the bound for planted data."""
     return {
         "pgl": f"{_HERE}.selectors.pgl:Pgl",
         "agl": f"{_HERE}.selectors.agl:Agl",
@@ -17,6 +17,7 @@ def register_selectors() -> dict[str, str]:
         "hvg_k": f"{_HERE}.selectors.hvg_k:HvgK",
         "dkgsb": f"{_HERE}.selectors.dkgsb:Dkgsb",
         "amal": f"{_HERE}.selectors.amal:Amal",
+        "oracle": f"{_HERE}.selectors.oracle:Oracle",
     }
 
 

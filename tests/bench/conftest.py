@@ -17,9 +17,10 @@ from agl_bench.registry.plugins import Plugins
 SMALL = {
     "synthetic.sections": 2,
     "synthetic.spots": 40,
-    "synthetic.programme_genes": 30,
-    "synthetic.artefact_genes": 20,
-    "synthetic.noise_genes": 30,
+    "synthetic.markers": 5,
+    "synthetic.helpful_genes": 25,
+    "synthetic.harmful_genes": 20,
+    "synthetic.useless_genes": 30,
     "synthetic.patch_px": 16,
     "tiny.patch_px": 16,
     "tiny.channels": 8,

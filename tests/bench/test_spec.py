@@ -288,7 +288,7 @@ def test_the_word_is_not_part_of_the_identity(spec):
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("synthetic:3", "dataset 'synthetic' takes nothing after a colon"),
+        ("ovary:3", "dataset 'ovary' takes nothing after a colon"),
         ("hest:", "'hest:' names nothing after the colon; it takes hest.ids"),
         ("hset:TENX152", "unknown dataset 'hset'. Did you mean 'hest'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from pathlib import Path
 
 import anndata
@@ -10,13 +11,19 @@ import numpy as np
 import pytest
 import scanpy as sc
 import torch
+from scipy import sparse, stats
 
-from agl_bench import Section
+from agl_bench import GeneSplit, Protocol, Section
+from agl_bench.bench.planted import best_cutoff, utilities
+from agl_bench.data.gene_split import split_genes
+from agl_bench.data.preprocess import tabulate
+from agl_bench_plugins.datasets import synthetic
 from agl_bench_plugins.datasets.synthetic import (
     ARTEFACTS,
     PATCH_UM,
     PITCH_UM,
     PROGRAMMES,
+    ROLES,
     Synthetic,
     hexagonal_grid,
     render,
@@ -24,13 +31,36 @@ from agl_bench_plugins.datasets.synthetic import (
 )
 
 NOWHERE = Path("/does/not/exist")  # generated data reads no file
-SMALL = {"spots": 40, "patch_px": 16, "programme_genes": 20, "artefact_genes": 10, "noise_genes": 30}
+SMALL = {
+    "spots": 40, "patch_px": 16, "markers": 5, "helpful_genes": 15, "harmful_genes": 10, "useless_genes": 30,
+}  # fmt: skip
 FIELDS = PROGRAMMES + ARTEFACTS
+REGIMES = ("helpful", "harmful", "null", "misleading")
 
 
 @pytest.fixture(scope="module")
 def default() -> list[Section]:
     return Synthetic().load(NOWHERE)
+
+
+def _roles(dataset: Synthetic) -> np.ndarray:
+    """(genes,) name of each gene's role; of the generator, for nothing outside it says so."""
+    return np.array(ROLES)[dataset._genes().role]
+
+
+def _truth(dataset: Synthetic) -> np.ndarray:
+    """Noise-free ln expression of the first section, (spots, genes) float64."""
+    return dataset.log_mean(NOWHERE, "S1").astype(np.float64)
+
+
+@cache
+def _fold(regime: str, data_seed: int, reliability: float = 1.0) -> tuple[GeneSplit, torch.Tensor]:
+    """Genes of the fold that tests the last of three sections, and what each is worth."""
+    dataset = Synthetic(regime=regime, data_seed=data_seed, reliability=reliability, patch_px=16)
+    protocol = Protocol()
+    table = tabulate(dataset.load(NOWHERE), protocol)
+    genes, _ = split_genes(table, np.flatnonzero(table.section < 2), protocol)
+    return genes, utilities(dataset.truth(NOWHERE), genes)
 
 
 def _pixels(section: Section, side_px: int = 48) -> np.ndarray:
@@ -43,9 +73,7 @@ def _assert_same(one: Section, two: Section, side_px: int) -> None:
     assert (one.name, one.um_per_px) == (two.name, two.um_per_px)
     assert list(one.counts.var_names) == list(two.counts.var_names)
     assert list(one.counts.obs_names) == list(two.counts.obs_names)
-    assert (one.counts.var["role"] == two.counts.var["role"]).all()
     np.testing.assert_array_equal(one.counts.X.toarray(), two.counts.X.toarray())
-    np.testing.assert_array_equal(one.counts.layers["log_mean"], two.counts.layers["log_mean"])
     np.testing.assert_array_equal(one.counts.obsm["spatial"], two.counts.obsm["spatial"])
     np.testing.assert_array_equal(_pixels(one, side_px), _pixels(two, side_px))
 
@@ -63,9 +91,29 @@ def _pearson(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     return (p * y).sum(0) / np.sqrt((p**2).sum(0) * (y**2).sum(0))
 
 
-def test_same_seed_same_bits() -> None:
-    for one, two in zip(Synthetic(**SMALL).load(NOWHERE), Synthetic(**SMALL).load(NOWHERE), strict=True):
-        _assert_same(one, two, 16)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_same_seed_same_bits(regime: str) -> None:
+    one, two = (Synthetic(**SMALL, regime=regime) for _ in range(2))
+    for a, b in zip(one.load(NOWHERE), two.load(NOWHERE), strict=True):
+        _assert_same(a, b, 16)
+    assert one.truth(NOWHERE) == two.truth(NOWHERE)
+    np.testing.assert_array_equal(one.log_mean(NOWHERE, "S2"), two.log_mean(NOWHERE, "S2"))
+
+
+def test_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does it matter that parts of a section are made at the same time."""
+    monkeypatch.setattr(synthetic, "DRAWN_AT_ONCE", 7 * 60)
+    monkeypatch.setattr(synthetic, "RENDERED_AT_ONCE", 7 * 16**2)
+    parts = []
+    for cores in (1, 5):
+        monkeypatch.setattr(synthetic.os, "cpu_count", lambda cores=cores: cores)
+        parts.append(Synthetic(**SMALL).read(NOWHERE, "S1"))
+    _assert_same(*parts, 16)
+
+
+def test_a_section_can_be_read_alone() -> None:
+    dataset = Synthetic(**SMALL)
+    _assert_same(dataset.load(NOWHERE)[2], dataset.read(NOWHERE, "S3"), 16)
 
 
 def test_another_seed_is_other_data() -> None:
@@ -79,6 +127,9 @@ def test_more_sections_leave_the_earlier_ones_unchanged() -> None:
     assert len(many) == 4
     for one, two in zip(few, many, strict=False):
         _assert_same(one, two, 16)
+    two, four = (Synthetic(**SMALL, sections=count) for count in (2, 4))
+    assert two.truth(NOWHERE) == four.truth(NOWHERE)
+    np.testing.assert_array_equal(two.log_mean(NOWHERE, "S2"), four.log_mean(NOWHERE, "S2"))
 
 
 def test_sections_differ() -> None:
@@ -118,31 +169,72 @@ def test_counts_are_whole_numbers_and_deep_enough(default: list[Section]) -> Non
 
 
 def test_counts_follow_the_planted_mean(default: list[Section]) -> None:
+    dataset = Synthetic()
     counts = np.concatenate([section.counts.X.toarray() for section in default])
-    log_mean = np.concatenate([section.counts.layers["log_mean"] for section in default])
-    noise = (default[0].counts.var["role"] == "noise").to_numpy()
-    ratio = counts[:, noise].mean() / np.exp(log_mean[:, noise]).mean()
-    assert ratio == pytest.approx(0.95, abs=0.05)  # one count in twenty drops out
+    log_mean = np.concatenate([dataset.log_mean(NOWHERE, name) for name in dataset.sections(NOWHERE)])
+    assert log_mean.dtype == np.float32 and log_mean.shape == counts.shape
+    role = _roles(dataset)
+    useless, marker = role == "useless", role == "marker"
+    kept = {name: counts[:, mask].mean() / np.exp(log_mean[:, mask]).mean() for name, mask in
+            (("useless", useless), ("marker", marker))}  # fmt: skip
+    assert kept["useless"] == pytest.approx(0.95, abs=0.04)  # one count in twenty drops out
+    assert kept["marker"] == pytest.approx(0.85, abs=0.04)
     spread = log_mean[:150].std(0)
-    assert spread[noise].max() < 1e-5 < 0.3 < spread[~noise].min()
+    assert spread[useless].max() < 1e-5 < 0.3 < spread[~useless].min()
 
 
-def test_roles(default: list[Section]) -> None:
-    role = default[0].counts.var["role"]
-    assert role.value_counts().to_dict() == {"noise": 1000, "artefact": 700, "programme": 300}
-    assert all(isinstance(value, str) for value in role)
-    assert role.index.is_unique
-    assert default[0].counts.layers["log_mean"].dtype == np.float32
-    for section in default[1:]:
-        assert (section.counts.var["role"] == role).all()
+def test_spread_of_the_counts_is_as_planned() -> None:
+    """CV² beyond Poisson noise, of spots with equal library size, by the method of moments."""
+    dataset = Synthetic(sections=1, spots=4000, patch_px=16, markers=40, helpful_genes=40, harmful_genes=40)
+    genes = dataset._genes()
+    fields, none = dataset._fields(0), np.zeros(len(genes.names))
+    synthetic_library = np.exp(synthetic.LIBRARY_SD**2)  # E[library²]
+    counts = genes.draw(fields, none, np.random.default_rng(0)).toarray().astype(np.float64)
+    mean, variance = counts.mean(0), counts.var(0)
+    spread = (1 + (variance - mean) / mean**2) / synthetic_library - 1
+    for kind, planned in enumerate(synthetic.SPREAD):
+        assert np.median(spread[genes.role == kind]) == pytest.approx(planned, rel=0.12)
 
 
-def test_artefact_genes_are_unrelated_to_programme_genes(default: list[Section]) -> None:
-    for section in default:
-        role, truth = section.counts.var["role"].to_numpy(), section.counts.layers["log_mean"].astype(np.float64)
-        centred = truth - truth.mean(0)
-        product = centred[:, role == "programme"].T @ centred[:, role == "artefact"] / len(truth)
-        assert np.abs(product).max() < 1e-4
+@pytest.mark.parametrize(
+    ("regime", "sizes"),
+    [
+        ("helpful", (50, 240, 0, 1710)),
+        ("harmful", (50, 240, 700, 1010)),
+        ("null", (50, 0, 700, 1250)),
+        ("misleading", (50, 240, 700, 1010)),
+    ],
+)
+def test_numbers_of_each_role_and_its_worth(regime: str, sizes: tuple[int, ...]) -> None:
+    dataset = Synthetic(regime=regime)
+    role, truth = _roles(dataset), dataset.truth(NOWHERE)
+    assert tuple(int((role == name).sum()) for name in ROLES) == sizes
+    worth = {"marker": 1.0, "helpful": 1.0, "harmful": -1.0, "useless": -0.25}
+    assert list(truth.values()) == [worth[name] for name in role]
+    assert list(truth) == list(dataset.read(NOWHERE, "S1").counts.var_names)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_nothing_of_the_truth_is_in_the_sections(regime: str) -> None:
+    dataset = Synthetic(**{**SMALL, "harmful_genes": 100, "useless_genes": 100, "helpful_genes": 100}, regime=regime)
+    for section in dataset.load(NOWHERE):
+        table = section.counts
+        assert list(table.var.columns) == list(table.obs.columns) == list(table.uns) == list(table.layers) == []
+        assert list(table.varm) == list(table.obsp) == list(table.varp) == [] and list(table.obsm) == ["spatial"]
+        assert table.raw is None and sparse.issparse(table.X)
+        assert list(table.var_names) == [f"G{i:05d}" for i in range(1, table.n_vars + 1)]
+    # Neither does the order of the genes say what they are: utilities of neighbours are unrelated.
+    worth = np.array(list(dataset.truth(NOWHERE).values()))
+    assert abs(stats.spearmanr(np.arange(len(worth)), worth)[0]) < 0.2
+    assert abs(stats.spearmanr(worth[1:], worth[:-1])[0]) < 0.2
+
+
+def test_artefact_genes_are_unrelated_to_programme_genes() -> None:
+    dataset = Synthetic()
+    role, truth = _roles(dataset), _truth(dataset)
+    centred = truth - truth.mean(0)
+    product = centred[:, np.isin(role, ("marker", "helpful"))].T @ centred[:, role == "harmful"] / len(truth)
+    assert np.abs(product).max() < 1e-4
 
 
 def test_neighbours_on_the_grid_are_one_pitch_apart(default: list[Section]) -> None:
@@ -167,16 +259,59 @@ def test_fields_are_standardised_uncorrelated_and_smooth(spots: int) -> None:
         assert (fields[one] * fields[two]).mean() > 0.6
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_primary_genes_are_programme_genes(seed: int) -> None:
-    sections = Synthetic(data_seed=seed, patch_px=16).load(NOWHERE)
-    training = _normalised(sections[:2], "normalize_total+log1p")
-    score = sc.pp.highly_variable_genes(training, flavor="seurat", inplace=False)["dispersions_norm"].to_numpy()
-    role = sections[0].counts.var["role"].to_numpy()[np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")]
-    assert (role[:50] == "programme").sum() >= 45
-    rank = {kind: np.median(np.flatnonzero(role[50:] == kind)) for kind in ("programme", "artefact", "noise")}
-    assert rank["programme"] < 250 < rank["artefact"] < rank["noise"]
-    assert (role[50:300] == "programme").mean() > 0.7
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_primary_genes_are_programme_genes(regime: str, seed: int) -> None:
+    genes, _ = _fold(regime, seed)
+    worth = Synthetic(regime=regime, data_seed=seed).truth(NOWHERE)
+    primary = [worth[name] for name, chosen in zip(genes.names, genes.primary, strict=True) if chosen]
+    assert primary.count(1.0) >= 45
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_reliable_ranking_follows_the_roles(seed: int) -> None:
+    """Helpful before harmful before useless, but for the noise of an estimate from 300 spots."""
+    genes, utility = _fold("harmful", seed)
+    in_order = utility[~genes.primary][genes.rank[~genes.primary].argsort()]
+    helpful = int((utility > 0).sum())
+    assert 235 <= helpful <= 290
+    assert (in_order[:helpful] > 0).double().mean() > 0.8
+    assert (in_order[helpful : helpful + 700] == -1).double().mean() > 0.8
+    assert (in_order[helpful + 700 :] == -0.25).double().mean() > 0.85
+
+
+def test_reliability_says_how_much_the_score_knows() -> None:
+    """Spearman correlation of score and being helpful, mean of three seeds."""
+    found = []
+    for reliability in (0.0, 0.5, 1.0):
+        folds = [_fold("harmful", seed, reliability) for seed in range(3)]
+        pairs = [(g.score[~g.primary].numpy(), (u[~g.primary] > 0).numpy()) for g, u in folds]
+        found.append(np.mean([stats.spearmanr(score, helps)[0] for score, helps in pairs]))
+    none, half, full = found
+    assert abs(none) < 0.08 and full > 0.5
+    assert none + 0.1 < half < full - 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_best_cutoff_is_known(seed: int) -> None:
+    for regime in ("helpful", "harmful"):
+        genes, utility = _fold(regime, seed)
+        assert best_cutoff(genes, utility) == pytest.approx(240, abs=30)
+    for regime in ("null", "misleading"):
+        genes, utility = _fold(regime, seed)
+        assert best_cutoff(genes, utility) <= 20
+
+
+def test_misleading_is_harmful_without_reliability() -> None:
+    one, two = Synthetic(**SMALL, regime="misleading"), Synthetic(**SMALL, regime="harmful", reliability=0.0)
+    _assert_same(one.read(NOWHERE, "S1"), two.read(NOWHERE, "S1"), 16)
+    assert one.truth(NOWHERE) == two.truth(NOWHERE)
+
+
+def test_depth_makes_counts_sparse() -> None:
+    deep, shallow = (Synthetic(**SMALL, depth=depth).read(NOWHERE, "S1").counts.X for depth in (1.0, 0.05))
+    assert shallow.nnz < 0.5 * deep.nnz
+    assert shallow.sum() == pytest.approx(0.05 * deep.sum(), rel=0.15)
 
 
 @pytest.mark.parametrize("normalisation", ["normalize_total+log1p", "log1p"])
@@ -185,7 +320,8 @@ def test_scanpy_accepts_the_counts(default: list[Section], normalisation: str) -
     assert np.isfinite(table.X.toarray()).all()
     found = sc.pp.highly_variable_genes(table, flavor="seurat", n_top_genes=50, inplace=False)
     assert found["highly_variable"].sum() == 50
-    assert (default[0].counts.var["role"].to_numpy()[found["highly_variable"].to_numpy()] == "programme").sum() >= 40
+    top = _roles(Synthetic())[found["highly_variable"].to_numpy()]
+    assert np.isin(top, ("marker", "helpful")).sum() >= 40
 
 
 def test_raw_counts_survive_scanpy(default: list[Section]) -> None:
@@ -247,10 +383,11 @@ def test_patches_predict_programme_and_artefact_genes_of_an_unseen_section(defau
     square = image[:300].T @ image[:300] + 30 * np.eye(image.shape[1])
     weight = np.linalg.solve(square, image[:300].T @ (expression[:300] - centre))
     score = _pearson(image[300:] @ weight, expression[300:])
-    role = default[0].counts.var["role"].to_numpy()
-    assert score[role == "programme"].mean() > 0.2
-    assert score[role == "artefact"].mean() > 0.2
-    assert abs(score[role == "noise"].mean()) < 0.03
+    role = _roles(Synthetic())
+    assert score[role == "helpful"].mean() > 0.1
+    assert score[role == "marker"].mean() > 0.1
+    assert score[role == "harmful"].mean() > 0.1
+    assert abs(score[role == "useless"].mean()) < 0.03
 
 
 def test_donors() -> None:
@@ -262,8 +399,8 @@ def test_donors() -> None:
 
 
 def test_smallest_settings() -> None:
-    sections = Synthetic(sections=1, spots=20, patch_px=16, programme_genes=1, artefact_genes=0, noise_genes=0).load(
-        NOWHERE
-    )
+    sections = Synthetic(
+        sections=1, spots=20, patch_px=16, markers=1, helpful_genes=0, harmful_genes=0, useless_genes=0
+    ).load(NOWHERE)
     assert sections[0].counts.shape == (20, 1)
     assert _pixels(sections[0], 16).dtype == np.uint8

@@ -14,7 +14,7 @@ from agl_bench.registry.plugins import STRICT, Plugins
 
 EXAMPLE = Path(__file__).parents[2] / "plugins/agl-bench-example/src"
 FIRST_PARTY = {
-    "selector": ["pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal"],
+    "selector": ["pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal", "oracle"],
     "backbone": ["tiny", "resnet18", "timm", "embedding", "position"],
     "dataset": ["synthetic", "folder", "her2st", "hest", "heart", "bowel_a", "bowel_b", "ovary"],
 }
@@ -174,7 +174,7 @@ def test_unknown_name_suggests_lists_and_names_providers(install):
         plugins.entry("dkgbs", "selector")
     message = str(caught.value)
     assert "unknown selector 'dkgbs'. Did you mean 'dkgsb'?" in message
-    assert "Known: agl, amal, dkgsb, hvg_k, pgl, random_k." in message
+    assert "Known: agl, amal, dkgsb, hvg_k, oracle, pgl, random_k." in message
     assert "Provided by agl-bench " in message
     assert "Disabled: bad 1.2" in message
     assert "tiny" not in message  # a backbone

@@ -96,7 +96,8 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def toy_table() -> SpotTable:
-    sections = Synthetic(sections=3, spots=50, patch_px=PX, programme_genes=14, artefact_genes=10, noise_genes=16)
+    planted = {"markers": 6, "helpful_genes": 8, "harmful_genes": 10, "useless_genes": 16}
+    sections = Synthetic(sections=3, spots=50, patch_px=PX, **planted)
     return tabulate(sections.load(Path()), Protocol(min_genes_per_spot=5))
 
 

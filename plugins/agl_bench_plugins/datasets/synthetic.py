@@ -1,4 +1,4 @@
-"""Planted tissue whose helpful, harmful and useless genes are known; needs no download.
+"""Planted tissue in which it is known which genes help, harm or do neither; needs no download.
 
 Source: the generator of agl-bench's own planted-data study. Spots lie on a hexagonal grid. Tissue programmes and
 artefacts are smooth random fields over it (random Fourier features of a Gaussian process with an RBF kernel, plus a
@@ -7,22 +7,37 @@ brightness, tint, blur and grain. The expected count of gene g in spot i is
 
     mean_g · exp(η_ig − var η_g / 2 + section effect_g) · library size_i,      η = fields · loadings,
 
-drawn from a negative binomial, then thinned by dropout. What a gene loads on is its role: "programme" genes are worth
-predicting, "artefact" genes can be predicted but pull a narrow representation away, "noise" genes cannot be predicted.
+drawn from a negative binomial, then thinned by dropout. What a gene loads on is its role: markers and helpful genes
+load on programmes, harmful genes on artefacts (they can be predicted, but pull a narrow representation away), useless
+genes on nothing. Markers are few and noisy and stand out most, so that they become the primary genes.
 
-How it differs: the fields of a section are whitened, so that no artefact gene is related to a programme gene by
-chance. Programme genes come as a few scarce, noisy markers, most of which become primary genes, and many abundant
-helpers, which are ranked next. Patches of neighbouring spots share their fields but not their pixels, and `donors` is
-a label: sections of one donor are no more alike than others.
+How the variability ranking follows the roles: each role has a spread (CV² of the counts beyond Poisson noise), made
+up of its signal and of as much negative-binomial noise as is missing; of the auxiliary genes that of helpful genes is
+largest and that of useless genes smallest. A share `reliability` of the auxiliary genes keeps the spread of its role;
+the others exchange theirs at random. With 1 the ranking is helpful, harmful, useless, and the best cut-off k* is the
+number of helpful genes; with 0 the ranking says nothing.
 
-The truth travels with the counts: `counts.var["role"]`, and `counts.layers["log_mean"]` (spots × genes), which is ln
-of the expected count before library size and dropout.
+regime      genes                                      what a narrow shared representation should show
+helpful     harmful genes are useless instead          PGL < all ≤ the helpful ones alone
+harmful     as the settings say                        all < PGL < the helpful ones alone
+null        helpful genes are useless instead          no selector beats PGL
+misleading  as the settings say, reliability 0         as harmful, but no prefix of the ranking beats PGL
+
+How it differs from the study: the fields of a section are whitened, so that no artefact gene is related to a programme
+gene by chance. Patches of neighbouring spots share their fields but not their pixels, and `donors` is a label:
+sections of one donor are no more alike than others.
+
+The truth is kept apart from the sections: `truth` says what each gene is worth, `log_mean` what its counts are noisy
+copies of. Names and order of the genes carry nothing of it.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,7 +45,10 @@ import scipy.fft
 from anndata import AnnData
 from scipy import sparse
 
-from agl_bench import ArrayPatches, Dataset, Range, Section
+from agl_bench import ArrayPatches, Dataset, LogRange, Range, Section
+
+Regime = Literal["helpful", "harmful", "null", "misleading"]
+Part = TypeVar("Part")
 
 # ---- Fields -----------------------------------------------------------------------------------------------------
 PITCH_UM = 100.0  # between centres of neighbouring spots
@@ -40,20 +58,19 @@ WAVES = 256  # random Fourier features of a field
 PROGRAMMES = 4
 ARTEFACTS = 4
 
-# ---- Genes: (markers, helpers, artefact, noise) --------------------------------------------------------------------
-# The seurat score compares a gene with genes of similar mean. Artefact and noise genes therefore span all means, and
-# the few markers sit where no helpers are: they stand out most, helpers next, then artefact genes, then noise.
-# Markers are noisy, which leaves the helpers something to add; artefact genes are clean and thus attractive.
-KINDS = ("programme", "programme", "artefact", "noise")  # role of each column below
-MARKER_SHARE = 0.2  # of the programme genes
-MEAN_LOW = (1.2, 3.0, 0.8, 0.8)  # UMI, log-uniform from here …
-MEAN_HIGH = (2.2, 5.0, 6.0, 6.0)  # … to here
-AMPLITUDE = (0.75, 0.65, 0.5, 0.0)  # sd of η over spots
-AMPLITUDE_JITTER = 0.1  # sd of ln amplitude over genes
-THETA = (1.1, 5.0, 25.0, 8.0)  # size of the negative binomial: variance = mean + mean²/θ
+# ---- Genes: (marker, helpful, harmful, useless) --------------------------------------------------------------------
+# The seurat score compares a gene with those in its bin of means. Genes of all roles therefore have the same means: in
+# a bin of its own an otherwise ordinary gene would stand out.
+ROLES = ("marker", "helpful", "harmful", "useless")
+UTILITY = (1.0, 1.0, -1.0, -0.25)  # as an auxiliary gene; a useless one dilutes the others
+MEAN = (2.0, 8.0)  # UMI, log-uniform between
+AMPLITUDE = (0.70, 0.50, 0.50, 0.0)  # sd of η over spots
 DROPOUT = (0.15, 0.05, 0.05, 0.05)
+SPREAD = (4.0, 1.6, 0.8, 0.40)  # CV² beyond Poisson noise: at least that of the signal of every auxiliary gene
+SPREAD_JITTER = 0.05  # sd of ln spread over genes
 LIBRARY_SD = 0.25  # of ln library size
 SECTION_SD = 0.15  # of a gene's section effect, ln scale
+DRAWN_AT_ONCE = 2**21  # counts; bounds memory for large sections
 
 # ---- Patches ------------------------------------------------------------------------------------------------------
 PATCH_UM = 112.0
@@ -86,46 +103,63 @@ BLUR_GAIN = 0.5
 GRAIN = 5.0  # grey levels
 GRAIN_GAIN = 0.5
 
-RENDERED_AT_ONCE = 2**22  # pixels; bounds memory for large patches
+RENDERED_AT_ONCE = 2**20  # pixels; bounds memory for large patches
 
 # First word of every seed after `data_seed`: one stream of randomness never shifts another.
-_LOADINGS, _FIELDS, _COUNTS, _IMAGES = range(4)
+_LOADINGS, _FIELDS, _COUNTS, _IMAGES, _BATCH, _ORDER, _SPREADS = range(7)
 
 
 class Synthetic(Dataset):
-    """Generated sections with planted programme, artefact and noise genes.
+    """Generated sections with planted helpful, harmful and useless genes.
 
     Args:
+        regime: which of the roles there are, and whether the variability ranking can be trusted.
         sections: how many; more of them leave the earlier ones unchanged.
         spots: in each section.
         patch_px: side of the rendered patches, which are 112 µm wide.
-        programme_genes: genes worth predicting, a fifth of them scarce markers.
-        artefact_genes: genes that follow brightness, tint, blur and grain of the picture.
-        noise_genes: genes that follow nothing.
+        markers: genes that stand out and become primary; as many as `protocol.primary_genes`, or some become auxiliary.
+        helpful_genes: auxiliary genes that follow the tissue programmes as the markers do.
+        harmful_genes: auxiliary genes that follow brightness, tint, blur and grain of the picture.
+        useless_genes: auxiliary genes that follow nothing.
+        reliability: share of the auxiliary genes whose variability follows their role; regime `misleading` has 0.
+        depth: factor on all expected counts; small ones give sparse counts.
         donors: sections are dealt to that many donors in turn; 0 = each section has its own.
         data_seed: everything random follows from it.
     """
 
     citation = "Generated by agl-bench; no publication."
     licence = "CC0-1.0"
-    revision = "1"
+    revision = "2"
+    technology = "simulated"
+    tissue = "simulated"
+    argument = "regime"
 
     def __init__(
         self,
         *,
+        regime: Regime = "harmful",
         sections: Annotated[int, Range(1, 100)] = 3,
-        spots: Annotated[int, Range(20, 10_000)] = 150,
+        spots: Annotated[int, Range(20, 100_000)] = 150,
         patch_px: Annotated[int, Range(16, 512)] = 48,
-        programme_genes: Annotated[int, Range(1, 10_000)] = 300,
-        artefact_genes: Annotated[int, Range(0, 10_000)] = 700,
-        noise_genes: Annotated[int, Range(0, 20_000)] = 1000,
+        markers: Annotated[int, Range(1, 10_000)] = 50,
+        helpful_genes: Annotated[int, Range(0, 50_000)] = 240,
+        harmful_genes: Annotated[int, Range(0, 50_000)] = 700,
+        useless_genes: Annotated[int, Range(0, 50_000)] = 1010,
+        reliability: Annotated[float, Range(0, 1)] = 1.0,
+        depth: Annotated[float, LogRange(1e-2, 1e2)] = 1.0,
         donors: Annotated[int, Range(0, 100)] = 0,
         data_seed: Annotated[int, Range(0, 1_000_000_000)] = 0,
     ) -> None:
         self.section_count = sections
         self.spots = spots
         self.patch_px = patch_px
-        self.gene_counts = (programme_genes, artefact_genes, noise_genes)
+        if regime == "helpful":
+            harmful_genes, useless_genes = 0, harmful_genes + useless_genes
+        elif regime == "null":
+            helpful_genes, useless_genes = 0, helpful_genes + useless_genes
+        self.role_sizes = (markers, helpful_genes, harmful_genes, useless_genes)
+        self.reliability = 0.0 if regime == "misleading" else reliability
+        self.depth = depth
         self.donors = donors
         self.data_seed = data_seed
 
@@ -137,22 +171,42 @@ class Synthetic(Dataset):
     def read(self, root: Path, name: str) -> Section:
         """One section, generated afresh; `root` is not looked at."""
         named = self.sections(root)
-        return self._section(list(named).index(name), name, named[name], _Genes(self.data_seed, *self.gene_counts))
-
-    def _section(self, index: int, name: str, donor: str, genes: _Genes) -> Section:
-        position_um = hexagonal_grid(self.spots)
-        fields = smooth_fields(position_um, PROGRAMMES + ARTEFACTS, _rng(self.data_seed, _FIELDS, index))
-        counts, log_mean = genes.draw(fields, _rng(self.data_seed, _COUNTS, index))
-        pixels = render(fields, self.patch_px, _rng(self.data_seed, _IMAGES, index))
+        index = list(named).index(name)
+        genes, fields, position_um = self._genes(), self._fields(index), hexagonal_grid(self.spots)
         um_per_px = PATCH_UM / self.patch_px
         table = AnnData(
-            X=sparse.csr_matrix(counts),
+            X=genes.draw(fields, self._section_effect(index), _rng(self.data_seed, _COUNTS, index)),
             obs=pd.DataFrame(index=[f"{name}-{spot:05d}" for spot in range(self.spots)]),
-            var=pd.DataFrame({"role": genes.role}, index=genes.names),
+            var=pd.DataFrame(index=genes.names),
             obsm={"spatial": position_um / um_per_px},
-            layers={"log_mean": log_mean},
         )
-        return Section(name, table, um_per_px, patches=ArrayPatches(pixels, PATCH_UM, section=name), donor=donor)
+        pixels = render(fields, self.patch_px, _rng(self.data_seed, _IMAGES, index))
+        return Section(name, table, um_per_px, patches=ArrayPatches(pixels, PATCH_UM, section=name), donor=named[name])
+
+    def truth(self, root: Path) -> dict[str, float]:
+        """What each gene is worth as an auxiliary one: 1 helpful, −1 harmful, −¼ useless."""
+        genes = self._genes()
+        return dict(zip(genes.names, np.array(UTILITY)[genes.role].tolist(), strict=True))
+
+    def log_mean(self, root: Path, name: str) -> np.ndarray:
+        """The noise-free expression of a section, for judging predictions: (spots, genes) float32, dense.
+
+        ln of the expected count before library size and dropout, in the order of the section's spots and genes.
+        """
+        index = list(self.sections(root)).index(name)
+        return self._genes().log_mean(self._fields(index), self._section_effect(index))
+
+    def _genes(self) -> _Genes:
+        return _Genes(self.data_seed, self.role_sizes, self.reliability, self.depth)
+
+    def _fields(self, index: int) -> np.ndarray:
+        """(spots, programmes + artefacts) of one section."""
+        position_um = hexagonal_grid(self.spots)
+        return smooth_fields(position_um, PROGRAMMES + ARTEFACTS, _rng(self.data_seed, _FIELDS, index))
+
+    def _section_effect(self, index: int) -> np.ndarray:
+        """(genes,) batch effect of one section, ln scale."""
+        return SECTION_SD * _rng(self.data_seed, _BATCH, index).standard_normal(sum(self.role_sizes))
 
 
 def hexagonal_grid(spots: int) -> np.ndarray:
@@ -185,48 +239,82 @@ def _whitened(fields: np.ndarray) -> np.ndarray:
 
 
 class _Genes:
-    """What all sections share: for each gene its role, mean, loadings, dispersion and dropout.
+    """What all sections share: for each gene its role, mean, loadings, noise and dropout.
 
     Attributes:
-        names: (genes,) such as PROGRAMME0007, ARTEFACT0012, NOISE0100, in mixed order.
-        role: (genes,) "programme", "artefact" or "noise".
+        names: (genes,) G00001, G00002, …; roles are in mixed order.
+        role: (genes,) index into ROLES.
     """
 
-    def __init__(self, seed: int, programme: int, artefact: int, noise: int) -> None:
-        markers = min(programme, max(1, round(MARKER_SHARE * programme)))
-        sizes = (markers, programme - markers, artefact, noise)
-        column = np.repeat(np.arange(len(KINDS)), sizes)
-        order = _rng(seed, _LOADINGS, len(KINDS)).permutation(len(column))  # the order must not carry the answer
-        self.column = column[order]
-        self.role = np.array(KINDS, dtype=object)[self.column]
-        numbers = np.concatenate([np.arange(programme), np.arange(artefact), np.arange(noise)])
-        self.names = [f"{role.upper()}{n:04d}" for role, n in zip(self.role, numbers[order], strict=True)]
-        drawn = [self._draw_kind(kind, size, _rng(seed, _LOADINGS, kind)) for kind, size in enumerate(sizes)]
-        self.log_mean = np.concatenate([log_mean for log_mean, _ in drawn])[order]  # (genes,) ln UMI
-        self.loadings = np.concatenate([loadings for _, loadings in drawn], axis=1)[:, order]  # (fields, genes)
+    def __init__(self, seed: int, sizes: tuple[int, int, int, int], reliability: float, depth: float) -> None:
+        role = np.repeat(np.arange(len(ROLES)), sizes)
+        drawn = [_draw_role(kind, size, _rng(seed, _LOADINGS, kind)) for kind, size in enumerate(sizes)]
+        mean, loadings, spread = (np.concatenate(parts, axis=-1) for parts in zip(*drawn, strict=True))
+        _exchange(spread, role, reliability, _rng(seed, _SPREADS))
 
-    @staticmethod
-    def _draw_kind(kind: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Means (size,) and loadings (fields, size) of the genes of one column of the table."""
-        log_mean = rng.uniform(np.log(MEAN_LOW[kind]), np.log(MEAN_HIGH[kind]), size)
-        amplitude = AMPLITUDE[kind] * np.exp(AMPLITUDE_JITTER * rng.standard_normal(size))
-        on = slice(0, PROGRAMMES) if KINDS[kind] == "programme" else slice(PROGRAMMES, None)
-        loadings = np.zeros((PROGRAMMES + ARTEFACTS, size))
-        direction = rng.standard_normal(loadings[on].shape)
-        loadings[on] = amplitude * direction / np.linalg.norm(direction, axis=0)
-        return log_mean, loadings
+        order = _rng(seed, _ORDER).permutation(len(role))  # the order must not carry the answer
+        self.role = role[order]
+        self.names = [f"G{number + 1:05d}" for number in range(len(role))]
+        self.centre = np.log(depth * mean[order])  # (genes,) ln UMI
+        self.loadings = loadings[:, order]  # (fields, genes)
+        self.dropout = np.array(DROPOUT)[self.role].astype(np.float32)
+        # (1 + signal) (1 + 1/θ) / (1 − dropout) = 1 + spread, where signal is the CV² of exp(η)
+        signal = np.expm1((loadings[:, order] ** 2).sum(0))
+        noise = (1 + spread[order]) * (1 - self.dropout) / (1 + signal) - 1
+        self.theta = (1 / noise).astype(np.float32)  # size of the negative binomial: variance = mean + mean² / θ
 
-    def draw(self, fields: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Counts and noise-free ln mean of a section, both (spots, genes) float32."""
-        shape = (len(fields), len(self.names))
-        section_effect = SECTION_SD * rng.standard_normal(shape[1])
-        signal = fields @ self.loadings - (self.loadings**2).sum(0) / 2
-        log_mean = self.log_mean + signal + section_effect
-        library = np.exp(LIBRARY_SD * rng.standard_normal((shape[0], 1)) - LIBRARY_SD**2 / 2)
-        theta = np.array(THETA)[self.column]
-        rate = np.exp(log_mean) * library * rng.standard_gamma(theta, shape) / theta
-        kept = rng.random(shape) >= np.array(DROPOUT)[self.column]
-        return (rng.poisson(rate) * kept).astype(np.float32), log_mean.astype(np.float32)
+    def log_mean(self, fields: np.ndarray, section_effect: np.ndarray) -> np.ndarray:
+        """ln of the expected count before library size and dropout, (spots, genes) float32."""
+        constant = self.centre - (self.loadings**2).sum(0) / 2 + section_effect
+        log_mean: np.ndarray = fields.astype(np.float32) @ self.loadings.astype(np.float32)
+        log_mean += constant.astype(np.float32)
+        return log_mean
+
+    def draw(self, fields: np.ndarray, section_effect: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
+        """Counts of a section, (spots, genes) float32; never dense but for some spots at a time."""
+        library = LIBRARY_SD * rng.standard_normal(len(fields)) - LIBRARY_SD**2 / 2
+
+        def part(rows: slice, own: np.random.Generator) -> sparse.csr_matrix:
+            rate = self.log_mean(fields[rows], section_effect)
+            rate += library[rows, None].astype(np.float32)
+            np.exp(rate, out=rate)
+            rate *= own.standard_gamma(self.theta, rate.shape, dtype=np.float32)
+            rate /= self.theta
+            rate *= own.random(rate.shape, dtype=np.float32) >= self.dropout
+            return sparse.csr_matrix(own.poisson(rate), dtype=np.float32)
+
+        counts: sparse.csr_matrix = sparse.vstack(
+            _in_parts(part, len(fields), DRAWN_AT_ONCE // len(self.names), rng), format="csr"
+        )
+        return counts
+
+
+def _draw_role(kind: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means (size,), loadings (fields, size) and spreads (size,) of the genes of one role."""
+    mean = np.exp(rng.uniform(*np.log(MEAN), size))
+    on = slice(PROGRAMMES, None) if ROLES[kind] == "harmful" else slice(0, PROGRAMMES)
+    loadings = np.zeros((PROGRAMMES + ARTEFACTS, size))
+    direction = rng.standard_normal(loadings[on].shape)
+    loadings[on] = AMPLITUDE[kind] * direction / np.linalg.norm(direction, axis=0)
+    spread = SPREAD[kind] * np.exp(np.clip(SPREAD_JITTER * rng.standard_normal(size), -0.1, 0.1))
+    return mean, loadings, spread
+
+
+def _exchange(spread: np.ndarray, role: np.ndarray, reliability: float, rng: np.random.Generator) -> None:
+    """Let auxiliary genes that are not reliable exchange their spreads at random, in place."""
+    auxiliary = np.flatnonzero(role != ROLES.index("marker"))
+    mixed = auxiliary[rng.random(len(auxiliary)) >= reliability]
+    spread[mixed] = spread[rng.permutation(mixed)]
+
+
+def _in_parts(
+    work: Callable[[slice, np.random.Generator], Part], spots: int, at_once: int, rng: np.random.Generator
+) -> Sequence[Part]:
+    """`work` for some spots at a time on all cores, each part with randomness of its own: threads change no result."""
+    at_once = max(1, at_once)
+    rows = [slice(start, start + at_once) for start in range(0, spots, at_once)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, rows, rng.spawn(len(rows))))
 
 
 def render(fields: np.ndarray, side_px: int, rng: np.random.Generator) -> np.ndarray:
@@ -234,12 +322,11 @@ def render(fields: np.ndarray, side_px: int, rng: np.random.Generator) -> np.nda
     strength = np.exp(STAIN_SD * rng.standard_normal(2))
     stains = np.array(STAINS) + STAIN_TURN * rng.standard_normal((2, 3))
     stains *= strength[:, None] / np.linalg.norm(stains, axis=1, keepdims=True)  # (2, 3)
-    at_once = max(1, RENDERED_AT_ONCE // side_px**2)
-    parts = [
-        _render_part(fields[start : start + at_once], stains.astype(np.float32), side_px, rng)
-        for start in range(0, len(fields), at_once)
-    ]
-    return np.concatenate(parts)
+
+    def part(rows: slice, own: np.random.Generator) -> np.ndarray:
+        return _render_part(fields[rows], stains.astype(np.float32), side_px, own)
+
+    return np.concatenate(_in_parts(part, len(fields), RENDERED_AT_ONCE // side_px**2, rng))
 
 
 def _render_part(fields: np.ndarray, stains: np.ndarray, side_px: int, rng: np.random.Generator) -> np.ndarray:
