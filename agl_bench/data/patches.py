@@ -2,8 +2,9 @@
 
 ImagePatches    cuts from a slide image; the image is decoded once for each size of patch
 ArrayPatches    patches cut beforehand: an HDF5 file in the HEST layout, or an array in memory
-read_embedding  features computed beforehand, matched to spots by barcode
+read_embedding  features computed beforehand, matched to spots by barcode or by place
 read_uns        single values of an .h5ad file, without its counts
+read_constants  columns of `obs` of an .h5ad file with one value for all spots, without its counts
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import h5py
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.spatial import KDTree
 
 from agl_bench.errors import BadSection
 
 _LARGEST_IMAGE = 1_000_000_000  # pixels; decoding takes four bytes for each
 _BLOCK = 256  # patches read from a file at once: 38 MB at 224 × 224
+_CORNER_SLACK_PX = 2.0  # how far the centre of an embedded patch may be from its spot, in pixels
+_CENTRE_SLACK = 0.05  # or as a share of the patch's width, whichever is more
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes that become RGB
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises, by format
 _BROKEN_H5 = (OSError, KeyError, RuntimeError, ValueError)  # what h5py raises, by kind of damage
@@ -55,7 +59,8 @@ class ImagePatches(_KeptPatches):
     0 to 1. A rotation noted in the file (EXIF) is not applied, because coordinates refer to the stored pixels.
 
     Args:
-        path: .jpg, .png or .tif, 8 bits for each channel.
+        source: path of a .jpg, .png or .tif, 8 bits for each channel, or the pixels themselves, uint8
+            (height, width, 3): an array, or what has a shape and a dtype and becomes one when it is needed.
         positions: (spots, 2) in pixels, (x = column, y = row) of the spot centres.
         um_per_px: tissue micrometres for one pixel.
         section: name used in errors; the folder's name by default.
@@ -64,23 +69,32 @@ class ImagePatches(_KeptPatches):
         BadSection: if the file is not an image that can be cut from.
     """
 
-    def __init__(self, path: Path, positions: np.ndarray, um_per_px: float, *, section: str = "") -> None:
+    def __init__(self, source: Any, positions: np.ndarray, um_per_px: float, *, section: str = "") -> None:
         super().__init__()
-        self.path, self.section = path, section or path.parent.name
+        self.source = source
+        self.section = section or (source.parent.name if isinstance(source, Path) else "")
+        what = str(source) if isinstance(source, Path) else "its image"
         try:
             self.positions = np.asarray(positions, dtype=np.float64)
         except (TypeError, ValueError):
             raise BadSection(self.section, "the positions of its spots are not numbers") from None
         self.um_per_px = um_per_px
-        with _image(self.path, self.section) as image:
-            self.width, self.height = image.size
-            mode = image.mode
-        if mode not in _EIGHT_BIT:
-            raise BadSection(self.section, f"{path} has pixels of Pillow mode '{mode}'; save it as 8-bit RGB")
+        if isinstance(source, Path):
+            with _image(source, self.section) as image:
+                self.width, self.height = image.size
+                mode = image.mode
+            if mode not in _EIGHT_BIT:
+                raise BadSection(self.section, f"{what} has pixels of Pillow mode '{mode}'; save it as 8-bit RGB")
+        elif len(source.shape) == 3 and source.shape[2] == 3 and source.dtype == np.uint8:
+            self.height, self.width = source.shape[:2]
+        else:
+            raise BadSection(
+                self.section, f"{what} is {source.dtype} {source.shape}; it has to be uint8 (height, width, 3)"
+            )
         if self.width * self.height > _LARGEST_IMAGE:
             raise BadSection(
                 self.section,
-                f"{path} has {self.width} × {self.height} pixels, too many to decode at once "
+                f"{what} has {self.width} × {self.height} pixels, too many to decode at once "
                 f"(limit {_LARGEST_IMAGE:.0e}); cut the patches beforehand and give them as patches.h5",
             )
 
@@ -93,12 +107,20 @@ class ImagePatches(_KeptPatches):
     def _read_all(self, side_px: int, side_um: float) -> np.ndarray:
         half = side_um / self.um_per_px / 2
         patches = np.empty((len(self.positions), 3, side_px, side_px), dtype=np.uint8)
-        with _image(self.path, self.section) as opened:
+        with self._opened() as opened:
             opened.load()
             image = opened if opened.mode == "RGB" else opened.convert("RGB")  # converting copies, even RGB
             for patch, (x, y) in zip(patches, self.positions, strict=True):
                 patch[:] = _square(image, (x - half, y - half, x + half, y + half), side_px)
         return patches
+
+    @contextmanager
+    def _opened(self) -> Iterator[Image.Image]:
+        if isinstance(self.source, Path):
+            with _image(self.source, self.section) as image:
+                yield image
+        else:
+            yield Image.fromarray(np.asarray(self.source))
 
 
 class ArrayPatches(_KeptPatches):
@@ -210,12 +232,20 @@ class ArrayPatches(_KeptPatches):
                     patches[spot] = _square(Image.fromarray(patch), box, side_px)
 
 
-def read_embedding(path: Path, barcodes: Sequence[str], *, section: str = "") -> np.ndarray:
+def read_embedding(
+    path: Path, barcodes: Sequence[str], positions: np.ndarray | None = None, *, section: str = ""
+) -> np.ndarray:
     """Features computed beforehand, float32 (spots, width), in the order of `barcodes`.
 
+    HEST-bench writes `embeddings` and `barcodes`. TRIDENT writes `features` and `coords`, the upper left corners of
+    the patches in pixels of the slide, and their width as an attribute of `coords`; a spot takes the patch whose
+    centre it is.
+
     Args:
-        path: HDF5 file with `embeddings`, `features` or `feats` (rows, width) and `barcode` or `barcodes` (rows,).
+        path: HDF5 file with `embeddings`, `features` or `feats` (rows, width) or (1, rows, width), and either
+            `barcode` or `barcodes` (rows,) or `coords` (rows, 2).
         barcodes: (spots,) names of the spots.
+        positions: (spots, 2) in pixels, (x, y) of the spot centres; needed where the file has no barcodes.
         section: name used in errors; the folder's name by default.
 
     Raises:
@@ -224,24 +254,60 @@ def read_embedding(path: Path, barcodes: Sequence[str], *, section: str = "") ->
     section = section or path.parent.name
     with _h5(path, section) as file:
         stored_features = _dataset(file, ("embeddings", "features", "feats"), path, section)
+        if stored_features.dtype.kind not in "iuf":
+            raise BadSection(section, f"{path} has features of type {stored_features.dtype}; they have to be numbers")
         features: np.ndarray = np.asarray(stored_features[()], dtype=np.float32)
-        stored = _barcodes(file, path, section)
-    if features.ndim != 2 or len(features) != len(stored):
-        raise BadSection(
-            section, f"{path} has features {features.shape} for {len(stored)} barcodes; it has to be (barcodes, width)"
-        )
-    found = stored.get_indexer(pd.Index(barcodes))
+        if features.ndim == 3 and len(features) == 1:
+            features = features[0]
+        if "coords" in file and not {"barcode", "barcodes"} & set(file):
+            found, rows = _found_by_place(file["coords"], path, positions, section)
+            example = "a patch around it"
+        else:
+            stored = _barcodes(file, path, section)
+            found, rows = stored.get_indexer(pd.Index(barcodes)), len(stored)
+            example = "features"
+            if (found < 0).all():
+                raise _no_match(section, path, barcodes, stored)
+    if features.ndim != 2 or len(features) != rows:
+        raise BadSection(section, f"{path} has features {features.shape} for {rows} rows; it has to be (rows, width)")
     lacking = np.flatnonzero(found < 0)
-    if len(lacking) == len(found):
-        raise _no_match(section, path, barcodes, stored)
     if len(lacking):
         raise BadSection(
             section,
-            f"{path} has no features for {len(lacking)} of {len(found)} spots, the first is '{barcodes[lacking[0]]}'; "
-            f"compute them again or take these spots out of the counts",
+            f"{path} has no {example} for {len(lacking)} of {len(found)} spots, the first is '{barcodes[lacking[0]]}'; "
+            f"compute them again for these spots, or take them out of the counts",
         )
     matched: np.ndarray = features[found]
     return matched
+
+
+def _found_by_place(coords: Any, path: Path, positions: np.ndarray | None, section: str) -> tuple[np.ndarray, int]:
+    """Row of the patch centred on each spot, -1 where there is none, and how many rows the file has."""
+    side = next((coords.attrs[key] for key in ("patch_size_level0", "patch_size") if key in coords.attrs), None)
+    if side is None or positions is None:
+        lacking = "its 'coords' have no attribute patch_size_level0" if side is None else "the spots have no positions"
+        raise BadSection(
+            section, f"{path} names no barcodes and {lacking}, so its rows cannot be matched to spots; add 'barcodes'"
+        )
+    corners = np.asarray(coords[()], dtype=np.float64)
+    if corners.ndim == 3 and len(corners) == 1:
+        corners = corners[0]
+    if corners.ndim != 2 or corners.shape[1] != 2 or not len(corners):
+        raise BadSection(section, f"{path} has 'coords' {corners.shape}; they have to be (rows, 2)")
+    # Corners are whole pixels, and a patch is at times one pixel wider than asked for.
+    tolerance = max(_CORNER_SLACK_PX, _CENTRE_SLACK * float(side))
+    centres = np.asarray(positions, dtype=np.float64)
+    known = np.isfinite(centres).all(axis=1)
+    distance, row = np.full(len(centres), np.inf), np.zeros(len(centres), dtype=np.int64)
+    distance[known], row[known] = KDTree(corners + float(side) / 2).query(centres[known])
+    found = np.where(distance <= tolerance, row, -1)
+    if (found < 0).all():
+        raise BadSection(
+            section,
+            f"no patch of {path} is centred on a spot: the nearest centre is {distance.min():.0f} px away "
+            f"({tolerance:.0f} px are allowed); embed patches cut around the spots, in pixels of the same image",
+        )
+    return found, len(corners)
 
 
 def read_uns(path: Path, *names: str, section: str = "") -> dict[str, Any]:
@@ -257,6 +323,29 @@ def read_uns(path: Path, *names: str, section: str = "") -> dict[str, Any]:
             if isinstance(entry, h5py.Dataset) and entry.shape == ():
                 value = entry[()]
                 found[name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return found
+
+
+def read_constants(path: Path, *names: str, section: str = "") -> dict[str, str]:
+    """Columns of `obs` of an .h5ad file that hold one text or number for all spots; others are left out.
+
+    Reads no counts.
+
+    Raises:
+        BadSection: if the file cannot be read.
+    """
+    found: dict[str, str] = {}
+    with _h5(path, section or path.parent.name) as file:
+        for name in names:
+            column = file.get(f"obs/{name}")
+            if isinstance(column, h5py.Group) and {"codes", "categories"} <= set(column):  # a categorical column
+                codes = np.unique(column["codes"][()])
+                # Code -1 is an absent value.
+                values = column["categories"][()][codes[codes >= 0]] if len(codes) == 1 else np.empty(0)
+            else:
+                values = np.unique(column[()]) if isinstance(column, h5py.Dataset) else np.empty(0)
+            if len(values) == 1:
+                found[name] = values[0].decode(errors="replace") if isinstance(values[0], bytes) else str(values[0])
     return found
 
 

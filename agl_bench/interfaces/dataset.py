@@ -48,6 +48,19 @@ class Dataset(ABC):
             BadSection: which section cannot be read and why.
         """
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether the file or folder `path` is laid out as this dataset reads it. Looks at names only, opens nothing.
+
+        False by default: data that are not the user's own are named, not pointed at.
+        """
+        return False
+
+    @classmethod
+    def at(cls, path: Path) -> Dataset:
+        """An instance for the data at `path`, which `recognises` has said yes to; `path` is absolute."""
+        return cls(**{cls.argument: str(path)})
+
     def load(self, root: Path) -> list[Section]:
         """All sections, in order."""
         return [self.read(root, name) for name in self.sections(root)]
