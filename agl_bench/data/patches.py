@@ -261,11 +261,11 @@ def read_embedding(
             features = features[0]
         if "coords" in file and not {"barcode", "barcodes"} & set(file):
             found, rows = _found_by_place(file["coords"], path, positions, section)
-            example = "a patch around it"
+            lacks = "patch around it"
         else:
             stored = _barcodes(file, path, section)
             found, rows = stored.get_indexer(pd.Index(barcodes)), len(stored)
-            example = "features"
+            lacks = "features"
             if (found < 0).all():
                 raise _no_match(section, path, barcodes, stored)
     if features.ndim != 2 or len(features) != rows:
@@ -274,7 +274,7 @@ def read_embedding(
     if len(lacking):
         raise BadSection(
             section,
-            f"{path} has no {example} for {len(lacking)} of {len(found)} spots, the first is '{barcodes[lacking[0]]}'; "
+            f"{path} has no {lacks} for {len(lacking)} of {len(found)} spots, the first is '{barcodes[lacking[0]]}'; "
             f"compute them again for these spots, or take them out of the counts",
         )
     matched: np.ndarray = features[found]
