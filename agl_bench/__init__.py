@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from agl_bench.registry.hooks import hookimpl
 
 if TYPE_CHECKING:
-    from agl_bench.data.patches import ArrayPatches, ImagePatches, read_embedding, read_uns
+    from agl_bench.data.patches import ArrayPatches, ImagePatches, read_constants, read_embedding, read_uns
     from agl_bench.errors import AglBenchError, BadSection, BadSpec, FetchFailed, MissingData
     from agl_bench.interfaces.backbone import Backbone
     from agl_bench.interfaces.dataset import Dataset
@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ArrayPatches": "data.patches",
     "ImagePatches": "data.patches",
+    "read_constants": "data.patches",
     "read_embedding": "data.patches",
     "read_uns": "data.patches",
     "AglBenchError": "errors",
@@ -103,6 +104,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "hookimpl",
+    "read_constants",
     "read_embedding",
     "read_uns",
 ]

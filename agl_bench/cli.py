@@ -285,6 +285,33 @@ def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
 
 
 @cli.command()
+@click.argument("name", metavar="PATH|NAME")
+@_SET
+@_PLUGIN
+@_DATA
+def validate(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root: Path) -> None:
+    """Check sections, yours or a dataset's: a line for each sound one, a sentence for every problem.
+
+    PATH is a folder or a store in the layout of any dataset, which is recognised. The exit status is 0 if all is
+    sound, 2 otherwise.
+    """
+    from agl_bench.bench.validate import find_dataset, validate
+
+    called, dataset = find_dataset(_discover(files), name, assignments)
+    click.echo(f"read as {called}")
+    found = 0
+    for verdict in validate(called, dataset, root):
+        if verdict.facts:
+            click.echo(f"{verdict.section}: {verdict.facts}")
+        for problem in verdict.problems:
+            found += 1
+            click.echo(f"agl-bench: {' '.join(problem.split())}", err=True)
+    if found:
+        click.echo(f"{found} problem{'s' if found > 1 else ''} found")
+        sys.exit(2)
+
+
+@cli.command()
 @click.argument("name")
 @_SET
 @_PLUGIN

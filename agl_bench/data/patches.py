@@ -3,8 +3,9 @@
 ImagePatches    cuts from a slide image: decoded once, or region by region where it is tiled
 ArrayPatches    patches cut beforehand: an HDF5 file in the HEST layout, or an array in memory
 blocks_of       patches of any source block by block, in the order that is cheapest to read
-read_embedding  features computed beforehand, matched to spots by barcode
+read_embedding  features computed beforehand, matched to spots by barcode or by place
 read_uns        single values of an .h5ad file, without its counts
+read_constants  columns of `obs` of an .h5ad file with one value for all spots, without its counts
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.spatial import KDTree
 
 from agl_bench.data.slides import Slide, open_slide, reason
 from agl_bench.errors import BadSection
@@ -27,6 +29,8 @@ from agl_bench.interfaces.spots import PatchSource
 
 BLOCK = 256  # patches at once: 38 MB at 224 × 224
 _BAND = 64  # rows of an overview made at once
+_CORNER_SLACK_PX = 2.0  # how far the centre of an embedded patch may be from its spot, in pixels
+_CENTRE_SLACK = 0.05  # or as a share of the patch's width, whichever is more
 _BROKEN_H5 = (OSError, KeyError, RuntimeError, ValueError)  # what h5py raises, by kind of damage
 
 Block = tuple[np.ndarray, np.ndarray]  # rows (n,) and their patches, uint8 (n, 3, side_px, side_px)
@@ -70,7 +74,8 @@ class ImagePatches(_BlockPatches):
     0 to 1. A rotation noted in the file (EXIF) is not applied, because coordinates refer to the stored pixels.
 
     Args:
-        path: .jpg, .png, .tif or a whole-slide image (.svs, .ndpi, .mrxs, …), 8 bits for each channel.
+        source: path of a .jpg, .png, .tif or a whole-slide image (.svs, .ndpi, .mrxs, …), 8 bits for each channel; or
+            the pixels themselves, uint8 (height, width, 3): an array, or what is sliced like one.
         positions: (spots, 2) in pixels, (x = column, y = row) of the spot centres.
         um_per_px: tissue micrometres for one pixel.
         section: name used in errors; the folder's name by default.
@@ -79,14 +84,15 @@ class ImagePatches(_BlockPatches):
         BadSection: if the file is not an image that can be cut from.
     """
 
-    def __init__(self, path: Path, positions: np.ndarray, um_per_px: float, *, section: str = "") -> None:
-        self.path, self.section = path, section or path.parent.name
+    def __init__(self, source: Any, positions: np.ndarray, um_per_px: float, *, section: str = "") -> None:
+        self.source = source
+        self.section = section or (source.parent.name if isinstance(source, Path) else "")
         try:
             self.positions = np.asarray(positions, dtype=np.float64)
         except (TypeError, ValueError):
             raise BadSection(self.section, "the positions of its spots are not numbers") from None
         self.um_per_px = um_per_px
-        with open_slide(self.path, self.section) as slide:
+        with open_slide(source, self.section) as slide:
             self.width, self.height = slide.width, slide.height
 
     def outside(self, positions: np.ndarray) -> np.ndarray:
@@ -100,7 +106,7 @@ class ImagePatches(_BlockPatches):
         half = side_um / self.um_per_px / 2
         x, y = self.positions[rows].T
         rows = rows[np.lexsort((x, y // 512))]
-        with open_slide(self.path, self.section) as slide:
+        with open_slide(self.source, self.section) as slide:
             for start in range(0, len(rows), BLOCK):
                 here = rows[start : start + BLOCK]
                 patches = np.empty((len(here), 3, side_px, side_px), dtype=np.uint8)
@@ -114,7 +120,7 @@ class ImagePatches(_BlockPatches):
         Args:
             longest: pixels of the longer side.
         """
-        with open_slide(self.path, self.section) as slide:
+        with open_slide(self.source, self.section) as slide:
             scale = max(max(slide.width, slide.height) / longest, 1.0)
             shape = max(round(slide.height / scale), 1), max(round(slide.width / scale), 1), 3
             small = np.empty(shape, dtype=np.uint8)
@@ -237,12 +243,20 @@ class ArrayPatches(_BlockPatches):
                 yield rows[low + first : low + first + len(some)], patches
 
 
-def read_embedding(path: Path, barcodes: Sequence[str], *, section: str = "") -> np.ndarray:
+def read_embedding(
+    path: Path, barcodes: Sequence[str], positions: np.ndarray | None = None, *, section: str = ""
+) -> np.ndarray:
     """Features computed beforehand, float32 (spots, width), in the order of `barcodes`.
 
+    HEST-bench writes `embeddings` and `barcodes`. TRIDENT writes `features` and `coords`, the upper left corners of
+    the patches in pixels of the slide, and their width as an attribute of `coords`; a spot takes the patch whose
+    centre it is.
+
     Args:
-        path: HDF5 file with `embeddings`, `features` or `feats` (rows, width) and `barcode` or `barcodes` (rows,).
+        path: HDF5 file with `embeddings`, `features` or `feats` (rows, width) or (1, rows, width), and either
+            `barcode` or `barcodes` (rows,) or `coords` (rows, 2).
         barcodes: (spots,) names of the spots.
+        positions: (spots, 2) in pixels, (x, y) of the spot centres; needed where the file has no barcodes.
         section: name used in errors; the folder's name by default.
 
     Raises:
@@ -251,24 +265,60 @@ def read_embedding(path: Path, barcodes: Sequence[str], *, section: str = "") ->
     section = section or path.parent.name
     with _h5(path, section) as file:
         stored_features = _dataset(file, ("embeddings", "features", "feats"), path, section)
+        if stored_features.dtype.kind not in "iuf":
+            raise BadSection(section, f"{path} has features of type {stored_features.dtype}; they have to be numbers")
         features: np.ndarray = np.asarray(stored_features[()], dtype=np.float32)
-        stored = _barcodes(file, path, section)
-    if features.ndim != 2 or len(features) != len(stored):
-        raise BadSection(
-            section, f"{path} has features {features.shape} for {len(stored)} barcodes; it has to be (barcodes, width)"
-        )
-    found = stored.get_indexer(pd.Index(barcodes))
+        if features.ndim == 3 and len(features) == 1:
+            features = features[0]
+        if "coords" in file and not {"barcode", "barcodes"} & set(file):
+            found, rows = _found_by_place(file["coords"], path, positions, section)
+            lacks = "patch around it"
+        else:
+            stored = _barcodes(file, path, section)
+            found, rows = stored.get_indexer(pd.Index(barcodes)), len(stored)
+            lacks = "features"
+            if (found < 0).all():
+                raise _no_match(section, path, barcodes, stored)
+    if features.ndim != 2 or len(features) != rows:
+        raise BadSection(section, f"{path} has features {features.shape} for {rows} rows; it has to be (rows, width)")
     lacking = np.flatnonzero(found < 0)
-    if len(lacking) == len(found):
-        raise _no_match(section, path, barcodes, stored)
     if len(lacking):
         raise BadSection(
             section,
-            f"{path} has no features for {len(lacking)} of {len(found)} spots, the first is '{barcodes[lacking[0]]}'; "
-            f"compute them again or take these spots out of the counts",
+            f"{path} has no {lacks} for {len(lacking)} of {len(found)} spots, the first is '{barcodes[lacking[0]]}'; "
+            f"compute them again for these spots, or take them out of the counts",
         )
     matched: np.ndarray = features[found]
     return matched
+
+
+def _found_by_place(coords: Any, path: Path, positions: np.ndarray | None, section: str) -> tuple[np.ndarray, int]:
+    """Row of the patch centred on each spot, -1 where there is none, and how many rows the file has."""
+    side = next((coords.attrs[key] for key in ("patch_size_level0", "patch_size") if key in coords.attrs), None)
+    if side is None or positions is None:
+        lacking = "its 'coords' have no attribute patch_size_level0" if side is None else "the spots have no positions"
+        raise BadSection(
+            section, f"{path} names no barcodes and {lacking}, so its rows cannot be matched to spots; add 'barcodes'"
+        )
+    corners = np.asarray(coords[()], dtype=np.float64)
+    if corners.ndim == 3 and len(corners) == 1:
+        corners = corners[0]
+    if corners.ndim != 2 or corners.shape[1] != 2 or not len(corners):
+        raise BadSection(section, f"{path} has 'coords' {corners.shape}; they have to be (rows, 2)")
+    # Corners are whole pixels, and a patch is at times one pixel wider than asked for.
+    tolerance = max(_CORNER_SLACK_PX, _CENTRE_SLACK * float(side))
+    centres = np.asarray(positions, dtype=np.float64)
+    known = np.isfinite(centres).all(axis=1)
+    distance, row = np.full(len(centres), np.inf), np.zeros(len(centres), dtype=np.int64)
+    distance[known], row[known] = KDTree(corners + float(side) / 2).query(centres[known])
+    found = np.where(distance <= tolerance, row, -1)
+    if (found < 0).all():
+        raise BadSection(
+            section,
+            f"no patch of {path} is centred on a spot: the nearest centre is {distance.min():.0f} px away "
+            f"({tolerance:.0f} px are allowed); embed patches cut around the spots, in pixels of the same image",
+        )
+    return found, len(corners)
 
 
 def read_uns(path: Path, *names: str, section: str = "") -> dict[str, Any]:
@@ -284,6 +334,29 @@ def read_uns(path: Path, *names: str, section: str = "") -> dict[str, Any]:
             if isinstance(entry, h5py.Dataset) and entry.shape == ():
                 value = entry[()]
                 found[name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return found
+
+
+def read_constants(path: Path, *names: str, section: str = "") -> dict[str, str]:
+    """Columns of `obs` of an .h5ad file that hold one text or number for all spots; others are left out.
+
+    Reads no counts.
+
+    Raises:
+        BadSection: if the file cannot be read.
+    """
+    found: dict[str, str] = {}
+    with _h5(path, section or path.parent.name) as file:
+        for name in names:
+            column = file.get(f"obs/{name}")
+            if isinstance(column, h5py.Group) and {"codes", "categories"} <= set(column):  # a categorical column
+                codes = np.unique(column["codes"][()])
+                # Code -1 is an absent value.
+                values = column["categories"][()][codes[codes >= 0]] if len(codes) == 1 else np.empty(0)
+            else:
+                values = np.unique(column[()]) if isinstance(column, h5py.Dataset) else np.empty(0)
+            if len(values) == 1:
+                found[name] = values[0].decode(errors="replace") if isinstance(values[0], bytes) else str(values[0])
     return found
 
 

@@ -3,6 +3,7 @@
 _Decoded    Pillow: .jpg, .png and plain .tif, decoded once, whole
 _Tiled      tifffile: tiled, pyramidal or large .tif, .ome.tif, .svs, .ndpi; only the tiles that a region touches
 _OpenSlide  OpenSlide, where the extra `wsi` is installed: .mrxs, .scn, .bif, .vms, .dcm
+_Pixels     an array, or what is sliced like one: in memory, or chunks of a store
 
 All give the same pixels of the same content; what is resized, and how, is the matter of `patches`.
 """
@@ -64,27 +65,46 @@ class Slide(ABC):
 
 
 @contextmanager
-def open_slide(path: Path, section: str) -> Iterator[Slide]:
-    """An image opened by its header.
+def open_slide(source: Any, section: str) -> Iterator[Slide]:
+    """An image opened by its header: a path, or pixels (height, width, 3).
 
     Raises:
         BadSection: if it is no image, has other than 8-bit pixels, is damaged (also where that shows only while
             reading), is too large to be decoded whole, or needs OpenSlide and there is none.
     """
-    if path.suffix.lower() in _OPENSLIDE_ONLY:
-        with _open_openslide(path, section) as slide:
+    if not isinstance(source, Path):
+        yield _Pixels(source, section)
+    elif source.suffix.lower() in _OPENSLIDE_ONLY:
+        with _open_openslide(source, section) as slide:
             yield slide
-    elif _is_tiff(path, section) and _is_read_in_part(path):
-        with _open_tiled(path, section) as tiled:
+    elif _is_tiff(source, section) and _is_read_in_part(source):
+        with _open_tiled(source, section) as tiled:
             yield tiled
     else:
-        with _open_decoded(path, section) as decoded:
+        with _open_decoded(source, section) as decoded:
             yield decoded
 
 
 def reason(error: BaseException) -> str:
     """What an error of a library says, without its file name."""
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+
+
+# Pixels --------------------------------------------------------------------------------------------------------------
+
+
+class _Pixels(Slide):
+    def __init__(self, pixels: Any, section: str) -> None:
+        if len(pixels.shape) != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise BadSection(
+                section, f"its image is {pixels.dtype} {tuple(pixels.shape)}; it has to be uint8 (height, width, 3)"
+            )
+        self._pixels = pixels
+        self.levels = ((pixels.shape[1], pixels.shape[0]),)
+
+    def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """See `Slide`."""
+        return np.ascontiguousarray(self._pixels[top:bottom, left:right])
 
 
 # Pillow --------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,15 @@ class Dataset(ABC):
             MissingData: which file is absent and which command brings it.
         """
 
+    def names(self, root: Path) -> list[str]:
+        """Names of the sections, in order. Override it where `sections` opens files, so that a damaged one is named
+        by `read` and does not hide the others.
+
+        Raises:
+            MissingData: where the sections are not even listed.
+        """
+        return list(self.sections(root))
+
     @abstractmethod
     def read(self, root: Path, name: str) -> Section:
         """One section with raw counts, no filter, no normalisation.
@@ -47,6 +56,19 @@ class Dataset(ABC):
             MissingData: which file is absent and which command brings it.
             BadSection: which section cannot be read and why.
         """
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether the file or folder `path` is laid out as this dataset reads it. Looks at names only, opens nothing.
+
+        False by default: data that are not the user's own are named, not pointed at.
+        """
+        return False
+
+    @classmethod
+    def settings_at(cls, path: Path) -> dict[str, str]:
+        """The settings that make an instance read `path`, an absolute path that `recognises` has said yes to."""
+        return {cls.argument: str(path)}
 
     def load(self, root: Path) -> list[Section]:
         """All sections, in order."""

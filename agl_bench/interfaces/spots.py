@@ -33,7 +33,8 @@ class Section:
         patches: where the images of the spots come from; None where only embeddings are known.
         embedding: (spots, width) float32 features computed beforehand; None where there are none.
         donor: whom the tissue is from; "" where it is not known.
-        dropped_spots: spots that the reader left out because they have no patch.
+        dropped_spots: spots that the reader left out because they have no patch or lie beside the tissue.
+        facts: what else is known of it, for the card, e.g. {"organ": "Heart"}; nothing is computed from it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Section:
     embedding: np.ndarray | None = None
     donor: str = ""
     dropped_spots: int = 0
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

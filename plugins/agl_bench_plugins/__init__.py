@@ -39,6 +39,8 @@ def register_datasets() -> dict[str, str]:
     return {
         "synthetic": f"{_HERE}.datasets.synthetic:Synthetic",
         "folder": f"{_HERE}.datasets.folder:Folder",
+        "visium": f"{_HERE}.datasets.visium:Visium",
+        "spatialdata": f"{_HERE}.datasets.spatialdata:SpatialDataStores",
         "her2st": f"{_HERE}.datasets.her2st:Her2st",
         "hest": f"{_HERE}.datasets.hest:Hest",
         "heart": f"{_HERE}.datasets.heart:Heart",

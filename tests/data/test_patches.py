@@ -283,7 +283,7 @@ def test_embedding_errors(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["embeddings"] = np.zeros((3, 3))
         file["barcodes"] = ["a", "b"]
-    with pytest.raises(BadSection, match=r"\(3, 3\) for 2 barcodes"):
+    with pytest.raises(BadSection, match=r"\(3, 3\) for 2 rows"):
         read_embedding(path, ["a"])
     with h5py.File(path, "w") as file:
         file["features"] = np.zeros((3, 3))

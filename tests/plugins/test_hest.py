@@ -136,7 +136,8 @@ def test_generic_dataset(tmp_path: Path) -> None:
             ask(tmp_path)
     write_slide(tmp_path, "TENX1", BARCODES, "{}")
     assert list(Hest(ids=("TENX1",)).sections(tmp_path)) == ["TENX1"]
-    assert list(tunables(Hest)) == ["ids", "revision"] and list(tunables(Heart)) == ["revision"]
+    assert list(tunables(Hest)) == ["ids", "path", "embeddings", "revision"]
+    assert list(tunables(Heart)) == ["embeddings", "revision"]
 
 
 class Hub:

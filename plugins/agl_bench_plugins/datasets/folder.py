@@ -1,12 +1,14 @@
 """A folder of the user's own sections: `agl-bench run --datasets folder --set folder.path=/data/mine`.
 
 /data/mine/<section>/counts.h5ad      raw counts, spots × genes; obsm["spatial"] = (x, y) of the spot centres in pixels;
-                                      uns["um_per_px"]; uns["patient"] or uns["donor"] where it is known
+                                      uns["um_per_px"]; where it is known, uns["patient"] or uns["donor"], or a
+                                      column of that name in obs with one value
 /data/mine/<section>/image.jpg        the slide (.jpg, .jpeg, .png, .tif, .tiff), or
 /data/mine/<section>/patches.h5       patches cut beforehand: img (patches, H, H, 3) uint8, barcode (patches,);
                                       uns["patch_um"] in counts.h5ad says how much tissue they show, else it is taken
                                       that they show what the protocol asks for
-/data/mine/<section>/embedding.h5     optional: embeddings (rows, width), barcodes (rows,)
+/data/mine/<section>/embedding.h5     optional: embeddings (rows, width), barcodes (rows,), as HEST-bench writes them,
+                                      or features and coords, as TRIDENT does
 
 Where both an image and patches.h5 are there, the image is used, because it can give patches of any size. Spots without
 a patch in patches.h5 are left out and counted.
@@ -15,10 +17,10 @@ a patch in patches.h5 are left out and counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import anndata
+import numpy as np
 
 from agl_bench import (
     ArrayPatches,
@@ -29,11 +31,13 @@ from agl_bench import (
     MissingData,
     PatchSource,
     Section,
+    read_constants,
     read_embedding,
     read_uns,
 )
 
 _IMAGES = ("image.jpg", "image.jpeg", "image.png", "image.tif", "image.tiff")
+_OWNERS = ("patient", "donor")
 _PARTS = ("counts.h5ad", "patches.h5", "embedding.h5", *_IMAGES)
 
 
@@ -54,6 +58,18 @@ class Folder(Dataset):
         self.path = path
         self.chosen = sections
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether it is the folder of a section, or one of such folders. A subclass has a folder of its own."""
+        if cls is not Folder or not path.is_dir():
+            return False
+        return _is_section(path) or any(_is_section(entry) for entry in path.iterdir())
+
+    @classmethod
+    def settings_at(cls, path: Path) -> dict[str, str]:
+        """The folder, and the section where the path is of one."""
+        return {"path": str(path.parent), "sections": path.name} if _is_section(path) else {"path": str(path)}
+
     def folder(self, root: Path) -> Path:
         """Where the subfolders are."""
         if not self.path:
@@ -65,23 +81,15 @@ class Folder(Dataset):
         return "see `agl-bench show folder` for the files of a section"
 
     def sections(self, root: Path) -> dict[str, str]:
-        """Names of the sections, each with its donor from uns["patient"] or uns["donor"]."""
-        return {name: _donor(read_uns(files[0], "patient", "donor")) for name, files in self._found(root).items()}
+        """Names of the sections, each with its donor as counts.h5ad states it."""
+        return {name: _stated_donor(self.files(root, name)[0], name) for name in self.names(root)}
 
-    def read(self, root: Path, name: str) -> Section:
-        """One section with raw counts as stored."""
-        return _read(name, self.files(root, name))
-
-    def files(self, root: Path, name: str) -> list[Path]:
-        """counts.h5ad, the image or patches.h5, and embedding.h5."""
-        return self._files_of(self.folder(root) / name)
-
-    def _found(self, root: Path) -> dict[str, list[Path]]:
-        """The files of each chosen section."""
+    def names(self, root: Path) -> list[str]:
+        """The chosen subfolders, or all that have a file of a section."""
         base = self.folder(root)
         if not base.is_dir():
             raise MissingData(f"there is no folder {base}; {self.remedy()}")
-        there = sorted(entry.name for entry in base.iterdir() if any((entry / part).is_file() for part in _PARTS))
+        there = sorted(entry.name for entry in base.iterdir() if any((entry / part).exists() for part in _PARTS))
         for name in self.chosen:
             if name not in there:
                 listing = f"it has: {', '.join(there)}" if there else "it has none"
@@ -90,7 +98,15 @@ class Folder(Dataset):
                 raise BadSpec(f"section '{name}' is chosen more than once; name each section once")
         if not there:
             raise MissingData(f"{base} has no subfolder with a counts.h5ad; {self.remedy()}")
-        return {name: self._files_of(base / name) for name in self.chosen or there}
+        return list(self.chosen) or there
+
+    def read(self, root: Path, name: str) -> Section:
+        """One section with raw counts as stored."""
+        return _read(name, self.files(root, name))
+
+    def files(self, root: Path, name: str) -> list[Path]:
+        """counts.h5ad, the image or patches.h5, and embedding.h5."""
+        return self._files_of(self.folder(root) / name)
 
     def _files_of(self, folder: Path) -> list[Path]:
         """The files of one section that are read, counts.h5ad first."""
@@ -110,6 +126,11 @@ class Folder(Dataset):
         return [counts, *pictures, *features]
 
 
+def _is_section(folder: Path) -> bool:
+    # Pictures alone say nothing: other layouts have them too.
+    return any((folder / part).exists() for part in ("counts.h5ad", "patches.h5", "embedding.h5"))
+
+
 def read_counts(path: Path, section: str) -> anndata.AnnData:
     """An .h5ad file as stored.
 
@@ -125,12 +146,13 @@ def read_counts(path: Path, section: str) -> anndata.AnnData:
 
 def _read(name: str, files: list[Path]) -> Section:
     by_name = {path.name: path for path in files}
+    donor = _stated_donor(by_name["counts.h5ad"], name)
     counts = read_counts(by_name.pop("counts.h5ad"), name)
     if "um_per_px" not in counts.uns:
         raise BadSection(name, "uns['um_per_px'] is missing in counts.h5ad; set it to the size of an image pixel in µm")
     um_per_px = _positive(counts.uns["um_per_px"], "um_per_px", name)
     measured = counts.n_obs
-    embedding = by_name.pop("embedding.h5", None)
+    features = by_name.pop("embedding.h5", None)
     patches: PatchSource | None = None
     for path in by_name.values():
         if path.name == "patches.h5":
@@ -144,13 +166,16 @@ def _read(name: str, files: list[Path]) -> Section:
             )
         else:
             patches = ImagePatches(path, counts.obsm["spatial"], um_per_px, section=name)
+    embedding = None
+    if features is not None:
+        embedding = read_embedding(features, counts.obs_names, positions_of(counts), section=name)
     return Section(
         name,
         counts,
         um_per_px,
         patches=patches,
-        embedding=read_embedding(embedding, counts.obs_names, section=name) if embedding else None,
-        donor=_donor(counts.uns),
+        embedding=embedding,
+        donor=donor,
         dropped_spots=measured - counts.n_obs,
     )
 
@@ -165,6 +190,14 @@ def _positive(value: object, key: str, section: str) -> float:
     return number
 
 
-def _donor(uns: Mapping[str, object]) -> str:
+def positions_of(counts: anndata.AnnData) -> np.ndarray | None:
+    """obsm["spatial"], (spots, 2) px; None where it is absent or cannot be positions, which checking tells."""
+    stored = np.asarray(counts.obsm["spatial"]) if "spatial" in counts.obsm else np.empty(0)
+    return stored if stored.shape == (counts.n_obs, 2) and stored.dtype.kind in "iuf" else None
+
+
+def _stated_donor(path: Path, section: str) -> str:
     """Whom the tissue is from; "" where it is not written down."""
-    return next((str(uns[key]).strip() for key in ("patient", "donor") if str(uns.get(key, "")).strip()), "")
+    stated: dict[str, object] = read_constants(path, *_OWNERS, section=section)
+    stated |= {key: value for key, value in read_uns(path, *_OWNERS, section=section).items() if str(value).strip()}
+    return next((str(stated[key]).strip() for key in _OWNERS if str(stated.get(key, "")).strip()), "")

@@ -2,7 +2,10 @@
 
 <data folder>/hest/st/<id>.h5ad            raw counts, spots × genes; obsm["spatial"] = (x, y) in pixels of the scan
 <data folder>/hest/patches/<id>.h5         img (patches, 224, 224, 3) uint8 at 0.5 µm for a pixel, barcode (patches, 1)
-<data folder>/hest/metadata/<id>.json      pixel_size_um_estimated, inter_spot_dist, patient
+<data folder>/hest/metadata/<id>.json      pixel_size_um_estimated, inter_spot_dist, patient, st_technology, organ, …
+
+With the setting `embeddings`, a folder (absolute or relative to the data folder) of <id>.h5 with features of the
+patches: `embeddings` and `barcodes` as HEST-bench writes them, or `features` and `coords` as TRIDENT does.
 
 The data are gated: they come with `agl-bench fetch NAME` once their licence is accepted. A copy of that folder made by
 other means works as well. Spots without a patch (no tissue, outside the scan) are left out and counted.
@@ -20,8 +23,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial import KDTree
 
-from agl_bench import ArrayPatches, BadSection, Dataset, FetchFailed, MissingData, Section
-from agl_bench_plugins.datasets.folder import read_counts
+from agl_bench import ArrayPatches, BadSection, Dataset, FetchFailed, MissingData, Section, read_embedding
+from agl_bench_plugins.datasets.folder import positions_of, read_counts
 
 _REPOSITORY = "MahmoodLab/hest"
 _PATCH_UM = 112.0  # 224 px at 0.5 µm
@@ -33,40 +36,71 @@ class HestSlides(Dataset):
     """Some slides of HEST-1k; a subclass names them.
 
     Args:
+        embeddings: folder of features computed beforehand, absolute or relative to the data folder; "" = none.
         revision: branch, tag or commit of the repository to fetch from.
 
     Attributes:
         called: name of the plug-in, for messages.
         ids: HEST ids, in order.
+        folder: where the files are, absolute or relative to the data folder.
     """
 
     citation = "Jaume et al. 2024, HEST-1k, NeurIPS Datasets and Benchmarks, arXiv:2406.16192"
     licence = "CC BY-NC-SA 4.0"
+    technology = "as the metadata of each slide state it"
+    tissue = "as the metadata of each slide state it"
     called: str
     ids: tuple[str, ...] = ()
+    folder: str = "hest"
 
-    def __init__(self, *, revision: str = "main") -> None:
+    def __init__(self, *, embeddings: str = "", revision: str = "main") -> None:
+        self.embeddings = embeddings
         self.revision = revision
 
     def sections(self, root: Path) -> dict[str, str]:
         """The ids, each with the patient that its metadata name."""
-        self._require(root)
-        return {slide: _donor(_metadata(root, slide)) for slide in self.ids}
+        self._require(root, self.ids)
+        return {slide: _donor(_metadata(self._paths(root, slide)[2], slide)) for slide in self.ids}
+
+    def names(self, root: Path) -> list[str]:
+        """The ids."""
+        return list(self.ids)
 
     def read(self, root: Path, name: str) -> Section:
         """A slide with raw counts."""
-        self._require(root)
-        return _read(root, name)
+        self._require(root, (name,))
+        section = _read(name, *self._paths(root, name))
+        if self.embeddings:
+            section.embedding = read_embedding(
+                self._embedding(root, name), section.counts.obs_names, positions_of(section.counts), section=name
+            )
+        return section
 
     def files(self, root: Path, name: str) -> list[Path]:
-        """Counts, patches and, where they are there, metadata."""
-        self._require(root)
-        return [path for path in _paths(root, name) if path.is_file()]
+        """Counts, patches and, where they are there, metadata and features."""
+        self._require(root, (name,))
+        features = [self._embedding(root, name)] if self.embeddings else []
+        return [path for path in self._paths(root, name) if path.is_file()] + features
+
+    def _paths(self, root: Path, slide: str) -> tuple[Path, Path, Path]:
+        """Counts, patches, metadata."""
+        folder = root / Path(self.folder).expanduser()
+        counts, patches, metadata = (folder / kind / f"{slide}.{ending}" for kind, ending in _KINDS)
+        return counts, patches, metadata
+
+    def _embedding(self, root: Path, slide: str) -> Path:
+        path = root / Path(self.embeddings).expanduser() / f"{slide}.h5"
+        if not path.is_file():
+            raise MissingData(
+                f"slide '{slide}': {path} is not there; put its features there, or leave {self.called}.embeddings empty"
+            )
+        return path
 
     def fetch(self, root: Path) -> None:
         """Download what is absent or differs from the repository; every file is verified before it gets its name."""
         wanted = [f"{kind}/{slide}.{ending}" for slide in self.ids for kind, ending in _KINDS]
-        absent = [name for name in wanted if not (root / "hest" / name).is_file()]
+        folder = root / Path(self.folder).expanduser()
+        absent = [name for name in wanted if not (folder / name).is_file()]
         token = os.environ.get("HF_TOKEN", "").strip()
         offline = next((name for name in ("AGL_BENCH_OFFLINE", "HF_HUB_OFFLINE") if _is_on(name)), "")
         if not absent and (offline or not token):
@@ -74,11 +108,11 @@ class HestSlides(Dataset):
         if offline:
             raise FetchFailed(
                 f"{offline} forbids downloads, and {len(absent)} files of '{self.called}' are absent, the first is "
-                f"{root / 'hest' / absent[0]}; unset {offline}, or copy the files there"
+                f"{folder / absent[0]}; unset {offline}, or copy the files there"
             )
         if not token:
             raise FetchFailed(f"HF_TOKEN is not set. {self._steps()}")
-        self._download(root / "hest", wanted, token)
+        self._download(folder, wanted, token)
 
     def _download(self, folder: Path, wanted: list[str], token: str) -> None:
         # Imported here: it takes longer than the rest of the plug-in, and only `fetch` needs it.
@@ -146,9 +180,9 @@ class HestSlides(Dataset):
             f"3. export HF_TOKEN=...; 4. run `{self._command()}` again"
         )
 
-    def _require(self, root: Path) -> None:
-        for slide in self.ids:
-            for path in _paths(root, slide)[:2]:  # metadata can be done without
+    def _require(self, root: Path, slides: tuple[str, ...]) -> None:
+        for slide in slides:
+            for path in self._paths(root, slide)[:2]:  # metadata can be done without
                 if not path.is_file():
                     raise MissingData(
                         f"slide '{slide}': {path} is not there; run `{self._command()}`, "
@@ -161,15 +195,36 @@ class Hest(HestSlides):
 
     Args:
         ids: HEST ids, in order. They name the sections.
+        path: the folder of the files, absolute or relative to the data folder.
+        embeddings: folder of features computed beforehand, absolute or relative to the data folder; "" = none.
         revision: branch, tag or commit of the repository to fetch from.
     """
 
     called = "hest"
     argument = "ids"
 
-    def __init__(self, *, ids: tuple[str, ...] = (), revision: str = "main") -> None:
-        super().__init__(revision=revision)
+    def __init__(
+        self, *, ids: tuple[str, ...] = (), path: str = "hest", embeddings: str = "", revision: str = "main"
+    ) -> None:
+        super().__init__(embeddings=embeddings, revision=revision)
         self.ids = ids
+        self.folder = path
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether it is a folder with st/ and patches/ or metadata/."""
+        return (path / "st").is_dir() and any((path / kind).is_dir() for kind in ("patches", "metadata"))
+
+    @classmethod
+    def settings_at(cls, path: Path) -> dict[str, str]:
+        """The folder, and every slide of which there are counts or patches."""
+        slides = {file.stem for kind, ending in _KINDS[:2] for file in (path / kind).glob(f"*.{ending}")}
+        return {"path": str(path), "ids": ",".join(sorted(slides))}
+
+    def names(self, root: Path) -> list[str]:
+        """The ids."""
+        self._require_ids()
+        return super().names(root)
 
     def _command(self) -> str:
         return f"agl-bench fetch hest --set hest.ids={','.join(self.ids)}"
@@ -179,9 +234,9 @@ class Hest(HestSlides):
         self._require_ids()
         super().fetch(root)
 
-    def _require(self, root: Path) -> None:
+    def _require(self, root: Path, slides: tuple[str, ...]) -> None:
         self._require_ids()
-        super()._require(root)
+        super()._require(root, slides)
 
     def _require_ids(self) -> None:
         if not self.ids:
@@ -189,16 +244,14 @@ class Hest(HestSlides):
 
 
 _KINDS = (("st", "h5ad"), ("patches", "h5"), ("metadata", "json"))
+# What the card of a section shows, by its name in the metadata.
 
 
-def _paths(root: Path, slide: str) -> list[Path]:
-    """Counts, patches, metadata."""
-    return [root / "hest" / kind / f"{slide}.{ending}" for kind, ending in _KINDS]
+_FACTS = ("st_technology", "species", "organ", "tissue", "disease_state", "oncotree_code", "dataset_title", "license")
 
 
-def _read(root: Path, slide: str) -> Section:
-    counts_path, patches_path, _ = _paths(root, slide)
-    metadata = _metadata(root, slide)
+def _read(slide: str, counts_path: Path, patches_path: Path, metadata_path: Path) -> Section:
+    metadata = _metadata(metadata_path, slide)
     counts = read_counts(counts_path, slide)
     # A few symbols stand for two Ensembl ids in 10x references. The first keeps its name, the next becomes NAME-1.
     counts.var_names_make_unique()
@@ -212,18 +265,20 @@ def _read(root: Path, slide: str) -> Section:
         patches=patches,
         donor=_donor(metadata),
         dropped_spots=dropped,
+        facts={key: metadata[key].strip() for key in _FACTS if isinstance(metadata.get(key), str)},
     )
 
 
-def _metadata(root: Path, slide: str) -> dict[str, Any]:
-    path = _paths(root, slide)[2]
+def _metadata(path: Path, slide: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadSection(slide, f"{path} cannot be read as JSON ({_first_line(error)}); fetch it again") from None
-    return table if isinstance(table, dict) else {}
+    if not isinstance(table, dict):
+        raise BadSection(slide, f"{path} holds a {type(table).__name__}, not an object with names; fetch it again")
+    return table
 
 
 def _donor(metadata: dict[str, Any]) -> str:

@@ -1,0 +1,115 @@
+"""Look at a dataset, or at a path that holds one, and tell everything that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agl_bench.bench.spec import make_dataset, one_part
+from agl_bench.data.check import check_dataset, pixel_problems, problems
+from agl_bench.data.fingerprint import section_fingerprint
+from agl_bench.errors import AglBenchError, BadSection, BadSpec, UnknownName
+from agl_bench.interfaces.dataset import Dataset
+from agl_bench.interfaces.spots import Section
+from agl_bench.registry.plugins import Entry, Plugins
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found in one section, or in the sections together.
+
+    Attributes:
+        section: its name; "" for what concerns the sections together.
+        facts: one line on a sound section: size, donor, pixel size, fingerprint; "" if it is not sound.
+        problems: a sentence each.
+    """
+
+    section: str
+    facts: str
+    problems: tuple[str, ...] = ()
+
+
+def find_dataset(plugins: Plugins, text: str, assignments: Sequence[str]) -> tuple[str, Dataset]:
+    """A dataset by its name, or by a path whose layout one of them recognises, and what it is called.
+
+    Args:
+        plugins: where the datasets are.
+        text: a name, or a path; a name wins, `./NAME` is always a path.
+        assignments: "NAME.KEY=VALUE" settings.
+
+    Raises:
+        UnknownName: if it is neither.
+        BadSpec: if no dataset, or more than one, recognises the path.
+    """
+    names = plugins.names("dataset")
+    if text in names:
+        return text, make_dataset(plugins.entry(text, "dataset"), one_part(plugins, text, "dataset", assignments))
+    path = Path(text).expanduser().absolute()
+    if not path.exists():
+        raise UnknownName("dataset or path", text, names)
+    entry = _recognised([plugins.entry(name, "dataset") for name in names], path)
+    given = [f"{entry.name}.{key}={value}" for key, value in entry.load().settings_at(path).items()]  # type: ignore[attr-defined]
+    part = one_part(plugins, entry.name, "dataset", [*given, *assignments])
+    return entry.name, make_dataset(entry, part)
+
+
+def _recognised(entries: Sequence[Entry], path: Path) -> Entry:
+    classes: list[tuple[Entry, type[Dataset]]] = [(entry, entry.load()) for entry in entries]
+    found = [entry for entry, cls in classes if cls.recognises(path)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = " and of ".join(f"'{entry.name}'" for entry in found)
+        raise BadSpec(f"{path} has the layout of {several}; keep the files of one of them in it")
+    able = [entry.name for entry, cls in classes if "recognises" in vars(cls)]
+    raise BadSpec(
+        f"{path} has no layout that is known ({', '.join(able)}); `agl-bench show NAME` lists the files of each"
+    )
+
+
+def validate(name: str, dataset: Dataset, root: Path) -> Iterator[Verdict]:
+    """Read and check every section, one at a time, then the sections together.
+
+    Args:
+        name: what the dataset is called.
+        dataset: an instance.
+        root: the data folder.
+
+    Raises:
+        AglBenchError: if the sections cannot even be listed.
+    """
+    read: list[Section] = []
+    sound = True
+    for section_name in dataset.names(root):
+        verdict, section = _look_at(section_name, dataset, root)
+        sound = sound and not verdict.problems
+        if section is not None:
+            # Gene names are all that sections are compared by; their counts are let go.
+            read.append(Section(section_name, section.counts[:0].copy(), section.um_per_px))
+        yield verdict
+    if sound:
+        try:
+            dataset.sections(root)
+            check_dataset(name, read)
+        except AglBenchError as error:
+            yield Verdict("", "", (str(error),))
+
+
+def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section | None]:
+    try:
+        section = dataset.read(root, name)
+    except AglBenchError as error:
+        return Verdict(name, "", (str(error),)), None
+    except Exception as error:  # noqa: BLE001  (a plug-in may raise anything, and the other sections are to be read)
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return Verdict(name, "", (str(BadSection(name, f"its reader fails with {reason}")),)), None
+    found = list(problems(section)) or list(pixel_problems(section))
+    if found:
+        return Verdict(name, "", tuple(str(BadSection(name, problem)) for problem in found)), section
+    spots, genes = section.counts.shape
+    facts = [f"{spots:,} spots", f"{genes:,} genes", f"{section.um_per_px:.4g} µm per pixel"]
+    if section.dropped_spots:
+        facts.append(f"{section.dropped_spots:,} spots left out")
+    facts += [f"donor {section.donor or 'not known'}", f"fingerprint {section_fingerprint(section)}"]
+    return Verdict(name, ", ".join(facts)), section

@@ -1,0 +1,41 @@
+"""What a section says, as one short text, whatever file it was read from."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import scipy.sparse
+
+from agl_bench.interfaces.spots import Section
+
+_SPOTS = 1024  # rows hashed at once: no second copy of the counts
+_GRID_UM = 0.01  # positions are compared on this grid, so that the last bits of a division do not matter
+
+
+def section_fingerprint(section: Section) -> str:
+    """Digest of the names of spots and genes, the counts, and the positions in µm, 20 hexadecimal digits.
+
+    The order of spots and genes, the type and layout of the matrix and the unit of the coordinates do not matter;
+    pictures are not looked at. Equal for two files of one section in different layouts.
+
+    Args:
+        section: one that `check_section` has nothing against.
+    """
+    counts = section.counts
+    spots = np.argsort(counts.obs_names.to_numpy(dtype=str))
+    genes = np.argsort(counts.var_names.to_numpy(dtype=str))
+    digest = hashlib.blake2b(digest_size=10)
+    for names in (counts.obs_names[spots], counts.var_names[genes]):
+        digest.update("\0".join(names).encode() + b"\1")
+    positions = np.asarray(counts.obsm["spatial"], dtype=np.float64)[spots] * section.um_per_px
+    digest.update(np.rint(positions / _GRID_UM).astype("<i8").tobytes())
+    X = counts.X.tocsr() if scipy.sparse.issparse(counts.X) else np.asarray(counts.X)
+    for start in range(0, len(spots), _SPOTS):
+        block = scipy.sparse.csr_array(X[spots[start : start + _SPOTS]])[:, genes]
+        block.sum_duplicates()
+        block.eliminate_zeros()
+        block.sort_indices()
+        for part in (np.diff(block.indptr), block.indices, block.data):
+            digest.update(part.astype("<i8").tobytes())
+    return digest.hexdigest()
