@@ -25,9 +25,11 @@ class Result:
             test sections; NaN for auxiliary genes, which are not scored).
         epochs: one row per epoch record.
         best_epoch: whose state was tested.
-        counts: spots in each set, genes, what was dropped.
+        counts: spots in each set, genes, what was dropped, unlisted, unscored or tied.
         cost: seconds and peak memory; not part of what must be reproducible.
         provenance: versions, machine, commit.
+        fold: digest of the fold's table, by which `folds/` has it, and how far test and training spots are apart
+            (`data.folds.Separation`).
     """
 
     spec: RunSpec
@@ -38,6 +40,7 @@ class Result:
     counts: dict[str, int]
     cost: dict[str, float]
     provenance: dict[str, Any]
+    fold: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pcc(self) -> float:
