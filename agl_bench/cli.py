@@ -312,6 +312,76 @@ def validate(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], r
 
 
 @cli.command()
+@click.argument("dataset")
+@click.option("--evaluation", multiple=True, metavar="A,B", help="intra, inter or both.  [default: intra,inter]")
+@click.option("--seeds", multiple=True, metavar="0,1", help="Roots of all randomness.  [default: 0]")
+@click.option("--preset", default="clean", show_default=True, help="Protocol to start from: clean, paper or smoke.")
+@_SET
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the folds as CSV, for --set protocol.fold_file=CSV."
+)
+@_PLUGIN
+@_DATA
+def folds(
+    dataset: str,
+    evaluation: tuple[str, ...],
+    seeds: tuple[str, ...],
+    preset: str,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    files: tuple[Path, ...],
+    root: Path,
+) -> None:
+    """Make the folds of a dataset without training: sizes, distances between train and test, digests."""
+    from agl_bench.bench.spec import evaluations_of, one_dataset, seeds_of
+
+    plugins = _discover(files)
+    roots = seeds_of(seeds or ("0",))
+    evaluations = evaluations_of(evaluation or ("intra", "inter"))
+    if out is not None and len(roots) != 1:
+        raise BadSpec(f"--out writes the folds of one seed, there are {len(roots)}; choose one with --seeds")
+    part, protocol = one_dataset(plugins, dataset, preset, assignments)
+    protocol.files()  # one that is not there ends here
+
+    import torch
+    from rich.table import Table
+
+    from agl_bench.bench.fold_report import fold_line, report_folds
+    from agl_bench.bench.run import Bench
+
+    sections = Bench(plugins, root, torch.device("cpu")).sections(part)
+    reports = list(report_folds(sections, protocol, dataset=dataset, evaluations=evaluations, seeds=roots))
+    if not reports:
+        raise BadSpec(f"protocol.fold_file = '{protocol.fold_file}' has no fold for --evaluation {evaluations[0]}")
+    console = _console()
+    for name in dict.fromkeys(r.evaluation for r in reports):
+        here = [r for r in reports if r.evaluation == name]
+        table = Table(title=f"{dataset} · {name}-batch", title_justify="left", title_style="bold")
+        for column in ("fold", "seed", "train", "held-out", "validation", "test", "buffer", "unlisted"):
+            table.add_column(column, justify="left" if column == "fold" else "right", no_wrap=True)
+        for column in ("nearest µm", "median µm", "overlapping", "digest"):
+            table.add_column(column, justify="left" if column == "digest" else "right", no_wrap=True)
+        for report in here:
+            distances = (report.record["nearest_um"], report.record["median_um"])
+            table.add_row(
+                report.label,
+                str(report.seed),
+                *(f"{count:,}" for count in report.counts.values()),
+                *("–" if value is None else f"{value:,.0f}" for value in distances),
+                f"{report.record['overlapping']:,}",
+                report.record["digest"],
+            )
+        console.print(table)
+        console.print(f"{fold_line([(r.counts, r.record) for r in here])}.\n", markup=False, highlight=False)
+    if out is not None:
+        header = reports[0].csv.partition("\n")[0]
+        out.write_text(
+            "\n".join([header, *(r.csv.partition("\n")[2].rstrip("\n") for r in reports), ""]), encoding="utf-8"
+        )
+        console.print(f"{len(reports)} folds written to {out}", markup=False, highlight=False)
+
+
+@cli.command()
 @click.argument("name")
 @_SET
 @_PLUGIN
@@ -629,6 +699,7 @@ def _show_table(
 
     from rich.table import Table
 
+    from agl_bench.bench.fold_report import fold_line
     from agl_bench.bench.table import BASELINE, FEW_SEEDS, spread, summarise
 
     summaries = summarise(results)
@@ -681,6 +752,14 @@ def _show_table(
             table.add_row(*row)
         console.print("", table)
         _show_against_truth(here, console)
+        for dataset in best:
+            folds = {}
+            for result in results:
+                place = (result.spec.dataset.label, result.spec.evaluation, result.spec.backbone.name)
+                if place == (dataset, evaluation, backbone) and result.fold:
+                    folds[result.spec.fold, result.spec.seed] = (result.counts, result.fold)
+            if folds:
+                console.print(f"{dataset}: {fold_line(list(folds.values()))}.", markup=False, highlight=False)
     for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     seeds = len(campaign.seeds)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
-from agl_bench.digests import file_digest
+from agl_bench.digests import file_digest, text_digest
 from agl_bench.errors import AglBenchError, BadWorkFolder
 
 FORMAT = 2
@@ -23,7 +23,7 @@ _TABLES = ("genes", "epochs", "outer")
 
 
 class CellStore:
-    """Finished cells in `cells/<key>/`, failed ones in `failed/<key>/`.
+    """Finished cells in `cells/<key>/`, failed ones in `failed/<key>/`, folds in `folds/<digest>.csv`.
 
     A cell folder appears by one rename after everything in it has been written and flushed, and its tables carry a
     digest, so that nothing half-written is taken for finished.
@@ -35,9 +35,9 @@ class CellStore:
         Raises:
             BadWorkFolder: if they cannot be created or written.
         """
-        self.work, self.cells, self.failed = work, work / "cells", work / "failed"
+        self.work, self.cells, self.failed, self.folds = work, work / "cells", work / "failed", work / "folds"
         try:
-            for folder in (self.cells, self.failed):
+            for folder in (self.cells, self.failed, self.folds):
                 folder.mkdir(parents=True, exist_ok=True)
             probe = self.cells / f".probe-{os.getpid()}"
             probe.write_text("")
@@ -95,6 +95,7 @@ class CellStore:
             "counts": result.counts,
             "cost": result.cost,
             "provenance": result.provenance,
+            "fold": result.fold,
             "digests": digests,
         }
         (fresh / "result.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -113,6 +114,16 @@ class CellStore:
         shutil.rmtree(old, ignore_errors=True)
         _flush(self.cells)
         shutil.rmtree(self.failed / key, ignore_errors=True)
+
+    def keep_fold(self, table: str) -> None:
+        """Keep a fold, as CSV, under its digest; one that is there already stays as it is."""
+        path = self.folds / f"{text_digest(table)}.csv"
+        if path.exists():
+            return
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(table, encoding="utf-8")
+        _flush(partial)
+        partial.replace(path)
 
     def write_failure(self, spec: RunSpec, sentence: str, trace: str) -> Path:
         """Keep what is known of a failed cell; it is tried again on the next run."""
@@ -133,6 +144,10 @@ class CellStore:
                 path.rename(self.cells / key)
             else:
                 shutil.rmtree(path, ignore_errors=True)
+        for path in self.folds.glob("*.csv.*"):
+            pid = path.suffix[1:]
+            if pid.isdecimal() and (int(pid) == os.getpid() or not _alive(int(pid))):
+                path.unlink(missing_ok=True)
 
 
 class _Damaged(Exception):
@@ -156,7 +171,7 @@ def _read(folder: Path) -> Result:
     return Result(
         spec=spec,
         **{name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES},
-        **{k: content[k] for k in ("scores", "best_epoch", "counts", "cost", "provenance")},
+        **{k: content[k] for k in ("scores", "best_epoch", "counts", "cost", "provenance", "fold")},
     )
 
 

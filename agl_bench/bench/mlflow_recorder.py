@@ -124,7 +124,7 @@ def _write_files(result: Result, folder: Path) -> None:
     result.genes.to_parquet(folder / "genes.parquet", index=False)
     result.epochs.to_parquet(folder / "epochs.parquet", index=False)
     result.outer.to_parquet(folder / "outer.parquet", index=False)
-    content = {k: getattr(result, k) for k in ("scores", "best_epoch", "counts", "cost", "provenance")}
+    content = {k: getattr(result, k) for k in ("scores", "best_epoch", "counts", "cost", "provenance", "fold")}
     text = json.dumps({"spec": result.spec.as_json(), **content}, indent=1)
     (folder / "result.json").write_text(text, encoding="utf-8")
     if result.epochs["selected"].nunique() > 1:
@@ -335,6 +335,7 @@ class MlflowRecorder(Recorder):
         outcome = self.metrics(_outcome_metrics(result), 0)
         commit = str(result.provenance.get("commit") or "")
         params = {"commit": commit} | {f"counts.{k}": v for k, v in result.counts.items()}
+        params |= {f"fold.{k}": v for k, v in result.fold.items() if v is not None}
         self.log(run_id, outcome, params, {"mlflow.source.git.commit": commit} if commit else {})
         with tempfile.TemporaryDirectory(prefix="agl-bench-") as folder:
             _write_files(result, Path(folder))

@@ -30,9 +30,11 @@ class Result:
             outer_signal_to_noise, validation_pcc and selected (k) after it. The last two are those of the copy of the
             model that awaits convergence, and where there is none those of the epoch.
         best_epoch: whose state was tested.
-        counts: spots in each set, genes, what was dropped.
+        counts: spots in each set, genes, what was dropped, unlisted, unscored or tied.
         cost: seconds and peak memory; not part of what must be reproducible.
         provenance: versions, machine, commit.
+        fold: digest of the fold's table, by which `folds/` has it, and how far test and training spots are apart
+            (`data.folds.Separation`).
     """
 
     spec: RunSpec
@@ -44,6 +46,7 @@ class Result:
     counts: dict[str, int]
     cost: dict[str, float]
     provenance: dict[str, Any]
+    fold: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pcc(self) -> float:

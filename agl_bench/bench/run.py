@@ -27,6 +27,7 @@ from torch import Tensor
 
 from agl_bench import __version__
 from agl_bench.bench.cells import CellStore
+from agl_bench.bench.fold_report import FoldReport
 from agl_bench.bench.planted import selection_scores, utilities
 from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
 from agl_bench.bench.recorder import CellLog, Recorder
@@ -102,6 +103,7 @@ class Setting:
         rows: which is which.
         test: test spots.
         counts: sizes, for the record.
+        report: of the fold.
     """
 
     fold: Fold
@@ -110,6 +112,7 @@ class Setting:
     rows: DevelopmentRows
     test: SpotStore
     counts: dict[str, int] = field(repr=False)
+    report: FoldReport = field(repr=False)
 
 
 class Bench:
@@ -230,6 +233,7 @@ class Bench:
             counts=setting.counts,
             cost={"seconds": time.perf_counter() - started, "peak_memory_mb": _peak_memory_mb(self.device)},
             provenance=provenance(self.device) | {"hypergradient": trainer.fit.hypergradient},
+            fold=setting.report.record,
         )
 
     def _encoded(
@@ -285,6 +289,7 @@ def _setting(
     table: SpotTable, plan: FoldPlan, spec: RunSpec, sees: Any, patch_px: int, device: torch.device
 ) -> Setting:
     fold = make_fold(plan, table, spec.protocol, spec.seed)
+    report = FoldReport.of(plan, fold, table, spec.protocol, evaluation=spec.evaluation, seed=spec.seed)
     genes, columns = split_genes(table, fold.train, spec.protocol)
     for index, name in enumerate(s.name for s in table.sections):
         if (table.source_columns[index, columns[genes.primary.numpy()]] < 0).all():
@@ -318,17 +323,14 @@ def _setting(
         rows=DevelopmentRows(train, held_out if len(held_out) else validation, validation),
         test=store_of(fold.test),
         counts={
-            "train_spots": len(fold.train),
-            "held_out_spots": len(fold.held_out),
-            "validation_spots": len(fold.validation),
-            "test_spots": len(fold.test),
-            "buffer_spots": fold.dropped,
+            **report.counts,
             "dropped_spots": table.dropped_spots,
             "primary_genes": genes.primary_count,
             "auxiliary_genes": genes.auxiliary_count,
             "unscored_genes": genes.unscored,
             "tied_genes": genes.tied,
         },
+        report=report,
     )
 
 
@@ -368,6 +370,7 @@ def run_cells(
 def _run_cell(spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog) -> Iterator[Event]:
     outcome: Finished | Failed
     try:
+        store.keep_fold(bench.setting(spec, plan).report.csv)
         for item in bench.train(spec, plan):
             if isinstance(item, Result):
                 store.write(item)

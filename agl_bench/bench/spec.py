@@ -64,7 +64,7 @@ class RunSpec:
         seed: root of every seed.
         protocol: conditions held equal.
         preset: label of the protocol for people; not part of the identity.
-        data: fingerprint of the dataset's files.
+        data: fingerprint of the dataset's files, and of those that the protocol names.
         device: "cpu" or "cuda"; floating-point sums differ between them.
         version: of agl-bench, with a digest of the code that decides results.
         libraries: versions of those that decide results.
@@ -209,17 +209,14 @@ class Campaign:
         for key, kind in (("selectors", "selector"), ("backbone", "backbone")):
             for name in chosen[key]:
                 plugins.entry(name, kind)
-        for evaluation in chosen["evaluation"]:
-            if evaluation not in EVALUATIONS:
-                raise UnknownName("evaluation", evaluation, EVALUATIONS)
         base = load_preset(str(preset or table.get("preset") or "clean"))
         protocol, settings, changed = _settings(plugins, base, table, assignments)
         return cls(
             selectors=chosen["selectors"],
             datasets=chosen["datasets"],
             backbones=chosen["backbone"],
-            evaluations=chosen["evaluation"],
-            seeds=tuple(dict.fromkeys(_seed(s) for s in chosen["seeds"])),
+            evaluations=evaluations_of(chosen["evaluation"]),
+            seeds=seeds_of(chosen["seeds"]),
             folds=chosen["fold"],
             protocol=protocol,
             preset=base.name + (f" with {', '.join(changed)}" if changed else ""),
@@ -244,8 +241,10 @@ class Campaign:
         Raises:
             MissingData: if a dataset is not there.
             UnknownName: if a fold label asked for does not exist.
+            BadSpec: if the protocol names a file that is not there or that has no fold of an evaluation.
         """
         cells, labels = [], []
+        named = "".join(f"+{file_digest(path)}" for path in self.protocol.files())  # a file stands for its content
         selectors = [self.part(plugins, s, "selector") for s in self.selectors]
         backbones = [self.part(plugins, b, "backbone") for b in self.backbones]
         for name in self.datasets:
@@ -255,7 +254,13 @@ class Campaign:
             for evaluation in self.evaluations:
                 if evaluation == "inter" and len(donors) < 2 and "intra" in self.evaluations:
                     continue  # a single section has its folds within; asked for alone, it is an error below
-                for plan in plan_folds(evaluation, donors, self.protocol, dataset=name):
+                plans = plan_folds(evaluation, donors, self.protocol, dataset=name)
+                if not plans and len(self.evaluations) == 1:
+                    raise BadSpec(
+                        f"protocol.fold_file = '{self.protocol.fold_file}' has no fold for --evaluation {evaluation}: "
+                        "intra tests spots of sections that it trains on, inter spots of other sections"
+                    )
+                for plan in plans:
                     labels.append(plan.label)
                     if self.folds and plan.label not in self.folds:
                         continue
@@ -264,7 +269,7 @@ class Campaign:
                             for selector in selectors:
                                 spec = RunSpec(
                                     part, backbone, selector, evaluation, plan.label, seed,
-                                    self.protocol, self.preset, fingerprint.get(name, ""), device,
+                                    self.protocol, self.preset, fingerprint.get(name, "") + named, device,
                                 )  # fmt: skip
                                 cells.append((spec, plan))
         for label in self.folds:
@@ -287,6 +292,40 @@ def one_part(plugins: Plugins, name: str, kind: str, assignments: Sequence[str])
             raise BadSpec(f"--set {text!r} is about {target}, not about {plain}")
         given[key] = value
     return _part(plugins, name, kind, {plain: given})
+
+
+def one_dataset(plugins: Plugins, name: str, preset: str, assignments: Sequence[str]) -> tuple[Part, Protocol]:
+    """A dataset and the protocol of a preset, both with settings from "NAME.KEY=VALUE", outside any campaign.
+
+    Raises:
+        UnknownName, BadSpec: for anything that nobody knows or that is out of range.
+    """
+    about = {text: _assignment(text) for text in assignments}
+    given = {key: value for target, key, value in about.values() if target == "protocol"}
+    own = [text for text, (target, _, _) in about.items() if target != "protocol"]
+    return one_part(plugins, name, "dataset", own), Protocol.of(load_preset(preset).protocol | given)
+
+
+def evaluations_of(words: Sequence[str]) -> tuple[str, ...]:
+    """Evaluations from comma-separated words.
+
+    Raises:
+        UnknownName: for one that does not exist.
+    """
+    names = _names(words)
+    for name in names:
+        if name not in EVALUATIONS:
+            raise UnknownName("evaluation", name, EVALUATIONS)
+    return names
+
+
+def seeds_of(words: Sequence[str]) -> tuple[int, ...]:
+    """Seeds from comma-separated words.
+
+    Raises:
+        BadSpec: for one that is no whole number ≥ 0.
+    """
+    return tuple(dict.fromkeys(_seed(word) for word in _names(words)))
 
 
 def make_dataset(entry: Entry, part: Part) -> Dataset:

@@ -104,6 +104,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
                         "selected": k,
                         "best_epoch": r.best_epoch,
                         "counts": r.counts,
+                        "fold_record": r.fold,
                         "cost": r.cost,
                     }
                     for r, k in zip(members, s.selected, strict=True)
