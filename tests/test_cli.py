@@ -292,7 +292,7 @@ def text_scale(table):
         (rename("obs_names", 1, 5), ["spot 'B1' is there more than once", "obs_names_make_unique"]),
         (rename("var_names", 1, 5), ["gene 'GENE1' is there more than once", "var_names_make_unique"]),
         (place(500, 20), ["spot 'B3' at x = 500, y = 20 lies outside the image", "obsm['spatial']"]),
-        (place(-5, 20), ["spot 'B3' at x = -5, y = 20 lies outside the image"]),
+        (place(-5, 20), ["spot 'B3' at x = -5, y = 20 has a negative coordinate"]),
         (place(np.nan, 20), ["spot 'B3' has no finite position"]),
         (other_genes, ["no gene", "'A'", "ENSG0", "GENE0", "name genes in the same way"]),
         (without("obsm", "spatial"), ["obsm['spatial'] is missing"]),
