@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import agl_bench
 from agl_bench.bench.spec import Part
 from agl_bench.data.prepared import FORMAT, PatchSize, PreparedPatches, SectionCache
 from agl_bench.digests import FileDigests, file_digest, text_digest
-from agl_bench.errors import AglBenchError, BadPlugin
+from agl_bench.errors import AglBenchError, BadPlugin, MissingData
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
@@ -99,6 +100,24 @@ class Preparation:
             "files": _file_digests(part, dataset, self.root, [name], self.digests),
         }
         return text_digest(json.dumps(content, sort_keys=True))
+
+
+def bring(part: Part, dataset: Dataset, root: Path) -> None:
+    """Fetch what is absent; nothing is fetched where all is there, or where AGL_BENCH_OFFLINE is set.
+
+    Raises:
+        MissingData: if a file is absent and nothing may be fetched.
+        FetchFailed: with what the user has to do.
+    """
+    try:
+        with naming_the_dataset(part):
+            for name in dataset.sections(root):
+                dataset.files(root, name)
+    except MissingData:
+        if os.environ.get("AGL_BENCH_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+            raise
+        with naming_the_dataset(part):
+            dataset.fetch(root)
 
 
 def fingerprint(part: Part, dataset: Dataset, root: Path, digests: FileDigests) -> str:

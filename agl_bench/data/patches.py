@@ -291,7 +291,7 @@ def _square(slide: Slide, box: tuple[float, float, float, float], side_px: int) 
     """The square `box` = (left, top, right, bottom) in pixels of the full size, uint8 (3, side_px, side_px)."""
     level = slide.level((box[2] - box[0]) / side_px)
     width, height = slide.levels[level]
-    across, down = slide.width / width, slide.height / height
+    across, down = slide.scales(level)
     left, top, right, bottom = box[0] / across, box[1] / down, box[2] / across, box[3] / down
     # What the bicubic filter sees beyond the box: of the image where it goes on, white where the box leaves it.
     margin = 2 * math.ceil(max((right - left) / side_px, 1.0)) + 1

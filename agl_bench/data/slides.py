@@ -10,6 +10,7 @@ All give the same pixels of the same content; what is resized, and how, is the m
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -25,13 +26,15 @@ from agl_bench.errors import BadSection
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
+
 _LARGEST_DECODED = 1_000_000_000  # pixels of an image that cannot be read in part; Pillow takes four bytes for each
 _LARGE_TIFF = 100_000_000  # pixels; a larger file is read in part though it has strips and no tiles
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes that become RGB
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises, by format
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OPENSLIDE_ONLY = (".mrxs", ".scn", ".bif", ".vms", ".vmu", ".dcm")
-_SAME_SCALE = 1.01  # a level this much too coarse is fine enough: sizes of levels are rounded
+_SAME_SCALE = 1.01  # a level this much too coarse is fine enough
 
 
 class Slide(ABC):
@@ -55,8 +58,13 @@ class Slide(ABC):
 
     def level(self, scale: float) -> int:
         """The coarsest level that has a pixel for every `scale` pixels of the full size."""
-        fine = [i for i, (width, _) in enumerate(self.levels) if self.width / width <= max(scale, 1.0) * _SAME_SCALE]
-        return max(fine, key=lambda i: self.width / self.levels[i][0])
+        fine = [i for i in range(len(self.levels)) if max(self.scales(i)) <= max(scale, 1.0) * _SAME_SCALE]
+        return max(fine, key=self.scales)
+
+    def scales(self, level: int) -> tuple[float, float]:
+        """Pixels of the full size for one of the level, across and down."""
+        width, height = self.levels[level]
+        return _scale(self.width, width), _scale(self.height, height)
 
     @abstractmethod
     def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
@@ -85,6 +93,12 @@ def open_slide(path: Path, section: str) -> Iterator[Slide]:
 def reason(error: BaseException) -> str:
     """What an error of a library says, without its file name."""
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+
+
+def _scale(full: int, size: int) -> float:
+    """How many times smaller a level is: a whole number where its size is that of a division rounded up or down."""
+    whole = max(round(full / size), 1)
+    return whole if size in (full // whole, -(-full // whole)) else full / size
 
 
 # Pillow --------------------------------------------------------------------------------------------------------------
@@ -144,14 +158,11 @@ class _Tiled(Slide):
             )
         self._inverted = kind == "MINISWHITE"
         self._axes, self._path, self._section = axes, path, section
-        self._arrays: list[Any] = []
-        sizes = []
-        for level in series.levels:
-            with level.aszarr() as store:
-                self._arrays.append(zarr.open_array(store, mode="r"))
-            shape = dict(zip(axes, level.shape, strict=True))
-            sizes.append((shape["X"], shape["Y"]))
-        self.levels = tuple(sizes)
+        self._arrays: list[Any] = [
+            zarr.open_array(series.aszarr(level=level), mode="r") for level in range(len(series.levels))
+        ]
+        shapes = [dict(zip(axes, level.shape, strict=True)) for level in series.levels]
+        self.levels = tuple((shape["X"], shape["Y"]) for shape in shapes)
 
     def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         """See `Slide`."""
