@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from agl_bench.data.slides import Slide, open_slide, reason
+from agl_bench.data.slides import BAND, Slide, open_slide, reason
 from agl_bench.errors import BadSection
 from agl_bench.interfaces.spots import PatchSource
 
 BLOCK = 256  # patches at once: 38 MB at 224 × 224
-_BAND = 64  # rows of an overview made at once
+_OVERVIEW_ROWS = 64  # of an overview made at once
 _BROKEN_H5 = (OSError, KeyError, RuntimeError, ValueError)  # what h5py raises, by kind of damage
 
 Block = tuple[np.ndarray, np.ndarray]  # rows (n,) and their patches, uint8 (n, 3, side_px, side_px)
@@ -99,7 +99,7 @@ class ImagePatches(_BlockPatches):
         """Patches in the order of rows of tiles, so that neighbours are read together."""
         half = side_um / self.um_per_px / 2
         x, y = self.positions[rows].T
-        rows = rows[np.lexsort((x, y // 512))]
+        rows = rows[np.lexsort((x, y // BAND))]
         with open_slide(self.path, self.section) as slide:
             for start in range(0, len(rows), BLOCK):
                 here = rows[start : start + BLOCK]
@@ -120,8 +120,8 @@ class ImagePatches(_BlockPatches):
             small = np.empty(shape, dtype=np.uint8)
             level = slide.level(scale)
             width, height = slide.levels[level]
-            for row in range(0, len(small), _BAND):  # a flat file of any size is read in bands
-                band = small[row : row + _BAND]
+            for row in range(0, len(small), _OVERVIEW_ROWS):  # a flat file of any size is read in bands
+                band = small[row : row + _OVERVIEW_ROWS]
                 top, bottom = row * height / len(small), (row + len(band)) * height / len(small)
                 first = math.floor(top)
                 pixels = Image.fromarray(slide.region(level, 0, first, width, min(math.ceil(bottom), height)))

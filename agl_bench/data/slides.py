@@ -1,6 +1,7 @@
-"""Slide images of any size, read region by region. The one home of tifffile and OpenSlide.
+"""Slide images of any size, read region by region. The one home of tifffile, OpenSlide and libvips.
 
 _Decoded    Pillow: .jpg, .png and plain .tif, decoded once, whole
+_Streamed   libvips, where the extra `wsi` is installed: a large .jpg or .png, decoded from top to bottom
 _Tiled      tifffile: tiled, pyramidal or large .tif, .ome.tif, .svs, .ndpi; only the tiles that a region touches
 _OpenSlide  OpenSlide, where the extra `wsi` is installed: .mrxs, .scn, .bif, .vms, .dcm
 
@@ -32,6 +33,8 @@ _LARGEST_DECODED = 1_000_000_000  # pixels of an image that cannot be read in pa
 _LARGE_TIFF = 100_000_000  # pixels; a larger file is read in part though it has strips and no tiles
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes that become RGB
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises, by format
+_LARGE_STREAM = 150_000_000  # pixels; from here on a .jpg or .png is not decoded whole where libvips is there
+BAND = 512  # rows of an image that are read together; regions come in this order
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OPENSLIDE_ONLY = (".mrxs", ".scn", ".bif", ".vms", ".vmu", ".dcm")
 _SAME_SCALE = 1.01  # a level this much too coarse is fine enough
@@ -127,17 +130,71 @@ def _open_decoded(path: Path, section: str) -> Iterator[Slide]:
         with Image.open(path) as image:
             if image.mode not in _EIGHT_BIT:
                 raise BadSection(section, f"{path} has pixels of Pillow mode '{image.mode}'; save it as 8-bit RGB")
-            if image.width * image.height > _LARGEST_DECODED:
+            size = image.width * image.height
+            streams = image.format in ("JPEG", "PNG") and image.mode == "RGB" and size > _LARGE_STREAM
+            if streams and (pyvips := _libvips()) is not None:
+                yield _Streamed(pyvips, path, section, image.size)
+                return
+            if size > _LARGEST_DECODED:
                 raise BadSection(
                     section,
-                    f"{path} has {image.width} × {image.height} pixels, too many to decode at once "
-                    f"(limit {_LARGEST_DECODED:.0e}); save it as a tiled .tif, which is read in parts",
+                    f"{path} has {image.width} × {image.height} pixels, too many to decode at once (limit "
+                    f"{_LARGEST_DECODED:.0e}); pip install 'agl-bench[wsi]', or save it as a tiled .tif",
                 )
             yield _Decoded(image)
     except _BROKEN_IMAGE as error:
         raise _broken(section, path, error) from None
     finally:
         Image.MAX_IMAGE_PIXELS = guard
+
+
+# libvips -------------------------------------------------------------------------------------------------------------
+
+
+class _Streamed(Slide):
+    """Keeps some rows of an image that can only be decoded from top to bottom; begins anew for a region above them.
+
+    libvips and Pillow decode with the same libraries, to the same pixels.
+    """
+
+    def __init__(self, pyvips: Any, path: Path, section: str, size: tuple[int, int]) -> None:
+        self._pyvips, self._path, self._section = pyvips, path, section
+        self.levels = (size,)
+        self._first, self._rows = size[1], np.empty((0, size[0], 3), dtype=np.uint8)  # the first region begins
+
+    def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """See `Slide`."""
+        try:
+            if top < self._first:
+                self._begin()
+            while self._first + len(self._rows) < bottom:
+                self._read_on(max(top - BAND, 0))
+        except self._pyvips.Error as error:
+            raise _broken(self._section, self._path, error) from None
+        return self._rows[top - self._first : bottom - self._first, left:right].copy()
+
+    def _begin(self) -> None:
+        image = self._pyvips.Image.new_from_file(str(self._path), access="sequential", fail_on="error")
+        self._source = self._pyvips.Region.new(image)
+        self._first, self._rows = 0, np.empty((0, self.width, 3), dtype=np.uint8)
+
+    def _read_on(self, oldest: int) -> None:
+        """The next band; rows above `oldest` are not kept."""
+        start = self._first + len(self._rows)
+        count = min(BAND, self.height - start)
+        band = np.frombuffer(self._source.fetch(0, start, self.width, count), dtype=np.uint8)
+        kept = self._rows[max(oldest - self._first, 0) :]
+        self._rows = np.concatenate([kept, band.reshape(count, self.width, 3)])
+        self._first = start - len(kept)
+
+
+def _libvips() -> Any:
+    """The module, None where it or its library is not installed."""
+    try:
+        import pyvips
+    except (ImportError, OSError):
+        return None
+    return pyvips
 
 
 # tifffile ------------------------------------------------------------------------------------------------------------

@@ -172,6 +172,40 @@ def test_too_large_to_decode_whole(png: Path, monkeypatch: pytest.MonkeyPatch) -
         ImagePatches(png, POSITIONS, 1.0)
 
 
+# --- libvips ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_streamed_gives_the_same(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyvips")
+    path = tmp_path / f"image.{ending}"
+    Image.fromarray(PIXELS).save(path)
+    monkeypatch.setattr(slides, "BAND", 16)
+    before = [patches_of(path, 16, side_um) for side_um in (16.0, 60.5)]
+    overview, _ = ImagePatches(path, POSITIONS, 1.0).overview(74)
+    monkeypatch.setattr(slides, "_LARGE_STREAM", 100)
+    with open_slide(path, "S") as slide:
+        assert isinstance(slide, slides._Streamed)
+        for top in (280, 0, 100, 90, 3):  # backwards too
+            np.testing.assert_array_equal(
+                slide.region(0, 5, top, 300, top + 20), np.asarray(Image.open(path))[top : top + 20, 5:300]
+            )
+            assert len(slide._rows) < 60
+    for patches, side_um in zip(before, (16.0, 60.5), strict=True):
+        np.testing.assert_array_equal(patches_of(path, 16, side_um), patches)
+    np.testing.assert_array_equal(ImagePatches(path, POSITIONS, 1.0).overview(74)[0], overview)
+
+
+def test_streamed_and_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyvips")
+    path = tmp_path / "image.jpg"
+    Image.fromarray(PIXELS).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    monkeypatch.setattr(slides, "_LARGE_STREAM", 100)
+    with pytest.raises(BadSection, match=r"section 'S': .*image\.jpg cannot be read as an image"):
+        ImagePatches(path, POSITIONS, 1.0, section="S").read(ROWS, 16, 16.0)
+
+
 # --- OpenSlide -------------------------------------------------------------------------------------------------------
 
 
