@@ -261,7 +261,7 @@ def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
 @click.argument("name")
 @click.option("--backbone", help="Cut patches as this backbone sees them.  [default: tiny]")
 @click.option("--px", type=click.IntRange(1, 4096), help="Cut patches with sides of so many pixels instead.")
-@click.option("--um", type=click.FloatRange(1, 10_000), default=112.0, show_default=True, help="Tissue that they show.")
+@click.option("--um", type=click.FloatRange(1, 10_000), help="How much tissue they show.  [default: the protocol's]")
 @_SET
 @_PLUGIN
 @_DATA
@@ -270,7 +270,7 @@ def prepare(
     name: str,
     backbone: str | None,
     px: int | None,
-    um: float,
+    um: float | None,
     assignments: tuple[str, ...],
     files: tuple[Path, ...],
     root: Path,
@@ -284,6 +284,7 @@ def prepare(
     from agl_bench.bench.prepare import Preparation, bring, seen_by
     from agl_bench.bench.spec import make_dataset, one_part
     from agl_bench.data.prepared import PatchSize
+    from agl_bench.protocol import Protocol
 
     if backbone is not None and px is not None:
         raise BadSpec(f"--backbone {backbone} and --px {px} both say how large patches are; leave one out")
@@ -292,10 +293,9 @@ def prepare(
     of_backbone = [a for a in assignments if a.strip().startswith(f"{backbone}.")]
     part = one_part(plugins, name, "dataset", [a for a in assignments if a not in of_backbone])
     dataset = make_dataset(plugins.entry(name, "dataset"), part)
-    size = None if px is None else PatchSize(px, um)
-    if size is None:
-        sees, side = seen_by(plugins, one_part(plugins, backbone, "backbone", of_backbone))
-        size = PatchSize(side, um) if sees == "patches" else None
+    sees, side = seen_by(plugins, one_part(plugins, backbone, "backbone", of_backbone))
+    seen = px is not None or sees == "patches"
+    size = PatchSize(px or side, um or Protocol().patch_um) if seen else None
     console = _console()
     with console.status(f"preparing {name}"):
         bring(part, dataset, root)
@@ -312,7 +312,9 @@ def prepare(
                 markup=False, highlight=False,
             )  # fmt: skip
             count, total = count + 1, total + prepared.bytes
-    console.print(f"{count} sections, {total / 1e6:,.1f} MB in {cache}", markup=False, highlight=False)
+    console.print(
+        f"{count} section{'s' if count != 1 else ''}, {total / 1e6:,.1f} MB in {cache}", markup=False, highlight=False
+    )
 
 
 @cli.command()

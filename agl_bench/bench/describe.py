@@ -68,7 +68,8 @@ def dataset_card(part: Part, dataset: Dataset, root: Path, digests: FileDigests)
 def section_card(section: Section) -> SectionCard:
     """The numbers of a section that has passed its checks."""
     X = section.counts.X
-    stored = np.count_nonzero(X.data if sparse.issparse(X) else X)
+    entries = X.shape[0] * X.shape[1]
+    zeros = entries - int(np.count_nonzero(X.data if sparse.issparse(X) else X))
     diameter = spot_diameter_px(section.counts.uns)
     pitch = pitch_px(section)
     seen = {"patches": section.patches, "embedding": section.embedding}
@@ -82,7 +83,7 @@ def section_card(section: Section) -> SectionCard:
         pitch_um=None if pitch is None else pitch * section.um_per_px,
         spot_um=None if diameter is None else diameter * section.um_per_px,
         median_umi=float(np.median(umi_of(section))),
-        sparsity=1 - stored / (X.shape[0] * X.shape[1]),
+        sparsity=zeros / entries,
         sees=(*(name for name, there in seen.items() if there is not None), "position"),
     )
 

@@ -14,10 +14,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from agl_bench.bench.describe import pitch_px, spot_diameter_px, umi_of
 from agl_bench.interfaces.spots import Section
+from agl_bench.protocol import Protocol
 
 _LONGEST = 1600  # pixels of the longer side of the tissue
 _PATCH_PX = (6, 48)  # a patch is placed with at least and at most so many pixels
-_PATCH_UM = 112.0  # tissue that a placed patch shows
 _UNKNOWN = 0.55  # of the pitch: the diameter of a spot where it is not known, as for Visium
 _PANEL = 6.2  # inches
 _MARGIN = 0.06  # around the spots, of the longer side, where there is no image
@@ -35,7 +35,7 @@ def draw_overlay(dataset: str, section: Section, path: Path) -> None:
     """
     positions = np.asarray(section.counts.obsm["spatial"], dtype=np.float64)
     stated, pitch = spot_diameter_px(section.counts.uns), pitch_px(section)
-    diameter = stated or _UNKNOWN * (pitch or _PATCH_UM / section.um_per_px)
+    diameter = stated or _UNKNOWN * (pitch or Protocol().patch_um / section.um_per_px)
     picture, extent = _tissue(section, positions)
     left, right, bottom, top = _around(positions, extent)
     ratio = (bottom - top) / (right - left)
@@ -81,14 +81,16 @@ def _tissue(section: Section, positions: np.ndarray) -> tuple[np.ndarray | None,
         height, width = picture.shape[:2]
         return picture, (0.0, width * scale, height * scale, 0.0)
     low, high = positions.min(axis=0), positions.max(axis=0)
-    side = _PATCH_UM / section.um_per_px
+    # As much as the protocol asks for, or all that a narrower patch has.
+    um = min(Protocol().patch_um, getattr(section.patches, "side_um", None) or np.inf)
+    side = um / section.um_per_px
     edge = max(side, _MARGIN * float((high - low).max()))
     (left, top), (right, bottom) = low - edge, high + edge
     extent = (float(left), float(right), float(bottom), float(top))
     if section.patches is None:
         return None, extent
     px = int(np.clip(_LONGEST * side / max(right - left, bottom - top), *_PATCH_PX))
-    patches = section.patches.read(np.arange(len(positions)), px, _PATCH_UM).transpose(0, 2, 3, 1)
+    patches = section.patches.read(np.arange(len(positions)), px, um).transpose(0, 2, 3, 1)
     scale = side / px
     canvas = np.full((int((bottom - top) / scale) + 1, int((right - left) / scale) + 1, 3), 255, dtype=np.uint8)
     for (x, y), patch in zip(np.rint((positions - low + edge) / scale - px / 2).astype(int), patches, strict=True):
