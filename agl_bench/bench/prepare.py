@@ -78,16 +78,12 @@ class Preparation:
         for name in names:
             started = time.perf_counter()
             key = self._key(part, dataset, name)
-
-            def read(name: str = name) -> Section:
-                with naming_the_dataset(part):
-                    return dataset.read(self.root, name)
-
-            was_there = self.cache.holds(key) and (size is None or self.cache.holds(key, size))
+            read = _Reader(part, dataset, self.root, name)
             section = self.cache.section(key, read, size)
             if size is not None and isinstance(section.patches, PreparedPatches):
                 section.patches.prepare(size)
-            yield PreparedSection(section, was_there, self.cache.bytes(key), time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            yield PreparedSection(section, not read.was_used, self.cache.bytes(key), seconds)
         self.digests.keep()
 
     def _key(self, part: Part, dataset: Dataset, name: str) -> str:
@@ -100,6 +96,19 @@ class Preparation:
             "files": _file_digests(part, dataset, self.root, [name], self.digests),
         }
         return text_digest(json.dumps(content, sort_keys=True))
+
+
+class _Reader:
+    """Reads one section of a dataset, and knows whether it was asked to."""
+
+    def __init__(self, part: Part, dataset: Dataset, root: Path, name: str) -> None:
+        self.part, self.dataset, self.root, self.name = part, dataset, root, name
+        self.was_used = False
+
+    def __call__(self) -> Section:
+        self.was_used = True
+        with naming_the_dataset(self.part):
+            return self.dataset.read(self.root, self.name)
 
 
 def bring(part: Part, dataset: Dataset, root: Path) -> None:
