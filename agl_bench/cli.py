@@ -383,6 +383,116 @@ def folds(
 
 @cli.command()
 @click.argument("name")
+@click.option("--backbone", help="Cut patches as this backbone sees them.  [default: tiny]")
+@click.option("--px", type=click.IntRange(1, 4096), help="Cut patches with sides of so many pixels instead.")
+@click.option("--um", type=click.FloatRange(1, 10_000), help="How much tissue they show.  [default: the protocol's]")
+@_SET
+@_PLUGIN
+@_DATA
+@_WORK
+def prepare(
+    name: str,
+    backbone: str | None,
+    px: int | None,
+    um: float | None,
+    assignments: tuple[str, ...],
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+) -> None:
+    """Read, check and store a dataset as `run` uses it: memory-mapped, under AGL_BENCH_CACHE or WORK/cache.
+
+    `run` does the same when it needs it. What is absent is fetched, unless AGL_BENCH_OFFLINE=1; what is there already
+    is kept, and an interrupted preparation goes on where it stood.
+    """
+    from agl_bench.bench.prepare import Preparation, bring, seen_by
+    from agl_bench.bench.spec import make_dataset, one_part
+    from agl_bench.data.prepared import PatchSize
+    from agl_bench.protocol import Protocol
+
+    if backbone is not None and px is not None:
+        raise BadSpec(f"--backbone {backbone} and --px {px} both say how large patches are; leave one out")
+    plugins = _discover(files)
+    backbone = backbone or "tiny"
+    of_backbone = [a for a in assignments if a.strip().startswith(f"{backbone}.")]
+    part = one_part(plugins, name, "dataset", [a for a in assignments if a not in of_backbone])
+    dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
+    sees, side = seen_by(plugins, one_part(plugins, backbone, "backbone", of_backbone))
+    seen = px is not None or sees == "patches"
+    size = PatchSize(px or side, um or Protocol().patch_um) if seen else None
+    console = _console()
+    with console.status(f"preparing {name}"):
+        bring(part, dataset, root)
+        cache, count, total = _cache(work), 0, 0
+        for prepared in Preparation(root, cache).sections(part, dataset, size):
+            section = prepared.section
+            patches = ""
+            if section.patches is not None and size is not None:
+                patches = f", patches of {size.px} px for {size.um:g} µm"
+            took = "was there" if prepared.was_there else f"{prepared.seconds:.1f} s"
+            spots, genes = section.counts.shape
+            console.print(
+                f"{section.name}: {spots:,} spots × {genes:,} genes{patches}, {prepared.bytes / 1e6:,.1f} MB, {took}",
+                markup=False, highlight=False,
+            )  # fmt: skip
+            count, total = count + 1, total + prepared.bytes
+    console.print(
+        f"{count} section{'s' if count != 1 else ''}, {total / 1e6:,.1f} MB in {cache}", markup=False, highlight=False
+    )
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for a picture of each section: spots on tissue.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_SET
+@_PLUGIN
+@_DATA
+@_WORK
+def describe(
+    name: str,
+    out: Path | None,
+    as_json: bool,
+    assignments: tuple[str, ...],
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+) -> None:
+    """Show what a dataset is: source, tissue, and the numbers of each section. Reads it, writes --out only."""
+    from agl_bench.bench.describe import dataset_card, section_card
+    from agl_bench.bench.prepare import Preparation, naming_the_dataset
+    from agl_bench.bench.spec import make_dataset, one_part
+    from agl_bench.data.check import check_section
+
+    plugins = _discover(files)
+    part = one_part(plugins, name, "dataset", assignments)
+    dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
+    card = dataset_card(part, dataset, root, Preparation(root, _cache(work)).digests)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    cards, pictures = [], []
+    for section_name in dataset.sections(root):  # one at a time: they may be large
+        with naming_the_dataset(part):
+            section = dataset.read(root, section_name)
+        check_section(section)
+        cards.append(vars(section_card(section)))
+        if out is not None:
+            from agl_bench.bench.overlay import draw_overlay
+
+            pictures.append(
+                out / "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{name}-{section_name}.png")
+            )
+            draw_overlay(name, section, pictures[-1])
+    if as_json:
+        click.echo(json.dumps(card | {"sections": cards, "pictures": [str(p) for p in pictures]}, indent=1))
+    else:
+        _show_card(card, cards)
+        for picture in pictures:
+            click.echo(f"wrote {picture}")
+
+
+@cli.command()
+@click.argument("name")
 @_SET
 @_PLUGIN
 @_DATA
@@ -675,6 +785,31 @@ def _outcome(result: Result) -> str:
         f"{result.spec.title}: PCC {result.pcc:.3f}, best epoch {result.best_epoch} of {len(result.epochs)}, "
         f"k {result.epochs['selected'].iloc[result.best_epoch]}, {result.cost['seconds']:.1f} s"
     )
+
+
+def _show_card(card: dict[str, Any], sections: list[dict[str, Any]]) -> None:
+    """A dataset and its sections."""
+    from rich.table import Table
+
+    console = _console()
+    console.print(f"[bold]{card['dataset']}[/]  dataset of {card['provider']}", highlight=False)
+    for word in ("technology", "tissue", "citation", "licence", "revision", "fingerprint"):
+        if card[word]:
+            console.print(f"  {word}: {card[word]}", markup=False, highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("section", "donor"):
+        table.add_column(column)
+    for column in ("spots", "dropped", "genes", "µm / px", "pitch µm", "spot µm", "median UMI", "sparsity"):
+        table.add_column(column, justify="right")
+    table.add_column("to see")
+    for line in sections:
+        table.add_row(
+            line["section"], line["donor"] or "–", f"{line['spots']:,}", f"{line['dropped_spots']:,}",
+            f"{line['genes']:,}", f"{line['um_per_px']:.4g}", *(
+                "–" if line[length] is None else f"{line[length]:.0f}" for length in ("pitch_um", "spot_um")
+            ), f"{line['median_umi']:,.0f}", f"{line['sparsity']:.2f}", ", ".join(line["sees"]),
+        )  # fmt: skip
+    console.print("", table)
 
 
 def _show_table(

@@ -76,8 +76,9 @@ class Said:
 @pytest.fixture
 def agl(capsys, tmp_path, monkeypatch):
     """Run a command of agl-bench in an empty folder, in this process."""
-    for name in ("AGL_BENCH_DATA", "AGL_BENCH_WORK", "AGL_BENCH_STRICT_PLUGINS", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("CACHE", "DATA", "OFFLINE", "STRICT_PLUGINS", "WORK"):
+        monkeypatch.delenv(f"AGL_BENCH_{name}", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     handler, deterministic = signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
 
@@ -439,6 +440,134 @@ def test_fetch(agl, tmp_path):
     agl("fetch", "folder").is_refused("folder.path=/your/folder")
 
 
+FETCHED = """
+    import shutil
+    import anndata, numpy as np
+    from pathlib import Path
+    from agl_bench import ArrayPatches, Dataset, MissingData, Section, hookimpl
+
+    class Fetched(Dataset):
+        '''Comes from far away.'''
+        citation = licence = revision = "1"
+
+        def sections(self, root):
+            if not (root / "far.h5ad").is_file():
+                raise MissingData("far.h5ad is not there; run `agl-bench fetch fetched`")
+            return {"S": "D"}
+
+        def files(self, root, name):
+            return [root / "far.h5ad"]
+
+        def read(self, root, name):
+            counts = anndata.read_h5ad(root / "far.h5ad")
+            return Section(name, counts, 1.0, ArrayPatches(np.zeros((counts.n_obs, 8, 8, 3), np.uint8), 112.0))
+
+        def fetch(self, root):
+            shutil.copy(root / "mine/A/counts.h5ad", root / "far.h5ad")
+
+    @hookimpl
+    def register_datasets():
+        return {"fetched": Fetched}
+"""
+
+
+def test_prepare(agl, tmp_path, sections):
+    folder = ("folder", "--set", "folder.path=mine", "--data", ".")
+    said = agl("prepare", *folder)
+    assert (said.status, said.err) == (0, "")
+    assert "A: 36 spots × 30 genes, patches of 32 px for 112 µm" in said.out
+    assert "2 sections" in said.out and "agl-bench-work/cache" in said.out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "agl-bench-work/cache").rglob("*.npy")}
+    assert len(before) == 2 * 5
+    again = agl("prepare", *folder)
+    assert again.out.count("was there") == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "patches of 20 px for 40 µm" in agl("prepare", *folder, "--px", "20", "--um", "40").out
+    assert "16 px" in agl("prepare", *folder, "--backbone", "tiny", "--set", "tiny.patch_px=16").out
+    assert "patches" not in agl("prepare", *folder, "--backbone", "embedding").out  # it sees none
+    sections(lambda table: table[:35].copy())
+    changed = agl("prepare", *folder).out.splitlines()
+    assert "was there" in changed[0] and "was there" not in changed[1] and "35 spots" in changed[1]
+
+
+def test_prepare_refuses(agl, tmp_path, sections):
+    agl("prepare", "her2st").is_refused("her2st", "AGL_BENCH_DATA")
+    agl("prepare", "pgl").is_refused("'pgl' is a selector")
+    agl("prepare", "synthetic", "--backbone", "tiny", "--px", "32").is_refused("--px 32", "leave one out")
+    agl("prepare", "synthetic", "--set", "dkgsb.temperature=1").is_refused("dkgsb")
+    agl("prepare", "synthetic", "--px", "0").is_usage_error("--px")
+    folder = ("folder", "--set", "folder.path=mine", "--data", ".")
+    image = tmp_path / "mine/B/image.png"
+    image.write_bytes(image.read_bytes()[:2000])
+    agl("prepare", *folder).is_refused("section 'B'", "image.png", "damaged")
+    sections(count(-1))
+    agl("prepare", *folder).is_refused("section 'B'", "'B2'")
+    (tmp_path / "full").write_text("no folder")
+    agl("prepare", "synthetic", "--work", "full").is_refused("full", "AGL_BENCH_CACHE")
+
+
+def test_prepare_fetches_what_is_absent(agl, tmp_path, sections, monkeypatch):
+    (tmp_path / "fetched.py").write_text(textwrap.dedent(FETCHED))
+    words = ("prepare", "fetched", "--plugin", "fetched.py", "--data", ".")
+    monkeypatch.setenv("AGL_BENCH_OFFLINE", "1")
+    agl(*words).is_refused("far.h5ad is not there", "agl-bench fetch fetched")
+    monkeypatch.delenv("AGL_BENCH_OFFLINE")
+    assert "S: 36 spots" in agl(*words).out
+    monkeypatch.setenv("AGL_BENCH_OFFLINE", "1")
+    assert "was there" in agl(*words).out
+
+
+def test_a_warm_cache_changes_nothing(agl, tmp_path, monkeypatch):
+    monkeypatch.setenv("AGL_BENCH_CACHE", str(tmp_path / "shared"))
+    words = ("run", "--selectors", "pgl,hvg_k", *SYNTHETIC, "--tracking", "none")
+    tables = []
+    for work in ("fresh", "warm", "mended"):
+        said = agl(*words, "--work", work, "--json", f"{work}.json")
+        assert said.status == 0
+        assert ("set aside" in said.err) == (work == "mended")
+        lines = json.loads((tmp_path / f"{work}.json").read_text())["lines"]
+        decided = ("key", "scores", "selected", "best_epoch")
+        tables.append([[cell[key] for key in decided] for line in lines for cell in line["cells"]])
+        assert not (tmp_path / work / "cache").exists()
+        (damaged, *_) = sorted((tmp_path / "shared").glob("*/counts.data.npy"))
+        if work == "warm":
+            damaged.write_bytes(damaged.read_bytes()[:-2])
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_describe(agl, tmp_path, sections):
+    folder = ("folder", "--set", "folder.path=mine", "--data", ".")
+    sections(lambda table: table.uns.update(spot_diameter_px=12.0))
+    said = agl("describe", *folder, "--out", "pictures")
+    assert (said.status, said.err) == (0, "")
+    for word in ("folder  dataset of agl-bench", "licence: as the user knows", "fingerprint: ", "median UMI", "0.05"):
+        assert word in said.out
+    for name in ("A", "B"):
+        with Image.open(tmp_path / f"pictures/folder-{name}.png") as picture:
+            pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+        assert len(np.unique(pixels, axis=0)) > 1000  # tissue, and not an empty page
+        assert (pixels == (255, 230, 0)).all(1).sum() > 20  # rings
+    card = json.loads(agl("describe", *folder, "--json").out)
+    assert [s["spots"] for s in card["sections"]] == [36, 36]
+    assert [s["spot_um"] for s in card["sections"]] == [None, 12.0]
+    assert card["sections"][0]["pitch_um"] == 30.0
+    table = anndata.read_h5ad(tmp_path / "mine/A/counts.h5ad")
+    assert card["sections"][0]["median_umi"] == np.median(np.asarray(table.X.sum(1)))
+    assert card["sections"][0]["sparsity"] == pytest.approx((table.X.toarray() == 0).mean())
+    assert not (tmp_path / "agl-bench-work").exists()  # it writes what --out says and nothing else
+
+
+def test_describe_where_there_are_patches_only(agl, tmp_path):
+    small = ("synthetic.sections=1", "synthetic.spots=30", "synthetic.patch_px=16", "synthetic.noise_genes=5")
+    said = agl("describe", "synthetic", "--out", ".", *(w for s in small for w in ("--set", s)))
+    assert (said.status, said.err) == (0, "")
+    assert "wrote synthetic-S1.png" in said.out
+    with Image.open(tmp_path / "synthetic-S1.png") as picture:
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 1000
+    agl("describe", "nothing").is_refused("unknown dataset 'nothing'")
+    agl("describe", "her2st").is_refused("AGL_BENCH_DATA")
+
+
 def test_check(agl, tmp_path, mine):
     for name in ("pgl", "tiny", mine):
         said = agl("check", name)
@@ -519,7 +648,7 @@ def test_doctor_says_what_is_broken(agl, tmp_path):
 def test_help_mentions_every_command(agl):
     said = agl("--help")
     assert said.status == 0
-    for command in ("run", "list", "show", "fetch", "check", "sync", "ui", "doctor"):
+    for command in ("run", "list", "show", "fetch", "prepare", "describe", "check", "sync", "ui", "doctor"):
         assert f"  {command} " in said.out
         assert agl(command, "--help").status == 0
     assert agl("--version").out.startswith("agl-bench, version ")

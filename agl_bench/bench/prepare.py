@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import agl_bench
 from agl_bench.bench.spec import Part
 from agl_bench.data.prepared import FORMAT, PatchSize, PreparedPatches, SectionCache
 from agl_bench.digests import FileDigests, file_digest, text_digest
-from agl_bench.errors import AglBenchError, BadPlugin
+from agl_bench.errors import AglBenchError, BadPlugin, MissingData
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
@@ -77,16 +78,12 @@ class Preparation:
         for name in names:
             started = time.perf_counter()
             key = self._key(part, dataset, name)
-
-            def read(name: str = name) -> Section:
-                with naming_the_dataset(part):
-                    return dataset.read(self.root, name)
-
-            was_there = self.cache.holds(key) and (size is None or self.cache.holds(key, size))
+            read = _Reader(part, dataset, self.root, name)
             section = self.cache.section(key, read, size)
             if size is not None and isinstance(section.patches, PreparedPatches):
                 section.patches.prepare(size)
-            yield PreparedSection(section, was_there, self.cache.bytes(key), time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            yield PreparedSection(section, not read.was_used, self.cache.bytes(key), seconds)
         self.digests.keep()
 
     def _key(self, part: Part, dataset: Dataset, name: str) -> str:
@@ -99,6 +96,37 @@ class Preparation:
             "files": _file_digests(part, dataset, self.root, [name], self.digests),
         }
         return text_digest(json.dumps(content, sort_keys=True))
+
+
+class _Reader:
+    """Reads one section of a dataset, and knows whether it was asked to."""
+
+    def __init__(self, part: Part, dataset: Dataset, root: Path, name: str) -> None:
+        self.part, self.dataset, self.root, self.name = part, dataset, root, name
+        self.was_used = False
+
+    def __call__(self) -> Section:
+        self.was_used = True
+        with naming_the_dataset(self.part):
+            return self.dataset.read(self.root, self.name)
+
+
+def bring(part: Part, dataset: Dataset, root: Path) -> None:
+    """Fetch what is absent; nothing is fetched where all is there, or where AGL_BENCH_OFFLINE is set.
+
+    Raises:
+        MissingData: if a file is absent and nothing may be fetched.
+        FetchFailed: with what the user has to do.
+    """
+    try:
+        with naming_the_dataset(part):
+            for name in dataset.sections(root):
+                dataset.files(root, name)
+    except MissingData:
+        if os.environ.get("AGL_BENCH_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+            raise
+        with naming_the_dataset(part):
+            dataset.fetch(root)
 
 
 def fingerprint(part: Part, dataset: Dataset, root: Path, digests: FileDigests) -> str:

@@ -23,12 +23,12 @@ import pandas as pd
 from PIL import Image
 from scipy.spatial import KDTree
 
-from agl_bench.data.slides import Slide, open_slide, reason
+from agl_bench.data.slides import BAND, Slide, open_slide, reason
 from agl_bench.errors import BadSection
 from agl_bench.interfaces.spots import PatchSource
 
 BLOCK = 256  # patches at once: 38 MB at 224 × 224
-_BAND = 64  # rows of an overview made at once
+_OVERVIEW_ROWS = 64  # of an overview made at once
 _CORNER_SLACK_PX = 2.0  # how far the centre of an embedded patch may be from its spot, in pixels
 _CENTRE_SLACK = 0.05  # or as a share of the patch's width, whichever is more
 _BROKEN_H5 = (OSError, KeyError, RuntimeError, ValueError)  # what h5py raises, by kind of damage
@@ -105,7 +105,7 @@ class ImagePatches(_BlockPatches):
         """Patches in the order of rows of tiles, so that neighbours are read together."""
         half = side_um / self.um_per_px / 2
         x, y = self.positions[rows].T
-        rows = rows[np.lexsort((x, y // 512))]
+        rows = rows[np.lexsort((x, y // BAND))]
         with open_slide(self.source, self.section) as slide:
             for start in range(0, len(rows), BLOCK):
                 here = rows[start : start + BLOCK]
@@ -126,8 +126,8 @@ class ImagePatches(_BlockPatches):
             small = np.empty(shape, dtype=np.uint8)
             level = slide.level(scale)
             width, height = slide.levels[level]
-            for row in range(0, len(small), _BAND):  # a flat file of any size is read in bands
-                band = small[row : row + _BAND]
+            for row in range(0, len(small), _OVERVIEW_ROWS):  # a flat file of any size is read in bands
+                band = small[row : row + _OVERVIEW_ROWS]
                 top, bottom = row * height / len(small), (row + len(band)) * height / len(small)
                 first = math.floor(top)
                 pixels = Image.fromarray(slide.region(level, 0, first, width, min(math.ceil(bottom), height)))
@@ -364,7 +364,7 @@ def _square(slide: Slide, box: tuple[float, float, float, float], side_px: int) 
     """The square `box` = (left, top, right, bottom) in pixels of the full size, uint8 (3, side_px, side_px)."""
     level = slide.level((box[2] - box[0]) / side_px)
     width, height = slide.levels[level]
-    across, down = slide.width / width, slide.height / height
+    across, down = slide.scales(level)
     left, top, right, bottom = box[0] / across, box[1] / down, box[2] / across, box[3] / down
     # What the bicubic filter sees beyond the box: of the image where it goes on, white where the box leaves it.
     margin = 2 * math.ceil(max((right - left) / side_px, 1.0)) + 1

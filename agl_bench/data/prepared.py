@@ -35,7 +35,7 @@ from scipy import sparse
 from agl_bench.data.check import check_section
 from agl_bench.data.patches import Block, blocks_of
 from agl_bench.digests import FileDigests, text_digest
-from agl_bench.errors import BadSection, BadWorkFolder
+from agl_bench.errors import AglBenchError, BadSection, BadWorkFolder
 from agl_bench.interfaces.spots import PatchSource, Section
 
 FORMAT = 1  # of the files; another number is another key
@@ -86,7 +86,7 @@ class SectionCache:
         """
         found = self._opened(key, read)
         if found is None:
-            with self._writing(key):
+            with self.writing(key):
                 found = self._opened(key, read)  # another process may have prepared it meanwhile
                 if found is None:
                     raw = read()
@@ -99,11 +99,6 @@ class SectionCache:
                         found.patches.prepare(size, raw.patches)
         return found
 
-    def holds(self, key: str, size: PatchSize | None = None) -> bool:
-        """Whether the section, with patches of this size if one is given, is there."""
-        manifest = _MANIFEST if size is None else f"{size.stem}.json"
-        return (self.folder / key / manifest).is_file()
-
     def bytes(self, key: str) -> int:
         """What a prepared section takes on the disk."""
         return sum(path.stat().st_size for path in (self.folder / key).iterdir())
@@ -115,7 +110,7 @@ class SectionCache:
         try:
             return self._open(key, read)
         except _Damaged:
-            with self._writing(key):
+            with self.writing(key):
                 try:
                     return self._open(key, read)  # another process may have mended it
                 except _Damaged as damage:
@@ -132,7 +127,7 @@ class SectionCache:
         if known.get("key") != key:
             raise _Damaged(f"{_MANIFEST} is of another section")
         for name, (size, digest) in known["files"].items():
-            self._verify(folder / name, size, digest)
+            self.verify(folder / name, size, digest)
         names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
         counts = AnnData(
             _counts(folder, (len(names["spots"]), len(names["genes"]))),
@@ -159,7 +154,8 @@ class SectionCache:
             dropped_spots=known["dropped_spots"],
         )
 
-    def _verify(self, path: Path, size: int, digest: str) -> None:
+    def verify(self, path: Path, size: int, digest: str) -> None:
+        """Raises `_Damaged` unless a file is as it was written."""
         if not path.is_file():
             raise _Damaged(f"{path.name} is missing")
         if path.stat().st_size != size:
@@ -197,7 +193,7 @@ class SectionCache:
         partial.rename(self.folder / key)
 
     @contextmanager
-    def _writing(self, key: str) -> Iterator[None]:
+    def writing(self, key: str) -> Iterator[None]:
         """Alone with a section; trouble with the disk becomes a sentence."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +241,7 @@ class PreparedPatches:
             if size not in self._open:
                 found = self._opened(size)
                 if found is None:
-                    with self._cache._writing(self._key):
+                    with self._cache.writing(self._key):
                         found = self._opened(size)
                         if found is None:
                             self._cut(size, source or self._source())
@@ -263,16 +259,21 @@ class PreparedPatches:
         if not sign.is_file():
             return None
         try:
-            known = _manifest(sign)
-            self._cache._verify(path, *known["files"][path.name])
-            return _mapped(path)
-        except _Damaged as damage:
-            with self._cache._writing(self._key):
-                if path.is_file():
-                    path.replace(path.with_suffix(".damaged"))
-                sign.unlink(missing_ok=True)
-            self._cache.say(f"{path} is damaged ({damage}); it is set aside and the patches are cut again")
+            return self._verified(path, sign)
+        except _Damaged:
+            with self._cache.writing(self._key):
+                try:
+                    return self._verified(path, sign)  # another process may have mended it
+                except _Damaged as damage:
+                    if path.is_file():
+                        path.replace(path.with_suffix(".damaged"))
+                    sign.unlink(missing_ok=True)
+                    self._cache.say(f"{path} is damaged ({damage}); it is set aside and the patches are cut again")
             return None
+
+    def _verified(self, path: Path, sign: Path) -> np.ndarray:
+        self._cache.verify(path, *_manifest(sign)["files"][path.name])
+        return _mapped(path)
 
     def _cut(self, size: PatchSize, source: PatchSource) -> None:
         path, progress, sign = self._files(size)
@@ -286,7 +287,7 @@ class PreparedPatches:
         start = path.stat().st_size - int(np.prod(shape))  # after the header
         # Written as a file and not through the map: a full disk is then an error and not the end of the process.
         with path.open("r+b") as file, progress.open("r+b") as done:
-            for rows, patches in _of_source(self._name, blocks_of(source, missing, size.px, size.um)):
+            for rows, patches in self._blocks(source, missing, size):
                 for row, patch in zip(rows, patches, strict=True):
                     file.seek(start + int(row) * patch.nbytes)
                     file.write(patch.tobytes())
@@ -301,13 +302,21 @@ class PreparedPatches:
         partial.replace(sign)
         progress.unlink()
 
-
-def _of_source(name: str, blocks: Iterator[Block]) -> Iterator[Block]:
-    """Keeps an error of the operating system in a source of patches apart from one of the cache."""
-    try:
-        yield from blocks
-    except OSError as error:
-        raise BadSection(name, f"its patches cannot be read ({type(error).__name__}: {error})") from error
+    def _blocks(self, source: PatchSource, rows: np.ndarray, size: PatchSize) -> Iterator[Block]:
+        """Whatever a source raises or gives by mistake becomes a sentence, and no trouble with the cache."""
+        try:
+            for here, patches in blocks_of(source, rows, size.px, size.um):
+                wanted = (len(here), 3, size.px, size.px)
+                if patches.dtype != np.uint8 or patches.shape != wanted:
+                    raise BadSection(
+                        self._name,
+                        f"its source gives patches {patches.dtype} {patches.shape} instead of uint8 {wanted}",
+                    )
+                yield here, patches
+        except AglBenchError:
+            raise
+        except Exception as error:
+            raise BadSection(self._name, f"its patches cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _missing(path: Path, progress: Path, shape: tuple[int, ...]) -> np.ndarray | None:

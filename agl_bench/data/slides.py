@@ -1,6 +1,7 @@
-"""Slide images of any size, read region by region. The one home of tifffile and OpenSlide.
+"""Slide images of any size, read region by region. The one home of tifffile, OpenSlide and libvips.
 
 _Decoded    Pillow: .jpg, .png and plain .tif, decoded once, whole
+_Streamed   libvips, where the extra `wsi` is installed: a large .jpg or .png, decoded from top to bottom
 _Tiled      tifffile: tiled, pyramidal or large .tif, .ome.tif, .svs, .ndpi; only the tiles that a region touches
 _OpenSlide  OpenSlide, where the extra `wsi` is installed: .mrxs, .scn, .bif, .vms, .dcm
 _Pixels     an array, or what is sliced like one: in memory, or chunks of a store
@@ -11,6 +12,7 @@ All give the same pixels of the same content; what is resized, and how, is the m
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -26,13 +28,17 @@ from agl_bench.errors import BadSection
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
+
 _LARGEST_DECODED = 1_000_000_000  # pixels of an image that cannot be read in part; Pillow takes four bytes for each
 _LARGE_TIFF = 100_000_000  # pixels; a larger file is read in part though it has strips and no tiles
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes that become RGB
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises, by format
+_LARGE_STREAM = 150_000_000  # pixels; from here on a .jpg or .png is not decoded whole where libvips is there
+BAND = 512  # rows of an image that are read together; regions come in this order
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OPENSLIDE_ONLY = (".mrxs", ".scn", ".bif", ".vms", ".vmu", ".dcm")
-_SAME_SCALE = 1.01  # a level this much too coarse is fine enough: sizes of levels are rounded
+_SAME_SCALE = 1.01  # a level this much too coarse is fine enough
 
 
 class Slide(ABC):
@@ -56,8 +62,13 @@ class Slide(ABC):
 
     def level(self, scale: float) -> int:
         """The coarsest level that has a pixel for every `scale` pixels of the full size."""
-        fine = [i for i, (width, _) in enumerate(self.levels) if self.width / width <= max(scale, 1.0) * _SAME_SCALE]
-        return max(fine, key=lambda i: self.width / self.levels[i][0])
+        fine = [i for i in range(len(self.levels)) if max(self.scales(i)) <= max(scale, 1.0) * _SAME_SCALE]
+        return max(fine, key=self.scales)
+
+    def scales(self, level: int) -> tuple[float, float]:
+        """Pixels of the full size for one of the level, across and down."""
+        width, height = self.levels[level]
+        return _scale(self.width, width), _scale(self.height, height)
 
     @abstractmethod
     def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
@@ -88,6 +99,12 @@ def open_slide(source: Any, section: str) -> Iterator[Slide]:
 def reason(error: BaseException) -> str:
     """What an error of a library says, without its file name."""
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+
+
+def _scale(full: int, size: int) -> float:
+    """How many times smaller a level is: a whole number where its size is that of a division rounded up or down."""
+    whole = max(round(full / size), 1)
+    return whole if size in (full // whole, -(-full // whole)) else full / size
 
 
 # Pixels --------------------------------------------------------------------------------------------------------------
@@ -133,17 +150,71 @@ def _open_decoded(path: Path, section: str) -> Iterator[Slide]:
         with Image.open(path) as image:
             if image.mode not in _EIGHT_BIT:
                 raise BadSection(section, f"{path} has pixels of Pillow mode '{image.mode}'; save it as 8-bit RGB")
-            if image.width * image.height > _LARGEST_DECODED:
+            size = image.width * image.height
+            streams = image.format in ("JPEG", "PNG") and image.mode == "RGB" and size > _LARGE_STREAM
+            if streams and (pyvips := _libvips()) is not None:
+                yield _Streamed(pyvips, path, section, image.size)
+                return
+            if size > _LARGEST_DECODED:
                 raise BadSection(
                     section,
-                    f"{path} has {image.width} × {image.height} pixels, too many to decode at once "
-                    f"(limit {_LARGEST_DECODED:.0e}); save it as a tiled .tif, which is read in parts",
+                    f"{path} has {image.width} × {image.height} pixels, too many to decode at once (limit "
+                    f"{_LARGEST_DECODED:.0e}); pip install 'agl-bench[wsi]', or save it as a tiled .tif",
                 )
             yield _Decoded(image)
     except _BROKEN_IMAGE as error:
         raise _broken(section, path, error) from None
     finally:
         Image.MAX_IMAGE_PIXELS = guard
+
+
+# libvips -------------------------------------------------------------------------------------------------------------
+
+
+class _Streamed(Slide):
+    """Keeps some rows of an image that can only be decoded from top to bottom; begins anew for a region above them.
+
+    libvips and Pillow decode with the same libraries, to the same pixels.
+    """
+
+    def __init__(self, pyvips: Any, path: Path, section: str, size: tuple[int, int]) -> None:
+        self._pyvips, self._path, self._section = pyvips, path, section
+        self.levels = (size,)
+        self._first, self._rows = size[1], np.empty((0, size[0], 3), dtype=np.uint8)  # the first region begins
+
+    def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """See `Slide`."""
+        try:
+            if top < self._first:
+                self._begin()
+            while self._first + len(self._rows) < bottom:
+                self._read_on(max(top - BAND, 0))
+        except self._pyvips.Error as error:
+            raise _broken(self._section, self._path, error) from None
+        return self._rows[top - self._first : bottom - self._first, left:right].copy()
+
+    def _begin(self) -> None:
+        image = self._pyvips.Image.new_from_file(str(self._path), access="sequential", fail_on="error")
+        self._source = self._pyvips.Region.new(image)
+        self._first, self._rows = 0, np.empty((0, self.width, 3), dtype=np.uint8)
+
+    def _read_on(self, oldest: int) -> None:
+        """The next band; rows above `oldest` are not kept."""
+        start = self._first + len(self._rows)
+        count = min(BAND, self.height - start)
+        band = np.frombuffer(self._source.fetch(0, start, self.width, count), dtype=np.uint8)
+        kept = self._rows[max(oldest - self._first, 0) :]
+        self._rows = np.concatenate([kept, band.reshape(count, self.width, 3)])
+        self._first = start - len(kept)
+
+
+def _libvips() -> Any:
+    """The module, None where it or its library is not installed."""
+    try:
+        import pyvips
+    except (ImportError, OSError):
+        return None
+    return pyvips
 
 
 # tifffile ------------------------------------------------------------------------------------------------------------
@@ -164,14 +235,11 @@ class _Tiled(Slide):
             )
         self._inverted = kind == "MINISWHITE"
         self._axes, self._path, self._section = axes, path, section
-        self._arrays: list[Any] = []
-        sizes = []
-        for level in series.levels:
-            with level.aszarr() as store:
-                self._arrays.append(zarr.open_array(store, mode="r"))
-            shape = dict(zip(axes, level.shape, strict=True))
-            sizes.append((shape["X"], shape["Y"]))
-        self.levels = tuple(sizes)
+        self._arrays: list[Any] = [
+            zarr.open_array(series.aszarr(level=level), mode="r") for level in range(len(series.levels))
+        ]
+        shapes = [dict(zip(axes, level.shape, strict=True)) for level in series.levels]
+        self.levels = tuple((shape["X"], shape["Y"]) for shape in shapes)
 
     def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         """See `Slide`."""

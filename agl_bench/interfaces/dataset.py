@@ -75,7 +75,10 @@ class Dataset(ABC):
         return [self.read(root, name) for name in self.sections(root)]
 
     def files(self, root: Path, name: str) -> list[Path]:
-        """Every file that `read` looks at; their content makes the fingerprint. Empty for generated data."""
+        """Every file that `read` looks at; their content makes the fingerprint. Empty for generated data.
+
+        A section is prepared anew when one of them changes, and not otherwise.
+        """
         return []
 
     def truth(self, root: Path) -> Mapping[str, float] | None:

@@ -158,7 +158,7 @@ def test_a_bad_section_leaves_nothing(make_cache: Callable[[], SectionCache]) ->
     cache = make_cache()
     with pytest.raises(BadSection, match="is -1"):
         cache.section(KEY, Reader(section))
-    assert not cache.holds(KEY)
+    assert not (cache.folder / KEY).exists()
     section.counts.X.data[3] = 1
     assert cache.section(KEY, Reader(section)).counts.n_obs == 20
 
@@ -277,6 +277,21 @@ def test_an_error_of_the_source_is_not_the_disk(make_cache: Callable[[], Section
     section = make_section()
     section.patches = Gone(np.zeros((20, 4, 4, 3), dtype=np.uint8))
     with pytest.raises(BadSection, match=r"section 'S1': its patches cannot be read .*unplugged"):
+        make_cache().section(KEY, Reader(section), SIZE)
+
+
+@pytest.mark.parametrize("given", [np.zeros((20, 4, 12, 12), dtype=np.uint8), np.zeros((20, 3, 12, 12))])
+def test_a_source_that_gives_something_else(make_cache: Callable[[], SectionCache], given: np.ndarray) -> None:
+    class Odd:
+        def read(self, rows: np.ndarray, side_px: int, side_um: float) -> np.ndarray:
+            return given[rows]
+
+        def outside(self, positions: np.ndarray) -> np.ndarray:
+            return np.empty(0, dtype=np.int64)
+
+    section = make_section()
+    section.patches = Odd()
+    with pytest.raises(BadSection, match=r"section 'S1': its source gives patches .* instead of uint8"):
         make_cache().section(KEY, Reader(section), SIZE)
 
 

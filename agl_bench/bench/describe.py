@@ -1,0 +1,116 @@
+"""What a dataset is: its card, and the numbers of each of its sections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scipy.spatial import KDTree
+
+from agl_bench.bench.prepare import fingerprint
+from agl_bench.bench.spec import Part
+from agl_bench.digests import FileDigests
+from agl_bench.interfaces.dataset import Dataset
+from agl_bench.interfaces.spots import Section
+
+
+@dataclass(frozen=True)
+class SectionCard:
+    """Numbers of a section.
+
+    Attributes:
+        section: its name.
+        donor: whom it is from; "" = not known.
+        spots, genes: as measured, before any filter.
+        dropped_spots: left out by the reader because they have no patch.
+        um_per_px: tissue micrometres for one pixel of the coordinates.
+        pitch_um: distance from a spot to its nearest, median.
+        spot_um: diameter of a spot; None = not known.
+        median_umi: of the spots.
+        sparsity: share of counts that are 0.
+        sees: what a backbone may see: patches, embedding, position.
+    """
+
+    section: str
+    donor: str
+    spots: int
+    genes: int
+    dropped_spots: int
+    um_per_px: float
+    pitch_um: float | None
+    spot_um: float | None
+    median_umi: float
+    sparsity: float
+    sees: tuple[str, ...]
+
+
+def dataset_card(part: Part, dataset: Dataset, root: Path, digests: FileDigests) -> dict[str, Any]:
+    """What is the same for all sections, plain values.
+
+    Raises:
+        MissingData: if a file is not there.
+    """
+    words = ("technology", "tissue", "citation", "licence", "revision")
+    return {
+        "dataset": part.name,
+        "provider": part.provider,
+        **{word: getattr(dataset, word) for word in words},
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in part.settings.items()},
+        "fingerprint": fingerprint(part, dataset, root, digests),
+    }
+
+
+def section_card(section: Section) -> SectionCard:
+    """The numbers of a section that has passed its checks."""
+    X = section.counts.X
+    entries = X.shape[0] * X.shape[1]
+    zeros = entries - int(np.count_nonzero(X.data if sparse.issparse(X) else X))
+    diameter = spot_diameter_px(section.counts.uns)
+    pitch = pitch_px(section)
+    seen = {"patches": section.patches, "embedding": section.embedding}
+    return SectionCard(
+        section=section.name,
+        donor=section.donor,
+        spots=section.counts.n_obs,
+        genes=section.counts.n_vars,
+        dropped_spots=section.dropped_spots,
+        um_per_px=float(section.um_per_px),
+        pitch_um=None if pitch is None else pitch * section.um_per_px,
+        spot_um=None if diameter is None else diameter * section.um_per_px,
+        median_umi=float(np.median(umi_of(section))),
+        sparsity=zeros / entries,
+        sees=(*(name for name, there in seen.items() if there is not None), "position"),
+    )
+
+
+def umi_of(section: Section) -> np.ndarray:
+    """Counts of each spot, summed over genes: (spots,) float64."""
+    return np.asarray(section.counts.X.sum(axis=1), dtype=np.float64).ravel()
+
+
+def pitch_px(section: Section) -> float | None:
+    """Distance from a spot to its nearest, median; None for a single spot or where spots lie upon each other."""
+    positions = np.asarray(section.counts.obsm["spatial"], dtype=np.float64)
+    if len(positions) < 2:
+        return None
+    distance, _ = KDTree(positions).query(positions, k=2)  # column 0 is the spot itself
+    return float(np.median(distance[:, 1])) or None
+
+
+def spot_diameter_px(uns: Mapping[str, Any]) -> float | None:
+    """Diameter of a spot in pixels, where `uns` has `spot_diameter_px` or scanpy's scale factors."""
+    found = [uns.get("spot_diameter_px")]
+    libraries = uns.get("spatial")
+    for library in libraries.values() if isinstance(libraries, Mapping) else ():
+        factors = library.get("scalefactors") if isinstance(library, Mapping) else None
+        if isinstance(factors, Mapping):
+            found.append(factors.get("spot_diameter_fullres"))
+    for value in found:
+        if isinstance(value, int | float | np.number) and math.isfinite(value) and value > 0:
+            return float(value)
+    return None
