@@ -36,7 +36,7 @@ from scipy import sparse
 from speed_epoch import Clocked
 
 from agl_bench.data.patches import ArrayPatches
-from agl_bench.data.preprocess import SpotTable
+from agl_bench.data.preprocess import SpotTable, tabulate
 from agl_bench.data.store import SpotStore, budget, fit
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
@@ -76,19 +76,17 @@ def make_table(spots: int, genes: int, sections: int, px: int) -> SpotTable:
     count = genes // SPARSITY
     indices = rng.integers(0, SPARSITY, (spots, count), dtype=np.int32)
     indices += np.arange(0, genes, SPARSITY, dtype=np.int32)
-    values = rng.random(spots * count, dtype=np.float32)
-    values += 0.1
-    pointers = np.arange(spots + 1, dtype=np.int64) * count
-    expression = sparse.csr_matrix((values, indices.ravel(), pointers), shape=(spots, genes))
-    of_section = np.sort(np.arange(spots) % sections)
-    source = np.concatenate([np.arange(n) for n in np.bincount(of_section)])
-    made = []
-    for number, size in enumerate(np.bincount(of_section)):
+    made, start = [], 0
+    for number, size in enumerate(np.bincount(np.arange(spots) % sections)):
+        values = rng.integers(1, 10, size * count).astype(np.float32)
+        parts = (values, indices[start : start + size].ravel(), np.arange(size + 1) * count)
+        counts = AnnData(sparse.csr_matrix(parts, shape=(size, genes)), obsm={"spatial": rng.random((size, 2))})
+        counts.var_names = list(map(str, range(genes)))
         patches = ArrayPatches(rng.integers(0, 256, (size, px, px, 3), dtype=np.uint8), UM) if px else None
         embedding = None if px else rng.standard_normal((size, WIDTH), dtype=np.float32)
-        made.append(Section(f"S{number}", AnnData(shape=(size, 0)), 1.0, patches=patches, embedding=embedding))
-    position = rng.random((spots, 2), dtype=np.float32)
-    return SpotTable(tuple(made), expression, tuple(map(str, range(genes))), of_section, source, position, 0)
+        made.append(Section(f"S{number}", counts, 1.0, patches=patches, embedding=embedding))
+        start += size
+    return tabulate(made, Protocol(min_genes_per_spot=0))
 
 
 def point(
@@ -110,7 +108,8 @@ def point(
     px = px if backbone != "embedding" else 0
     table = make_table(spots, genes, sections, px)
     allowed = budget(device)
-    dense, place = fit(spots, genes, table.expression.nnz, 3 * spots * px**2, allowed)
+    elsewhere = None if device.type == "cpu" else budget(torch.device("cpu"))
+    form, place = fit(spots, genes, spots * (genes // SPARSITY), 3 * spots * px**2, allowed, elsewhere)
     every = np.arange(spots)
     sees = "patches" if px else "embedding"
     started = measure.now()
@@ -122,11 +121,11 @@ def point(
         patch_px=px,
         patch_um=UM,
         device=device,
-        dense=dense,
+        form=form,
         patches_on=place,
     )
     common = {
-        "data": f"{'dense' if dense else 'CSR'}{f', patches on the {place}' if px else ''}",
+        "data": f"{form}{f', patches {place}' if px else ''}",
         "make_s": measure.now() - started,
         "store_MiB": sum(store.nbytes.values()) / measure.MIB,
         "budget_share": store.nbytes["device"] / allowed,

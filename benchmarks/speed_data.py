@@ -28,34 +28,35 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from agl_bench.data.patches import ArrayPatches
-from agl_bench.data.preprocess import SpotTable
+from agl_bench.data.preprocess import SpotTable, tabulate
 from agl_bench.data.store import SpotStore
 from agl_bench.interfaces.spots import Section
+from agl_bench.protocol import Protocol
 from agl_bench.training.model import Model
 from agl_bench_plugins.backbones.timm import ResNet18
 
 UM = 112.0
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STORES = {
-    "store: dense, on the device": {"dense": True, "patches_on": "device"},
-    "store: CSR, on the device": {"dense": False, "patches_on": "device"},
-    "store: CSR, patches on the host": {"dense": False, "patches_on": "host"},
+    "store: dense, on the device": {"form": "dense", "patches_on": "device"},
+    "store: CSR, on the device": {"form": "csr", "patches_on": "device"},
+    "store: CSR, patches on the host": {"form": "csr", "patches_on": "host"},
+    "store: all in the sections": {"form": "mapped", "patches_on": "mapped"},
 }
 
 
 def make_table(spots: int, genes: int, density: float, px: int) -> tuple[SpotTable, np.ndarray]:
-    """One section with random expression and patches, and the patches (spots, px, px, 3) themselves."""
+    """One section with random counts and patches, and the patches (spots, px, px, 3) themselves."""
     rng = np.random.default_rng(0)
     columns = [np.sort(rng.choice(genes, round(genes * density), replace=False)) for _ in range(spots)]
     indices = np.concatenate(columns).astype(np.int32)
-    values = rng.random(len(indices), dtype=np.float32) + 0.1
-    expression = sparse.csr_matrix((values, indices, np.cumsum([0, *map(len, columns)])), shape=(spots, genes))
+    values = rng.geometric(0.4, len(indices)).astype(np.float32)
+    counts = sparse.csr_matrix((values, indices, np.cumsum([0, *map(len, columns)])), shape=(spots, genes))
     pixels = rng.integers(0, 256, (spots, px, px, 3), dtype=np.uint8)
-    section = Section("made up", AnnData(expression), 1.0, patches=ArrayPatches(pixels, UM))
-    position = rng.random((spots, 2), dtype=np.float32)
-    names = tuple(map(str, range(genes)))
-    table = SpotTable((section,), expression, names, np.zeros(spots, np.int64), np.arange(spots), position, 0)
-    return table, pixels
+    made = AnnData(counts, obsm={"spatial": rng.random((spots, 2))})
+    made.var_names = list(map(str, range(genes)))
+    section = Section("made up", made, 1.0, patches=ArrayPatches(pixels, UM))
+    return tabulate([section], Protocol(min_genes_per_spot=0)), pixels
 
 
 class Items(Dataset[tuple[Tensor, Tensor]]):
@@ -100,7 +101,8 @@ def rows(options: argparse.Namespace) -> list[measure.Row]:
 
     def one_by_one() -> None:
         some = np.random.default_rng(1).permutation(spots)[: options.items]
-        for patches, expression in DataLoader(Items(table.expression, pixels, some), batch_size=batch, shuffle=True):
+        items = Items(table.rows(np.arange(spots)), pixels, some)
+        for patches, expression in DataLoader(items, batch_size=batch, shuffle=True):
             patches.to(place), expression.to(place)
 
     def stream(store: SpotStore) -> None:
@@ -124,7 +126,7 @@ def rows(options: argparse.Namespace) -> list[measure.Row]:
 
 def training_rows(table: SpotTable, px: int, device: torch.device, batch: int = 64) -> list[measure.Row]:
     """Training a ResNet-18 end to end on two batches, against its shared layer on kept features of all spots."""
-    spots, genes = table.expression.shape
+    spots, genes = len(table), len(table.genes)
     store = make_store(table, px, device)
     few = batches(spots, batch)[:2]
 

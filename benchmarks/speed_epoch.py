@@ -56,6 +56,7 @@ from scipy import sparse
 from agl_bench.bench.run import Bench, Setting
 from agl_bench.bench.spec import Campaign, RunSpec
 from agl_bench.data.folds import FoldPlan
+from agl_bench.data.store import SpotStore
 from agl_bench.protocol import load_preset
 from agl_bench.registry.plugins import Plugins
 from agl_bench.training.records import EpochRecord, OuterPass
@@ -219,7 +220,7 @@ def export(setting: Setting, path: Path) -> None:
     expression = sparse.vstack([sparse.csr_matrix(store.expression_of().cpu().numpy()) for store in stores]).tocsr()
     sizes = [len(store) for store in stores]
     content: dict[str, Any] = {
-        "patches": np.concatenate([store.patches.cpu().numpy() for store in stores]),
+        "patches": np.concatenate([_pixels(store) for store in stores]),
         "position": np.concatenate([store.position.cpu().numpy() for store in stores]),
         "section": np.concatenate([store.section_on_host for store in stores]),
         "data": expression.data,
@@ -235,6 +236,13 @@ def export(setting: Setting, path: Path) -> None:
         "rank": setting.genes.rank.numpy(),
     }
     np.savez(path, **content)
+
+
+def _pixels(store: SpotStore) -> np.ndarray:
+    """Patches of a store as they are stored, (spots, 3, px, px) uint8."""
+    every = np.arange(len(store))
+    patches = store.patches if isinstance(store.patches, torch.Tensor) else store.patches.read(every)
+    return patches.cpu().numpy()
 
 
 def main() -> None:

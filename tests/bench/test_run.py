@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from agl_bench.bench.cells import CellStore
 from agl_bench.bench.run import Bench, Failed, Finished
 from agl_bench.bench.table import as_json
 from agl_bench.cli import main
+from agl_bench.data.folds import make_fold
+from agl_bench.errors import BadSpec
 from agl_bench_plugins.datasets.synthetic import Synthetic
 
 SELECTORS = ("pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal")
@@ -501,3 +504,97 @@ def test_shuffled_patches_are_those_of_other_spots_of_the_section(grid):
     order = [int((own == patch).all(1).nonzero()) for patch in shuffled]
     assert sorted(order) == list(range(len(own))) != order
     assert not torch.equal(shuffled, other)
+
+
+def without(genes_of, *, but=()):
+    """`Synthetic.read` whose section `genes_of` has only the genes `but`, in another order, and one of its own."""
+    read = Synthetic.read
+
+    def reading(self, root, name):
+        section = read(self, root, name)
+        if name == genes_of:
+            names = section.counts.var_names
+            kept = [*(n for n in names if n in but), next(n for n in names if n not in but)][::-1]
+            section.counts = section.counts[:, kept].copy()
+            section.counts.var_names = ["its own", *kept[1:]]
+        return section
+
+    return reading
+
+
+def test_a_fold_does_not_depend_on_the_genes_of_the_test_section(grid, monkeypatch):
+    options = {"fold": ["D2"], "more": ["protocol.min_genes_per_spot=0"]}
+    cells, bench = grid("agl", **options)
+    spec, plan = cells[0]
+    before, whole = bench.setting(spec, plan), list(bench.train(spec, plan))
+    assert plan.test_sections == ("S2",) and plan.training_sections == ("S1",)
+    primary = [n for n, p in zip(before.genes.names, before.genes.primary, strict=True) if p]
+    lost = primary[:2]
+    but = [n for i, n in enumerate(before.genes.names) if n not in lost and (n in primary or i % 2)]
+    monkeypatch.setattr(Synthetic, "read", without("S2", but=but))
+    cells, bench = grid("agl", **options)
+    after, part = bench.setting(*cells[0]), list(bench.train(*cells[0]))
+    assert before.genes.names == after.genes.names and torch.equal(before.genes.rank, after.genes.rank)
+    assert torch.equal(before.development.expression_of(), after.development.expression_of())
+    lacks = torch.tensor([n not in but for n in after.genes.names])
+    assert (after.test.expression_of()[:, lacks] == 0).all() and before.test.expression_of()[:, lacks].any()
+    pd.testing.assert_frame_equal(
+        whole[-1].epochs.drop(columns="seconds"), part[-1].epochs.drop(columns="seconds"), check_exact=True
+    )
+    scores = part[-1].genes.set_index("gene").filter(like="pearson").loc[primary]
+    assert scores.isna().any(axis=1).to_numpy().tolist() == [n in lost for n in primary]
+
+
+def test_a_test_section_without_any_primary_gene_is_named(grid, monkeypatch):
+    options = {"fold": ["D2"], "more": ["protocol.min_genes_per_spot=0"]}
+    cells, bench = grid("agl", **options)
+    genes = bench.setting(*cells[0]).genes
+    but = [n for n, p in zip(genes.names, genes.primary, strict=True) if not p]
+    monkeypatch.setattr(Synthetic, "read", without("S2", but=but))
+    cells, bench = grid("agl", **options)
+    with pytest.raises(BadSpec, match="section 'S2', tested in fold D2, has none of the 5 primary genes; check that"):
+        bench.setting(*cells[0])
+    cells, bench = grid("agl", fold=["D2"], more=[*options["more"], "protocol.genes_from=all"])
+    assert set(bench.setting(*cells[0]).genes.names) <= set(but)  # common to all sections
+
+
+def test_memory_of_a_fold_is_released_before_the_next(grid, monkeypatch):
+    seen, alive = [], []
+
+    def started(*arguments):
+        alive.append(sum(store() is not None for store in seen))
+        return make_fold(*arguments)
+
+    monkeypatch.setattr("agl_bench.bench.run.make_fold", started)
+    cells, bench = grid("pgl", "agl")
+    for cell in cells:
+        for _ in bench.train(*cell):
+            pass
+        setting = bench.setting(*cell)
+        seen += [weakref.ref(setting.development), weakref.ref(setting.test)]
+        del setting
+    assert len(alive) >= 2 and not any(alive)
+
+
+@pytest.mark.parametrize("settings", [(), ("protocol.normalisation=pearson_residuals", "protocol.standardise=section")])
+def test_a_small_budget_changes_no_result(settings, grid, monkeypatch):
+    found, forms = [], []
+    for memory in ("1G", "100K", "0"):
+        monkeypatch.setenv("AGL_BENCH_MEMORY", memory)
+        cells, bench = grid("hvg_k", "dkgsb", fold=["D2"], more=settings)
+        for cell in cells:
+            *_, result = bench.train(*cell)
+            found.append((result.scores, result.genes, result.epochs.drop(columns="seconds")))
+        forms.append(type(bench.setting(*cells[0]).development.matrix).__name__)
+    assert forms[0] == "Dense" and forms[-1] == "Mapped"
+    for i, (scores, genes, epochs) in enumerate(found[2:]):
+        assert scores == found[i % 2][0]
+        pd.testing.assert_frame_equal(genes, found[i % 2][1], check_exact=True)
+        pd.testing.assert_frame_equal(epochs, found[i % 2][2], check_exact=True)
+
+
+def test_a_budget_that_is_none_is_one_sentence(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AGL_BENCH_MEMORY", "plenty")
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "--selectors", "pgl", *words, "--work", str(tmp_path)])
+    assert "AGL_BENCH_MEMORY = 'plenty' is no amount of memory" in capsys.readouterr().err

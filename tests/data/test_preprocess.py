@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scanpy
 from anndata import AnnData
 from scipy import sparse
 
-from agl_bench.data.preprocess import SpotTable, tabulate
+from agl_bench.data.preprocess import SpotTable, panel, tabulate
 from agl_bench.errors import BadSection, BadSpec
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
@@ -106,3 +108,77 @@ def test_a_section_without_a_usable_spot_is_named() -> None:
         BadSection, match=r"section 'two': no spot has 4 detected genes among the 6 of the panel.*; lower protocol\.min"
     ):
         tabulate([section("one", "ABCDEF", mean=9), section("two", "ABCDEF", mean=0)], Protocol(min_genes_per_spot=4))
+
+
+# ---- the panel ------------------------------------------------------------------------------------------------------
+
+
+def test_the_panel_is_that_of_the_sections_that_decide() -> None:
+    sections = [section("test", "AXB"), section("one", "DXBAC"), section("two", "ABCDE")]
+    protocol = Protocol(min_genes_per_spot=0, normalisation="log1p")
+    table = tabulate(sections, protocol, ["one", "two"])
+    assert table.genes == ("D", "B", "A", "C") == panel(sections, ["one", "two"])
+    expected = np.zeros((12, 4), dtype=np.float32)
+    expected[:, [1, 2]] = np.log1p(sections[0].counts.to_df()[["B", "A"]])
+    np.testing.assert_array_equal(dense(table)[:12], expected)  # no X, and zeros for D and C
+    assert table.source_columns.tolist() == [[-1, 2, 0, -1], [0, 2, 3, 4], [3, 1, 0, 2]]
+    assert panel(sections) == ("A", "B") == tabulate(sections, protocol).genes
+
+
+def test_training_spots_do_not_depend_on_the_genes_of_other_sections() -> None:
+    one, two = section("one", "DXBAC"), section("two", "ABCDE")
+    tables = [tabulate([one, section("test", g), two], EVERY_SPOT, ["one", "two"]) for g in ("ABCDE", "BZ", "EDCBAXYZ")]
+    assert {t.genes for t in tables} == {("D", "B", "A", "C")}
+    for table in tables:
+        trained = np.flatnonzero(table.section != 1)
+        np.testing.assert_array_equal(dense(table)[trained], dense(tables[0])[trained])
+
+
+def test_a_section_with_too_little_of_the_panel_is_named() -> None:
+    sections = [section("one", "ABCDEF", mean=9), section("test", "AXYZ", mean=9)]
+    with pytest.raises(BadSection, match="section 'test': no spot has 4 detected genes among the 1 of the panel"):
+        tabulate(sections, Protocol(min_genes_per_spot=4), ["one"])
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_come_in_the_order_asked_for() -> None:
+    sections = [section("one", "DXBAC"), section("two", "ABCDE", spots=5)]
+    table = tabulate(sections, EVERY_SPOT)
+    rng = np.random.default_rng(0)
+    for rows in (rng.permutation(17), rng.integers(0, 17, 40), np.array([16, 0]), np.array([3]), np.arange(0)):
+        for columns in (None, np.array([2, 0]), np.array([1]), np.arange(0)):
+            expected, counts = dense(table)[rows], table.counts(np.arange(17)).toarray()[rows]
+            if columns is not None:
+                expected, counts = expected[:, columns], counts[:, columns]
+            np.testing.assert_array_equal(table.rows(rows, columns).toarray(), expected)
+            np.testing.assert_array_equal(table.counts(rows, columns).toarray(), counts)
+    np.testing.assert_array_equal(
+        table.lengths(np.array([2, 16, 2])), [sections[i].counts.X[r].nnz for i, r in ((0, 2), (1, 4), (0, 2))]
+    )
+    np.testing.assert_array_equal(table.total, table.counts(np.arange(17)).toarray().sum(1))
+
+
+def test_counts_stay_where_they_are(tmp_path: Path) -> None:
+    """Nothing is copied of counts that are memory-mapped, and nothing is written to them."""
+    one = section("one", "ABCDEFGH", spots=40)
+    expected, arrays = dense(tabulate([one], EVERY_SPOT)), []
+    for name in ("data", "indices", "indptr"):
+        np.save(tmp_path / f"{name}.npy", getattr(one.counts.X, name))
+        arrays.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
+    one.counts.X = sparse.csr_matrix(tuple(arrays), shape=one.counts.shape)
+    table = tabulate([one], EVERY_SPOT)
+    for name, array in zip(("data", "indices", "indptr"), arrays, strict=True):
+        assert np.shares_memory(getattr(table.matrices[0], name), array)
+    np.testing.assert_array_equal(dense(table), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.float64])
+def test_counts_of_any_type_are_the_same(dtype: type) -> None:
+    one = section("one", "ABCDEFGH")
+    expected = dense(tabulate([one], EVERY_SPOT))
+    one.counts.X = one.counts.X.astype(dtype)
+    found = tabulate([one], EVERY_SPOT)
+    np.testing.assert_array_equal(dense(found), expected)
+    assert found.rows(np.arange(3)).dtype == found.counts(np.arange(3)).dtype == np.float32

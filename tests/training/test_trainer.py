@@ -244,6 +244,7 @@ def test_a_pass_goes_once_over_the_training_spots(make_toy: Callable) -> None:
             sizes = [len(b) for b in batches]
             assert max(sizes) <= 12 and max(sizes) - min(sizes) <= 1
         assert set(chain(*held_out)) == set(toy.rows.held_out.tolist())
+        assert all(len(set(section[b])) == 1 for b in held_out)
         log.clear()
 
 
