@@ -694,7 +694,8 @@ def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:
     for dataset in campaign.datasets:
         for evaluation in campaign.evaluations:
             if (dataset, evaluation) not in made:
-                click.echo(f"agl-bench: {dataset} has one section: no {evaluation}-batch evaluation of it", err=True)
+                why = "has no such fold in protocol.fold_file" if campaign.protocol.fold_file else "has one section"
+                click.echo(f"agl-bench: {dataset} {why}: no {evaluation}-batch evaluation of it", err=True)
 
 
 def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], list[Any]]:

@@ -202,6 +202,76 @@ def test_broken_file_is_refused(agl, tmp_path, command):
     agl(*command, "--plugin", "bad.py").is_refused("plug-in bad.py", "RuntimeError: on purpose")
 
 
+def test_run_says_what_the_folds_are(agl, tmp_path):
+    words = ("run", "--selectors", "pgl", *SYNTHETIC, "--tracking", "none", "--set", "protocol.folds=2")
+    said = agl(*words, "--set", "synthetic.spots=60", "--evaluation", "intra,inter")
+    assert said.status == 0
+    assert (
+        "synthetic: 4 folds of 20 train, 4 held-out, 6 validation, 30 test spots; test spots lie ≥ 100 µm" in said.out
+    )
+    assert "synthetic: 2 folds of 39 train, 9 held-out, 12 validation, 60 test spots; no section is both" in said.out
+    assert len(list((tmp_path / "agl-bench-work/folds").glob("*.csv"))) == 6
+
+
+# --- folds -----------------------------------------------------------------------------------------------------------
+
+FOLDS = (
+    *("folds", "synthetic", "--set", "synthetic.sections=2", "--set", "synthetic.spots=150"),
+    *("--set", "protocol.folds=2"),
+)
+
+
+def test_folds(agl, tmp_path):
+    said = agl(*FOLDS, "--out", "mine.csv")
+    assert (said.status, said.err) == (0, "")
+    for words in ("S1.0", "S2.1", "D1", "4 folds of", "2 folds of", "6 folds written to mine.csv"):
+        assert words in said.out
+    lines = pd.read_csv(tmp_path / "mine.csv")
+    assert list(lines.columns) == ["section", "spot", "fold", "set"]
+    assert lines["fold"].unique().tolist() == ["S1.0", "S1.1", "S2.0", "S2.1", "D1", "D2"]
+    again = agl(*FOLDS, "--set", "protocol.fold_file=mine.csv", "--out", "again.csv")
+    assert again.status == 0
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "mine.csv").read_bytes()
+
+
+def test_folds_of_some_seeds_evaluations_and_presets(agl):
+    said = agl(
+        *FOLDS, "--seeds", "0,7", "--evaluation", "intra", "--preset", "paper", "--set", "protocol.min_genes_per_spot=0"
+    )
+    assert said.status == 0
+    assert "8 folds of" in said.out and "the outer loss uses the validation spots" in said.out
+    assert "test patches overlap a training patch" in said.out
+    assert "inter-batch" not in said.out
+
+
+def test_bad_folds(agl, tmp_path):
+    agl(*FOLDS, "--seeds", "0,1", "--out", "mine.csv").is_refused("--out writes the folds of one seed, there are 2")
+    agl(*FOLDS, "--out", "absent/mine.csv").is_refused("absent/mine.csv", "No such file")
+    agl("folds", "synthetik").is_refused("synthetik", "Did you mean 'synthetic'?")
+    agl(*FOLDS, "--evaluation", "outer").is_refused("unknown evaluation 'outer'")
+    agl(*FOLDS, "--seeds", "x").is_refused("seed 'x' is not a whole number")
+    agl(*FOLDS, "--preset", "cleen").is_refused("unknown preset 'cleen'")
+    agl(*FOLDS, "--set", "protocol.fold=3").is_refused("unknown setting of protocol 'fold'")
+    agl(*FOLDS, "--set", "tiny.width=3").is_refused("--set 'tiny.width=3' is about tiny, not about synthetic")
+    agl(*FOLDS, "--set", "protocol.fold_file=absent.csv").is_refused("protocol.fold_file = 'absent.csv' is not a file")
+    agl(*FOLDS, "--set", "protocol.folds=60").is_refused("protocol.folds = 60 leaves fewer than 3 test spots")
+    (tmp_path / "mine.csv").write_text("section,spot,fold,set\nS1,nobody,a,train\nS1,x,a,test\nS1,y,a,validation\n")
+    mine = (*FOLDS, "--set", "protocol.fold_file=mine.csv")
+    agl(*mine).is_refused("mine.csv', fold a: spot 'nobody' is none of section 'S1' (3 such spots)")
+    agl(*mine, "--evaluation", "inter").is_refused("mine.csv' has no fold for --evaluation inter")
+
+
+def test_a_run_on_folds_and_genes_of_ones_own(agl, tmp_path):
+    agl(*FOLDS, "--evaluation", "intra", "--out", "mine.csv")
+    words = ("run", "--selectors", "pgl", *SYNTHETIC, "--set", "synthetic.spots=150", "--tracking", "none")
+    words += ("--evaluation", "intra,inter", "--fold", "S1.0", "--set", "protocol.fold_file=mine.csv")
+    assert agl(*words).status == 0
+    (tmp_path / "genes.txt").write_text("ABSENT\n")
+    agl(*words, "--set", "protocol.primary_file=genes.txt").is_refused("lacks 1 of its 1 genes, first ABSENT")
+    said = agl(*words[:-4], "--set", "protocol.fold_file=mine.csv")
+    assert "synthetic has no such fold in protocol.fold_file: no inter-batch evaluation of it" in said.err
+
+
 # --- sections of a stranger ------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ def test_presets_load() -> None:
     paper = Protocol.of(load_preset("paper").protocol)
     assert set(load_preset("paper").protocol) == NAMES
     assert (paper.genes_from, paper.fold_shape, paper.normalisation) == ("all", "random", "log1p")
+    assert (paper.primary_score, paper.ranking, paper.nan_scores) == ("seurat", "seurat", "first")
     assert (paper.held_out_share, paper.buffer_um, paper.detach_weight_sum) == (0, 0, True)
     assert (paper.batch_size, paper.learning_rate, paper.epochs, paper.patience) == (128, 3e-5, 1000, 20)
 
@@ -105,6 +106,10 @@ def test_an_unknown_key_gets_a_suggestion() -> None:
         ("inner_divisor", 0),
         ("inner_subset_size", 1),
         ("outer_patience", -1),
+        ("primary_score", "mean"),
+        ("ranking", "seurat_v4"),
+        ("nan_scores", "middle"),
+        ("fold_file", ["a.csv"]),
     ],
 )
 def test_bad_values_are_named(name: str, value: object) -> None:
@@ -148,3 +153,16 @@ def test_bad_files_are_named(tmp_path: Path, content: bytes, error: type[Excepti
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadSpec, match=r"cannot read .*absent\.toml: No such file"):
         read_toml(tmp_path / "absent.toml", allowed=())
+
+
+def test_files_that_a_protocol_names(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    settings = dict(zip(("primary_file", "ranking_file", "fold_file"), map(str, paths), strict=True))
+    assert Protocol.of({}).files() == []
+    protocol = Protocol.of(settings)  # may be read from a result long after the files are gone
+    with pytest.raises(BadSpec, match=r"protocol\.primary_file = '.*a' is not a file; name one that exists"):
+        protocol.files()
+    for path in paths:
+        path.touch()
+    assert protocol.files() == paths
+    assert Protocol.of({"ranking_file": str(paths[1])}).files() == [paths[1]]

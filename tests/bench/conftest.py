@@ -99,6 +99,7 @@ def make_result(grid):
             counts={"train_spots": 10},
             cost={"seconds": seconds},
             provenance={"python": "3"},
+            fold={"digest": "0a", "nearest_um": None, "median_um": None, "overlapping": 0},
         )
 
     return make_result

@@ -32,7 +32,7 @@ def test_round_trip(store, result):
     again = store.read(result.spec.key)
     pd.testing.assert_frame_equal(again.genes, result.genes)
     pd.testing.assert_frame_equal(again.epochs, result.epochs)
-    for name in ("scores", "best_epoch", "counts", "cost", "provenance", "pcc"):
+    for name in ("scores", "best_epoch", "counts", "cost", "provenance", "fold", "pcc"):
         assert getattr(again, name) == getattr(result, name)
     assert again.spec.as_json() == json.loads(json.dumps(result.spec.as_json()))
     assert hidden(store) == []

@@ -426,6 +426,36 @@ def test_the_number_of_threads_stays():
     assert done.stdout.split() == ["1", "1"]
 
 
+def test_a_stored_fold_given_back_gives_the_same_result(tmp_path, run):
+    """Also where the buffer has taken spots away: the file lists what is left."""
+    options = {"evaluation": ["intra"], "fold": ["S1.0"], "more": ["protocol.folds=2", "protocol.buffer_um=112"]}
+    options["more"] += ["synthetic.spots=150"]
+    (first,) = (e.result for e in run(tmp_path, "hvg_k", **options) if isinstance(e, Finished))
+    stored = tmp_path / "folds" / f"{first.fold['digest']}.csv"
+    assert first.counts["buffer_spots"] > 0 and first.fold["nearest_um"] >= 112
+    options["more"] = [f"protocol.fold_file={stored}", "synthetic.spots=150"]
+    (second,) = (e.result for e in run(tmp_path, "hvg_k", **options) if isinstance(e, Finished))
+    assert second.spec.key != first.spec.key
+    assert second.counts == first.counts | {"buffer_spots": 0, "unlisted_spots": first.counts["buffer_spots"]}
+    assert (second.scores, second.fold) == (first.scores, first.fold)
+    pd.testing.assert_frame_equal(second.genes, first.genes, check_exact=True)
+    assert [path.name for path in (tmp_path / "folds").iterdir()] == [stored.name]
+
+
+def test_files_of_genes_decide(tmp_path, run, grid):
+    cells, bench = grid("hvg_k", fold=["D1"])
+    names = sorted(bench.setting(*cells[0]).genes.names)
+    (tmp_path / "primary.txt").write_text("\n".join(names[:7]))
+    (tmp_path / "ranks.csv").write_text("\n".join(f"{name},{len(name)}" for name in names[5:20]))
+    more = [f"protocol.primary_file={tmp_path / 'primary.txt'}", f"protocol.ranking_file={tmp_path / 'ranks.csv'}"]
+    (result,) = (e.result for e in run(tmp_path, "hvg_k", fold=["D1"], more=more) if isinstance(e, Finished))
+    assert sorted(result.genes.query("primary")["gene"]) == names[:7]
+    assert result.counts["primary_genes"] == 7
+    assert result.counts["unscored_genes"] == result.counts["auxiliary_genes"] - 13
+    assert 2 <= result.counts["tied_genes"] <= 13
+    assert set(result.genes.query("0 <= rank < 13")["gene"]) == set(names[7:20])
+
+
 def test_a_selector_sees_training_spots_only(tmp_path, grid):
     path = plugin(tmp_path, "probe", PROBE)
     cells, bench = grid("quiet", files=[path], fold=["D1"])

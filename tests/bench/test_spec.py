@@ -117,6 +117,33 @@ def test_source_of_a_file_is_part_of_the_key(tmp_path, grid):
     assert edited.key != specs["one"].key
 
 
+@pytest.mark.parametrize("setting", ["primary_file", "ranking_file"])
+def test_content_of_a_file_of_the_protocol_is_part_of_the_key(tmp_path, grid, setting):
+    path = tmp_path / "genes.txt"
+    keys = []
+    for text in ("A\n", "B\n", "A\n"):
+        path.write_text(text)
+        keys.append([spec.key for spec, _ in grid("pgl", more=[f"protocol.{setting}={path}"])[0]])
+    assert keys[0] == keys[2] and not set(keys[0]) & set(keys[1])
+
+
+def test_a_file_of_the_protocol_has_to_be_there(tmp_path, grid):
+    with pytest.raises(BadSpec, match=r"protocol\.ranking_file = '.*nothing\.txt' is not a file"):
+        grid("pgl", more=[f"protocol.ranking_file={tmp_path / 'nothing.txt'}"])
+
+
+def test_cells_of_a_file_of_folds(tmp_path, grid):
+    path = tmp_path / "folds.csv"
+    lines = [f"S1,s{i},mine,{name}" for i, name in enumerate(("train", "validation", "test"))]
+    path.write_text("\n".join(["section,spot,fold,set", *lines]))
+    more = [f"protocol.fold_file={path}"]
+    for evaluation in (["intra"], ["intra", "inter"]):
+        cells, _ = grid("pgl", evaluation=evaluation, more=more)
+        assert [(spec.fold, spec.evaluation) for spec, _ in cells] == [("mine", "intra")]
+    with pytest.raises(BadSpec, match=r"fold_file = '.*' has no fold for --evaluation inter: intra tests spots of"):
+        grid("pgl", more=more)
+
+
 def test_key_does_not_depend_on_how_the_file_is_written(tmp_path, grid, monkeypatch):
     path = tmp_path / "mine.py"
     path.write_text(SELECTOR.format("A."))
