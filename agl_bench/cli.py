@@ -21,6 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
     from rich.console import Console
 
+    from agl_bench.bench.audit import Finding
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import Control
     from agl_bench.bench.recorder import Recorder
@@ -145,8 +146,7 @@ def run(
     if precision is not None:
         assignments = (*assignments, f"protocol.precision={precision}")
     campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
-    if json_file is not None and (json_file.is_dir() or not os.access(json_file.absolute().parent, os.W_OK)):
-        raise BadSpec(f"--json {json_file} cannot be written; name a file in a folder that exists and can be written")
+    _check_writable(json_file)
 
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import control_cells, control_selectors, controls_of, notes_on
@@ -191,6 +191,66 @@ def run(
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     _show_end(work, tracking, recorder, failures, console)
     if failures:
+        sys.exit(1)
+
+
+@cli.command()
+@click.option("--selectors", multiple=True, metavar="A,B", help="Auxiliary selectors to audit.")
+@click.option("--datasets", multiple=True, metavar="A,B", help="Datasets to audit them on.")
+@click.option("--backbone", multiple=True, metavar="A,B", help="Image encoders.  [default: tiny]")
+@click.option("--evaluation", multiple=True, metavar="A,B", help="intra, inter or both.  [default: intra,inter]")
+@click.option("--fold", multiple=True, metavar="A,B", help="These folds.  [default: the first of each evaluation]")
+@click.option("--preset", help="Protocol to audit: clean, paper or smoke.  [default: clean]")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file as for run; options here win.")
+@_SET
+@click.option("--epochs", type=click.IntRange(2), default=3, show_default=True, help="Of each training.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every finding.")
+@_PLUGIN
+@_DATA
+def audit(
+    files: tuple[Path, ...],
+    root: Path,
+    config: Path | None,
+    preset: str | None,
+    assignments: tuple[str, ...],
+    epochs: int,
+    device: str,
+    json_file: Path | None,
+    **lists: tuple[str, ...],
+) -> None:
+    """Show that test and validation expression reach nothing before their turn.
+
+    Everything is built and trained with the expression as measured, with garbage at the test spots and with garbage at
+    the validation spots, and compared stage by stage, bit for bit. The exit status is 0 if nothing changes but what the
+    protocol declares, 1 if something else does, 2 if the input is wrong.
+    """
+    from dataclasses import replace
+
+    from agl_bench.bench.spec import Campaign
+
+    plugins = _discover(files)
+    campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
+    _check_writable(json_file)
+
+    from agl_bench.bench.audit import as_json, audit, short
+    from agl_bench.bench.run import choose_device, fingerprints
+
+    torch_device = choose_device(device)
+    campaign = replace(campaign, protocol=short(campaign.protocol, epochs))
+    known = fingerprints(campaign, plugins, root, None)
+    cells = campaign.cells(plugins, root, device=torch_device.type, fingerprint=known)
+    if not campaign.folds:
+        first = {(spec.dataset.name, spec.evaluation): plan for spec, plan in reversed(cells)}
+        cells = [(s, plan) for s, plan in cells if first[s.dataset.name, s.evaluation] == plan]
+    console = _console()
+    _say_left_out(campaign, cells)
+    with console.status("building and training three times each"):
+        findings = list(audit(cells, plugins, root, torch_device))
+    _show_findings(findings, campaign.preset, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(as_json(findings, campaign.protocol), indent=1), encoding="utf-8")
+    if any(f.is_bad for f in findings):
         sys.exit(1)
 
 
@@ -653,6 +713,12 @@ def _existing(work: Path) -> CellStore:
     return CellStore(work)
 
 
+def _check_writable(json_file: Path | None) -> None:
+    """Before the work and not after it."""
+    if json_file is not None and (json_file.is_dir() or not os.access(json_file.absolute().parent, os.W_OK)):
+        raise BadSpec(f"--json {json_file} cannot be written; name a file in a folder that exists and can be written")
+
+
 def _recorder(work: Path, tracking: str | None, console: Console) -> Recorder:
     from agl_bench.bench.recorder import NoRecorder
 
@@ -932,6 +998,47 @@ def _show_against_truth(summaries: list[Summary], console: Console) -> None:
             regret = f"{statistics.fmean(line.regret):+.3f}{_plus_minus(spread(line.regret))}" if line.regret else "–"
             table.add_row(*row, regret)
         console.print(table)
+
+
+def _show_findings(findings: Sequence[Finding], preset: str, console: Console) -> None:
+    """Stages × sets of spots, one table for each fold, and what is declared."""
+    from rich.table import Table
+
+    from agl_bench.bench.audit import SETS
+
+    words = {
+        "same": "same",
+        "meant": "changed, as meant",
+        "declared": "[yellow]CHANGED, declared[/]",
+        "LEAK": "[bold red]CHANGED: LEAK[/]",
+        "BLIND": "[bold red]same: the audit is blind[/]",
+    }
+    for place in dict.fromkeys((f.dataset, f.evaluation, f.backbone, f.fold) for f in findings):
+        dataset, evaluation, backbone, fold = place
+        table = Table(
+            title=f"{dataset} · {evaluation}-batch · fold {fold} · backbone {backbone} · preset {preset}",
+            title_justify="left",
+            title_style="bold",
+        )
+        for column in ("selector", "stage", *(f"other {spots} expression" for spots in SETS)):
+            table.add_column(column, no_wrap=True)
+        here = [f for f in findings if (f.dataset, f.evaluation, f.backbone, f.fold) == place]
+        for selector in dict.fromkeys(f.selector for f in here):
+            table.add_section()
+            name = selector or "(all)"
+            for finding in (f for f in here if f.selector == selector):
+                table.add_row(name, finding.stage, *(words[finding.verdict[spots]] for spots in SETS))
+                name = ""
+        console.print("", table)
+    for reason in dict.fromkeys(reason for f in findings for reason in f.reasons):
+        console.print(reason, highlight=False, markup=False)
+    bad = [f for f in findings if f.is_bad]
+    for finding in bad:
+        where = f"{finding.dataset}, {finding.evaluation}-batch, fold {finding.fold}"
+        spots = ", ".join(s for s, verdict in finding.verdict.items() if verdict in ("LEAK", "BLIND"))
+        console.print(f"{where}: {finding.selector or 'all selectors'}: {finding.stage} ({spots})", highlight=False)
+    end = f"{len(bad)} stages leak or could not be audited." if bad else ""
+    console.print(end or "Nothing leaks that the protocol does not declare.", highlight=False)
 
 
 def _plus_minus(sd: float | None) -> str:

@@ -628,7 +628,7 @@ def test_describe(agl, tmp_path, sections):
 
 
 def test_describe_where_there_are_patches_only(agl, tmp_path):
-    small = ("synthetic.sections=1", "synthetic.spots=30", "synthetic.patch_px=16", "synthetic.noise_genes=5")
+    small = ("synthetic.sections=1", "synthetic.spots=30", "synthetic.patch_px=16", "synthetic.useless_genes=5")
     said = agl("describe", "synthetic", "--out", ".", *(w for s in small for w in ("--set", s)))
     assert (said.status, said.err) == (0, "")
     assert "wrote synthetic-S1.png" in said.out

@@ -49,7 +49,7 @@ from agl_bench.interfaces.selector import Selector, TrainingView
 from agl_bench.interfaces.spots import Section
 from agl_bench.maths.seeds import generator_for
 from agl_bench.registry.plugins import Plugins
-from agl_bench.training.evaluate import evaluate
+from agl_bench.training.evaluate import Scores, evaluate
 from agl_bench.training.model import Model, build_model
 from agl_bench.training.records import EpochRecord
 from agl_bench.training.trainer import DevelopmentRows, Trainer
@@ -129,6 +129,7 @@ class Bench:
         self._table: tuple[object, SpotTable] | None = None
         self._setting: tuple[object, Setting] | None = None
         self._features: tuple[object, Tensor] | None = None
+        self.split: tuple[GeneSplit, np.ndarray] | None = None  # in place of what a fold's spots decide (leak audit)
 
     def sections(self, part: Part, size: PatchSize | None = None) -> list[Section]:
         """The checked sections of a dataset, memory-mapped; `size` is of the patches that will be asked for."""
@@ -150,7 +151,7 @@ class Bench:
         if self._setting is None or self._setting[0] != key or self._setting[1].development.is_spoilt:
             self._setting = None
             table = self._tabulate(sections, plan, spec)
-            self._setting = (key, _setting(table, plan, spec, sees, patch_px, self.device))
+            self._setting = (key, _setting(table, plan, spec, sees, patch_px, self.device, self.split))
         return self._setting[1]
 
     def build(self, spec: RunSpec, setting: Setting) -> tuple[Model, Selector]:
@@ -201,20 +202,13 @@ class Bench:
         model, selector = self.build(spec, setting)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        development, test = setting.development, setting.test
-        if model.backbone.frozen:
-            if model.backbone.sees != "patches":
-                raise BadPlugin(f"backbone '{spec.backbone.name}' is frozen and sees no patches: nothing to encode")
-            development, test = self._encoded(spec, plan, setting, model.backbone)
+        development, test = self.stores(spec, plan, setting, model.backbone)
         trainer = Trainer(model, selector, development, setting.rows, setting.genes, spec.protocol, seed=spec.seed)
         records = []
         for record in trainer:
             records.append(record)
             yield record
-        training_rows, validation_rows = (
-            torch.from_numpy(rows).to(self.device) for rows in (setting.rows.train, setting.rows.validation)
-        )
-        scores = evaluate(model, test, development, training_rows, setting.genes.primary, validation_rows)
+        scores = self.scores(model, test, development, setting)
         self._check_untouched(setting, spec)
         if not np.isfinite(scores.pearson).any(1).all():
             raise BadSpec(
@@ -235,6 +229,23 @@ class Bench:
             provenance=provenance(self.device) | {"hypergradient": trainer.fit.hypergradient},
             fold=setting.report.record,
         )
+
+    def stores(
+        self, spec: RunSpec, plan: FoldPlan, setting: Setting, backbone: Backbone
+    ) -> tuple[SpotStore, SpotStore]:
+        """Development and test spots as the backbone will see them: encoded once, if a part of it is frozen."""
+        if not backbone.frozen:
+            return setting.development, setting.test
+        if backbone.sees != "patches":
+            raise BadPlugin(f"backbone '{spec.backbone.name}' is frozen and sees no patches: nothing to encode")
+        return self._encoded(spec, plan, setting, backbone)
+
+    def scores(self, model: Model, test: SpotStore, development: SpotStore, setting: Setting) -> Scores:
+        """Test scores of a trained model."""
+        training_rows, validation_rows = (
+            torch.from_numpy(rows).to(self.device) for rows in (setting.rows.train, setting.rows.validation)
+        )
+        return evaluate(model, test, development, training_rows, setting.genes.primary, validation_rows)
 
     def _encoded(
         self, spec: RunSpec, plan: FoldPlan, setting: Setting, backbone: Backbone
@@ -286,11 +297,17 @@ class Bench:
 
 
 def _setting(
-    table: SpotTable, plan: FoldPlan, spec: RunSpec, sees: Any, patch_px: int, device: torch.device
+    table: SpotTable,
+    plan: FoldPlan,
+    spec: RunSpec,
+    sees: Any,
+    patch_px: int,
+    device: torch.device,
+    split: tuple[GeneSplit, np.ndarray] | None,
 ) -> Setting:
     fold = make_fold(plan, table, spec.protocol, spec.seed)
     report = FoldReport.of(plan, fold, table, spec.protocol, evaluation=spec.evaluation, seed=spec.seed)
-    genes, columns = split_genes(table, fold.train, spec.protocol)
+    genes, columns = split or split_genes(table, fold.train, spec.protocol)
     for index, name in enumerate(s.name for s in table.sections):
         if (table.source_columns[index, columns[genes.primary.numpy()]] < 0).all():
             raise BadSpec(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -133,29 +132,32 @@ def evaluate(
         predict(model, development, training_rows, columns), development.expression_of(training_rows, columns)
     )
     fitted = prediction * slope + offset
-    parts = _rows_of_sections(test.section_on_host, prediction.device)
-    close = [_around(test.position[s], ADJACENT) for s in parts]
-    adjacent = [(index, (distance > 0) & distance.isfinite()) for index, distance in close]
-    windows = [_window(test.position[s]) for s in parts]
-
-    def each(metric: Callable[..., Tensor], *what: Tensor, around: list[tuple[Tensor, Tensor]] | None = None) -> Any:
-        rows = [metric(*(w[s] for w in what), *(around[i] if around else ())) for i, s in enumerate(parts)]
-        return torch.stack(rows).cpu().numpy()
-
+    sections = [
+        _scores_of_section(prediction[s], fitted[s], target[s], test.position[s])
+        for s in _rows_of_sections(test.section_on_host, prediction.device)
+    ]
+    position = None
+    if validation_rows is not None:
+        position = _position_control(test, development, training_rows, validation_rows, columns)
     return Scores(
-        pearson=pcc_by_section(prediction, target, test.section_on_host).cpu().numpy(),
-        spearman=each(metrics.spearman, prediction, target),
-        mse=each(metrics.mean_squared_error, fitted, target),
-        moran_measured=each(metrics.moran, target, around=adjacent),
-        moran_predicted=each(metrics.moran, prediction, around=adjacent),
-        ssim=each(metrics.structural_similarity, fitted, target, around=windows),
+        **{name: torch.stack([scores[name] for scores in sections]).cpu().numpy() for name in sections[0]},
         pooled=metrics.pearson(prediction, target).cpu().numpy(),
-        position=(
-            None
-            if validation_rows is None
-            else _position_control(test, development, training_rows, validation_rows, columns)
-        ),
+        position=position,
     )
+
+
+def _scores_of_section(prediction: Tensor, fitted: Tensor, target: Tensor, position: Tensor) -> dict[str, Tensor]:
+    """The scores (genes,) of one section, each under its name in `Scores`; `fitted` is in the units of the target."""
+    index, distance = _around(position, ADJACENT)
+    adjacent = (distance > 0) & distance.isfinite()
+    return {
+        "pearson": metrics.pearson(prediction, target),
+        "spearman": metrics.spearman(prediction, target),
+        "mse": metrics.mean_squared_error(fitted, target),
+        "moran_measured": metrics.moran(target, index, adjacent),
+        "moran_predicted": metrics.moran(prediction, index, adjacent),
+        "ssim": metrics.structural_similarity(fitted, target, *_window(position)),
+    }
 
 
 def _position_control(

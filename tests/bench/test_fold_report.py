@@ -15,7 +15,7 @@ from agl_bench_plugins.datasets.synthetic import Synthetic
 
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory):
-    few = Synthetic(sections=2, spots=80, programme_genes=20, artefact_genes=10, noise_genes=10, patch_px=16)
+    few = Synthetic(sections=2, spots=80, markers=5, helpful_genes=15, harmful_genes=10, useless_genes=10, patch_px=16)
     return few.load(tmp_path_factory.mktemp("nothing"))
 
 
