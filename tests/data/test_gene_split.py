@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,14 @@ from agl_bench.protocol import Protocol
 SPOTS, GENES = 60, 120
 TRAIN = np.arange(0, 40)
 LOOSE = Protocol(primary_genes=5, primary_detection=0.0, min_spots_per_gene=0)
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Scanpy, called here by hand, sets the number of threads of the process, which decides the bits of later tests."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def table_of(counts: np.ndarray, names: list[str] | None = None) -> SpotTable:
