@@ -17,6 +17,7 @@ SCRIPTS = {  # what the table must show
     "speed_data": ["spots_per_s", "AnnData and Pillow", "store: CSR, patches on the host"],
     "speed_hypergradient": ["peak_MiB", "plain, unfused", "forward late, SGD", "classical", "implicit 5"],
     "speed_epoch": ["look_ahead_ratio", "agl", "hvg_k 1000", "dkgsb, preset paper", "amal", "other.py", "1,234"],
+    "planted": ["best k of the sweep is at k* =", "pgl, k = 0 > agl, k = all", "amal ≤ pgl, k = 0", "Regime harmful"],
     "scaling": ["store_MiB", "train_s", "dkgsb", "time_slope"],
 }
 

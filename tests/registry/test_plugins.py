@@ -174,7 +174,7 @@ def test_unknown_name_suggests_lists_and_names_providers(install):
         plugins.entry("dkgbs", "selector")
     message = str(caught.value)
     assert "unknown selector 'dkgbs'. Did you mean 'dkgsb'?" in message
-    assert "Known: agl, amal, dkgsb, hvg_k, pgl, random_k." in message
+    assert "Known: agl, amal, dkgsb, hvg_k, oracle, pgl, random_k." in message
     assert "Provided by agl-bench " in message
     assert "Disabled: bad 1.2" in message
     assert "tiny" not in message  # a backbone
