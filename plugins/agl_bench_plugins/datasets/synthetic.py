@@ -18,9 +18,9 @@ the others exchange theirs at random. With 1 the ranking is helpful, harmful, us
 number of helpful genes; with 0 the ranking says nothing.
 
 regime      genes                                what a narrow shared representation shows
-helpful     as set, harmful genes left out       PGL < all ≤ helpful genes alone
+helpful     harmful ones are helpful instead     PGL < all ≤ helpful genes alone
 harmful     as set                               all < PGL < helpful genes alone
-null        as set, helpful genes left out       no selector beats PGL
+null        helpful ones are useless instead     no selector beats PGL
 misleading  as set, reliability 0                all < PGL < helpful genes alone; no prefix of the ranking beats PGL
 
 How it differs from the study: the fields of a section are whitened, so that no artefact gene is related to a programme
@@ -154,9 +154,9 @@ class Synthetic(Dataset):
         self.spots = spots
         self.patch_px = patch_px
         if regime == "helpful":
-            harmful_genes = 0
+            helpful_genes, harmful_genes = helpful_genes + harmful_genes, 0
         elif regime == "null":
-            helpful_genes = 0
+            helpful_genes, useless_genes = 0, useless_genes + helpful_genes
         self.role_sizes = (markers, helpful_genes, harmful_genes, useless_genes)
         self.reliability = 0.0 if regime == "misleading" else reliability
         self.depth = depth
