@@ -170,6 +170,21 @@ def test_run_refuses(agl, words, sentence, tmp_path):
     agl("run", "--selectors", "pgl", *SYNTHETIC, "--tracking", "none", *words).is_refused(*sentence)
 
 
+def test_planted_data_show_the_selection_against_the_truth(agl):
+    said = agl("run", *SYNTHETIC, "--selectors", "pgl,agl,oracle", "--tracking", "none")
+    assert said.status == 0, said.err
+    assert "selection against the planted truth" in said.out and "regret to oracle" in said.out
+    lines = said.out.partition("against the planted truth")[2].splitlines()
+    oracle = next(line for line in lines if "oracle" in line and "regret" not in line)
+    assert oracle.count("1.00") == 2 and "+0.000" in oracle
+
+
+def test_an_oracle_needs_planted_data(agl, sections):
+    words = ("--datasets", "folder", "--set", "folder.path=mine", "--data", ".", *SMALL)
+    said = agl("run", *words, "--selectors", "oracle")
+    said.is_refused("the oracle must know which genes help", "--datasets synthetic")
+
+
 @pytest.mark.parametrize("words", [[], ["--selectors", "pgl"], ["--datasets", "synthetic"]])
 def test_run_needs_selectors_and_datasets(agl, words):
     agl("run", *words).is_refused("no selectors given" if "--selectors" not in words else "no datasets given", "use --")

@@ -17,11 +17,11 @@ largest and that of useless genes smallest. A share `reliability` of the auxilia
 the others exchange theirs at random. With 1 the ranking is helpful, harmful, useless, and the best cut-off k* is the
 number of helpful genes; with 0 the ranking says nothing.
 
-regime      genes                                      what a narrow shared representation should show
-helpful     harmful genes are useless instead          PGL < all ≤ the helpful ones alone
-harmful     as the settings say                        all < PGL < the helpful ones alone
-null        helpful genes are useless instead          no selector beats PGL
-misleading  as the settings say, reliability 0         as harmful, but no prefix of the ranking beats PGL
+regime      genes                                what a narrow shared representation shows
+helpful     harmful ones are helpful instead     PGL < all ≤ helpful genes alone
+harmful     as set                               all < PGL < helpful genes alone
+null        helpful ones are useless instead     no selector beats PGL
+misleading  as set, reliability 0                all < PGL < helpful genes alone; no prefix of the ranking beats PGL
 
 How it differs from the study: the fields of a section are whitened, so that no artefact gene is related to a programme
 gene by chance. Patches of neighbouring spots share their fields but not their pixels, and `donors` is a label:
@@ -142,9 +142,9 @@ class Synthetic(Dataset):
         spots: Annotated[int, Range(20, 100_000)] = 150,
         patch_px: Annotated[int, Range(16, 512)] = 48,
         markers: Annotated[int, Range(1, 10_000)] = 50,
-        helpful_genes: Annotated[int, Range(0, 50_000)] = 240,
+        helpful_genes: Annotated[int, Range(0, 50_000)] = 300,
         harmful_genes: Annotated[int, Range(0, 50_000)] = 700,
-        useless_genes: Annotated[int, Range(0, 50_000)] = 1010,
+        useless_genes: Annotated[int, Range(0, 50_000)] = 950,
         reliability: Annotated[float, Range(0, 1)] = 1.0,
         depth: Annotated[float, LogRange(1e-2, 1e2)] = 1.0,
         donors: Annotated[int, Range(0, 100)] = 0,
@@ -154,9 +154,9 @@ class Synthetic(Dataset):
         self.spots = spots
         self.patch_px = patch_px
         if regime == "helpful":
-            harmful_genes, useless_genes = 0, harmful_genes + useless_genes
+            helpful_genes, harmful_genes = helpful_genes + harmful_genes, 0
         elif regime == "null":
-            helpful_genes, useless_genes = 0, helpful_genes + useless_genes
+            helpful_genes, useless_genes = 0, useless_genes + helpful_genes
         self.role_sizes = (markers, helpful_genes, harmful_genes, useless_genes)
         self.reliability = 0.0 if regime == "misleading" else reliability
         self.depth = depth
