@@ -202,8 +202,9 @@ class SectionCache:
                 yield
                 self.digests.keep()
         except OSError as error:
+            reason = error.strerror or f"the disk did not take all: {error}"  # numpy counts what was written
             raise BadWorkFolder(
-                f"prepared sections cannot be written to {self.folder} ({error.strerror or error}); make room there, "
+                f"prepared sections cannot be written to {self.folder} ({reason}); make room there, "
                 "or set AGL_BENCH_CACHE to another folder"
             ) from error
 

@@ -221,6 +221,39 @@ def test_openslide_gives_the_same(tmp_path: Path, form: str, monkeypatch: pytest
         np.testing.assert_array_equal(patches_of(path, 16, side_um), patches)
 
 
+def write_aperio(path: Path) -> None:
+    """As the scanners of Leica write it: full size, thumbnail, coarser level, label, macro."""
+    pixels = PIXELS[:296, :368]  # whole multiples of 4, so that both readers mean the same pixel of the coarser level
+
+    def words(what: str) -> str:
+        return f"Aperio Image Library v11.2.1\r\n368x296 [0,0 368x296] (64x64) {what}|AppMag = 20|MPP = 0.5"
+
+    look = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 95}, "metadata": None}
+    with tifffile.TiffWriter(path) as file:
+        file.write(pixels, tile=TILE, description=words("JPEG/RGB Q=95"), **look)
+        file.write(pixels[::4, ::4], rowsperstrip=74, description=words("-> 92x74"), **look)
+        file.write(np.asarray(Image.fromarray(pixels).reduce(4)), tile=TILE, description=words("JPEG/RGB"), **look)
+        for name, kind in (("label", 1), ("macro", 9)):
+            words_of = f"Aperio Image Library v11.2.1\r\n{name} 40x40"
+            file.write(np.zeros((40, 40, 3), np.uint8), subfiletype=kind, rowsperstrip=40, description=words_of, **look)
+
+
+def test_aperio_through_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openslide = pytest.importorskip("openslide")
+    path = tmp_path / "slide.svs"
+    write_aperio(path)
+    assert openslide.OpenSlide.detect_format(path) == "aperio"
+    levels = ((368, 296), (92, 74))
+    with open_slide(path, "S") as slide:
+        assert isinstance(slide, slides._Tiled) and slide.levels == levels
+    before = [patches_of(path, 16, side_um) for side_um in (16.0, 64.0)]  # of either level
+    monkeypatch.setattr(slides, "_OPENSLIDE_ONLY", (".svs",))
+    with open_slide(path, "S") as slide:
+        assert isinstance(slide, slides._OpenSlide) and slide.levels == levels
+    for patches, side_um in zip(before, (16.0, 64.0), strict=True):
+        np.testing.assert_array_equal(patches_of(path, 16, side_um), patches)
+
+
 def test_openslide_errors(tmp_path: Path) -> None:
     pytest.importorskip("openslide")
     path = tmp_path / "slide.mrxs"
