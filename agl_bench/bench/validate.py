@@ -56,13 +56,13 @@ def find_dataset(plugins: Plugins, text: str, assignments: Sequence[str]) -> tup
 
 def _recognised(entries: Sequence[Entry], path: Path) -> Entry:
     classes: list[tuple[Entry, type[Dataset]]] = [(entry, entry.load()) for entry in entries]
-    found = [entry for entry, cls in classes if cls.recognises(path)]
+    found = sorted((entry for entry, cls in classes if cls.recognises(path)), key=lambda entry: entry.name)
     if len(found) == 1:
         return found[0]
     if found:
         several = " and of ".join(f"'{entry.name}'" for entry in found)
         raise BadSpec(f"{path} has the layout of {several}; keep the files of one of them in it")
-    able = [entry.name for entry, cls in classes if "recognises" in vars(cls)]
+    able = sorted(entry.name for entry, cls in classes if "recognises" in vars(cls))
     raise BadSpec(
         f"{path} has no layout that is known ({', '.join(able)}); `agl-bench show NAME` lists the files of each"
     )

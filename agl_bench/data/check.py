@@ -225,11 +225,12 @@ def _position_problems(section: Section) -> Iterator[str]:
             f"not swapped, not of a smaller copy"
         )
     if counts.n_obs > 1:
-        yield from _pitch_problems(section, positions, scale)
+        # Coordinates that are not of this image say nothing about the size of a pixel.
+        yield from _pitch_problems(section, positions, math.nan if len(negative) or len(outside) else scale)
 
 
 def _pitch_problems(section: Section, positions: np.ndarray, um_per_px: float) -> Iterator[str]:
-    """Spots on top of each other, and neighbours at a distance that no technology has."""
+    """Spots on top of each other, and, where `um_per_px` is a number, neighbours at a distance that no array has."""
     distance = KDTree(positions).query(positions, k=2)[0][:, 1]  # (spots,) px; column 0 is the spot itself
     same = np.flatnonzero(distance == 0)
     if len(same):

@@ -191,10 +191,6 @@ class Measured:
         )
 
 
-LAYOUTS = ("folder", "folder_patches", "hest", "visium_h5", "visium_mtx", "visium_parquet", "spatialdata")
-SETTINGS = {"spatialdata": ("spatialdata.um_per_px=7",)}  # what a layout does not say itself
-
-
 @pytest.fixture
 def measured() -> Measured:
     return Measured()

@@ -255,7 +255,7 @@ def _read(slide: str, counts_path: Path, patches_path: Path, metadata_path: Path
     counts = read_counts(counts_path, slide)
     # A few symbols stand for two Ensembl ids in 10x references. The first keeps its name, the next becomes NAME-1.
     counts.var_names_make_unique()
-    um_per_px = _um_per_px(slide, metadata, counts.obsm.get("spatial"))  # from all spots, before some are left out
+    um_per_px = _um_per_px(slide, metadata, positions_of(counts))  # from all spots, before some are left out
     patches, kept = ArrayPatches.matched(patches_path, counts.obs_names, _PATCH_UM, section=slide)
     dropped = counts.n_obs - len(kept)
     return Section(
@@ -293,9 +293,13 @@ def _um_per_px(slide: str, metadata: dict[str, Any], positions: np.ndarray | Non
     if stated:
         return stated
     # Not stated: neighbouring spots of Visium are 100 µm apart, so their distance in pixels gives the size of a pixel.
+    if positions is not None:
+        positions = positions[np.isfinite(positions).all(axis=1)]
     if positions is None or len(positions) < 2:
         raise BadSection(
-            slide, "its metadata state no pixel_size_um_estimated, and there are no two spots to derive it"
+            slide,
+            "its metadata state no pixel_size_um_estimated, and obsm['spatial'] has no two spots to derive it from; "
+            "fetch its metadata",
         )
     distance, _ = KDTree(positions).query(positions, k=2)  # (spots, 2) px; column 0 is the spot itself
     pitch_px = float(np.median(distance[:, 1]))

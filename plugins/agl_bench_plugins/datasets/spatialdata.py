@@ -173,13 +173,11 @@ class SpatialDataStores(Dataset):
             return self.um_per_px
         radius = float(np.median(shapes["radius"])) if "radius" in shapes.columns else 0.0
         if not (self.spot_diameter_um and np.isfinite(radius) and radius > 0):
-            has = (
-                "no positive radius" if self.spot_diameter_um else f"a radius of {radius:g}" if radius else "no radius"
-            )
             raise BadSection(
                 section,
-                f"the size of a pixel is not known: shapes '{shapes_name}' have {has}; give "
-                f"--set spatialdata.um_per_px=, or spatialdata.spot_diameter_um= for circles",
+                f"the size of a pixel is not known: spatialdata.um_per_px is 0, spatialdata.spot_diameter_um is "
+                f"{self.spot_diameter_um:g}, and the radius of shapes '{shapes_name}' is {radius:g}; set the first, or "
+                f"the second where the shapes are circles",
             )
         scale = float(np.sqrt(abs(np.linalg.det(to_pixels[:2, :2]))))
         return self.spot_diameter_um / (2 * radius * scale)
