@@ -191,7 +191,7 @@ class HestSlides(Dataset):
 
 
 class Hest(HestSlides):
-    """Any sections of HEST-1k: `--datasets hest --set hest.ids=TENX65,TENX89`.
+    """Any sections of HEST-1k: `--datasets hest:TENX65,TENX89`.
 
     Args:
         ids: HEST ids, in order. They name the sections.
