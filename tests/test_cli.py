@@ -292,7 +292,7 @@ def text_scale(table):
         (rename("obs_names", 1, 5), ["spot 'B1' is there more than once", "obs_names_make_unique"]),
         (rename("var_names", 1, 5), ["gene 'GENE1' is there more than once", "var_names_make_unique"]),
         (place(500, 20), ["spot 'B3' at x = 500, y = 20 lies outside the image", "obsm['spatial']"]),
-        (place(-5, 20), ["spot 'B3' at x = -5, y = 20 lies outside the image"]),
+        (place(-5, 20), ["spot 'B3' at x = -5, y = 20 has a negative coordinate"]),
         (place(np.nan, 20), ["spot 'B3' has no finite position"]),
         (other_genes, ["no gene", "'A'", "ENSG0", "GENE0", "name genes in the same way"]),
         (without("obsm", "spatial"), ["obsm['spatial'] is missing"]),
@@ -353,6 +353,37 @@ def test_few_common_genes(agl, sections):
 def test_check_own_sections(agl, sections):
     said = agl("check", "folder", "--set", "folder.path=mine", "--data", ".")
     assert said.status == 0, said.out
+
+
+def test_validate(agl, sections):
+    said = agl("validate", "mine")
+    assert (said.status, said.err) == (0, "")
+    first, *lines = said.out.splitlines()
+    assert first == "read as folder"
+    for name, line in zip("AB", lines, strict=True):
+        assert line.startswith(f"{name}: 36 spots, 30 genes, 1 µm per pixel, donor not known, fingerprint ")
+    assert agl("validate", "folder", "--set", "folder.path=mine", "--data", ".").out == said.out
+    assert agl("validate", "mine/B").out.splitlines()[1:] == lines[1:]
+    agl("validate", "mine", "--set", "hest.ids=B").is_refused("hest.ids=B", "is about hest, not about folder")
+    agl("validate", "bowel_a").is_refused("TENX152", "agl-bench fetch bowel_a")
+    agl("validate", "min").is_refused("unknown dataset or path 'min'", "Known: ")
+    (tmp_file := Path("text.txt")).write_text("text")
+    agl("validate", tmp_file).is_refused("text.txt has no layout that is known (folder, ")
+
+
+def test_validate_tells_every_problem(agl, sections):
+    def spoil(table):
+        table.X.data[0] = 0.5
+        table.obsm["spatial"][3] = (500, 20)
+
+    sections(spoil)
+    Path("mine/A/image.png").write_bytes(b"text")
+    said = agl("validate", "mine")
+    assert said.status == 2
+    assert [line.partition("': ")[0] for line in said.err.splitlines()] == [
+        f"agl-bench: section '{name}" for name in "ABB"
+    ]
+    assert said.out.splitlines() == ["read as folder", "3 problems found"]
 
 
 def test_too_much_asked_of_own_sections(agl, sections):
