@@ -358,6 +358,7 @@ class DatasetContract:
     def test_names_before_loading(self) -> None:
         """`read` returns the section that it was asked for, with the donor that `sections` names."""
         named = self.dataset.sections(self.root)
+        assert list(named) == self.dataset.names(self.root), "names and sections differ"
         read = {s.name: s.donor for s in self.dataset.load(self.root)}
         assert list(named.items()) == list(read.items()), f"{named} before, {read} after reading"
 

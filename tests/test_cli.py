@@ -441,6 +441,37 @@ def test_check_own_sections(agl, sections):
     assert said.status == 0, said.out
 
 
+def test_validate(agl, sections):
+    said = agl("validate", "mine")
+    assert (said.status, said.err) == (0, "")
+    first, *lines = said.out.splitlines()
+    assert first == "read as folder"
+    for name, line in zip("AB", lines, strict=True):
+        assert line.startswith(f"{name}: 36 spots, 30 genes, 1 µm per pixel, donor not known, fingerprint ")
+    assert agl("validate", "folder", "--set", "folder.path=mine", "--data", ".").out == said.out
+    assert agl("validate", "mine/B").out.splitlines()[1:] == lines[1:]
+    agl("validate", "mine", "--set", "hest.ids=B").is_refused("hest.ids=B", "is about hest, not about folder")
+    agl("validate", "bowel_a").is_refused("TENX152", "agl-bench fetch bowel_a")
+    agl("validate", "min").is_refused("unknown dataset or path 'min'", "Known: ")
+    (tmp_file := Path("text.txt")).write_text("text")
+    agl("validate", tmp_file).is_refused("text.txt has no layout that is known (folder, ")
+
+
+def test_validate_tells_every_problem(agl, sections):
+    def spoil(table):
+        table.X.data[0] = 0.5
+        table.obsm["spatial"][3] = (500, 20)
+
+    sections(spoil)
+    Path("mine/A/image.png").write_bytes(b"text")
+    said = agl("validate", "mine")
+    assert said.status == 2
+    assert [line.partition("': ")[0] for line in said.err.splitlines()] == [
+        f"agl-bench: section '{name}" for name in "ABB"
+    ]
+    assert said.out.splitlines() == ["read as folder", "3 problems found"]
+
+
 def test_too_much_asked_of_own_sections(agl, sections):
     run_folder(agl, "--set", "protocol.primary_genes=31").is_refused("protocol.primary_genes = 31", "30 genes")
     run_folder(agl, "--evaluation", "intra", "--set", "protocol.folds=13").is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 import scipy.sparse
 from PIL import Image
 
-from agl_bench import BadSection, BadSpec, ImagePatches, Section
-from agl_bench.data.check import check_dataset, check_section
+from agl_bench import ArrayPatches, BadSection, BadSpec, ImagePatches, Section
+from agl_bench.data.check import check_dataset, check_section, pixel_problems, problems
 
 
 def section(x: object = None, *, name: str = "S1", genes: str = "ABCD", **fields: object) -> Section:
@@ -153,6 +154,63 @@ def test_dataset() -> None:
         check_dataset("d", [section(), section()])
     with pytest.raises(BadSection, match=r"section 'S3': no gene of it is in all of 'S1', 'S2'.*'P'.*'S1' has 'A'"):
         check_dataset("d", [section(), section(name="S2"), section(name="S3", genes="PQRS")])
+
+
+def look(*kinds: str) -> list[str]:
+    """What the pixels of three spots say, each a square of one kind."""
+    noise = np.random.default_rng(0).normal(0, 1, (32, 32, 3))
+    colour = {
+        "white": (240, 241, 238) + 2 * noise,
+        "tinted": (205, 217, 224) + 2 * noise,
+        "black": np.zeros((32, 32, 3)),
+        "tissue": (190, 120, 170) + 25 * noise,
+        "pale": (225, 222, 226) + 25 * noise,
+        "blood": np.array([200, 90, 110]) + noise,
+    }
+    pixels = np.stack([np.clip(colour[kind], 0, 255).astype(np.uint8) for kind in kinds])
+    return list(pixel_problems(section(patches=ArrayPatches(pixels, 50.0))))
+
+
+def test_spots_on_glass() -> None:
+    assert look("tissue", "pale", "blood") == []
+    assert look("tissue", "white", "pale") == []
+    for kinds in (("white", "tinted", "tissue"), ("black", "pale", "black")):
+        (problem,) = look(*kinds)
+        assert problem.startswith("2 of 3 spots looked at lie on bare glass, the first is 's0'")
+
+
+def test_every_problem_is_told() -> None:
+    with pytest.warns(UserWarning, match="unique"):
+        bad = section(np.full((3, 4), 0.5), genes="ABCB", um_per_px=-1.0, embedding=np.zeros((2, 2)))
+    bad.counts.obsm["spatial"][1] = bad.counts.obsm["spatial"][0]
+    assert [problem.partition(" ")[0] for problem in problems(bad)] == ["gene", "the", "um_per_px", "spot", "the"]
+    with pytest.raises(BadSection, match="gene 'B' is there more than once"):
+        check_section(bad)
+
+
+@pytest.mark.parametrize(
+    ("positions", "um_per_px", "message"),
+    [
+        ([[0, 1], [2, 3], [0, 1]], 0.5, r"'s0' shares its place x = 0, y = 1 with another \(2 spots\)"),
+        ([[0, 1], [2, -3], [4, 5]], 0.5, r"'s1' at x = 2, y = -3 has a negative coordinate \(1 spots\)"),
+        ([[0, 0], [0, 1], [0, 2]], 0.9, r"neighbouring spots are 0\.9 µm apart"),
+        ([[0, 0], [0, 1], [0, 2]], 2001.0, r"neighbouring spots are 2e\+03 µm apart"),
+    ],
+)
+def test_places(positions: list[list[int]], um_per_px: float, message: str) -> None:
+    wrong = section(um_per_px=um_per_px)
+    wrong.counts.obsm["spatial"] = np.array(positions, dtype=np.float64)
+    (problem,) = problems(wrong)
+    assert re.search(message, problem)
+
+
+def test_counts_that_tell_nothing() -> None:
+    assert list(problems(section(np.zeros((3, 4))))) == [
+        "all of its counts are zero; check that X holds the raw counts"
+    ]
+    assert list(problems(section(np.ones((3, 1)), genes="A"))) == [
+        "it has one gene, 'A'; a primary and an auxiliary gene are needed at least"
+    ]
 
 
 def test_large_section_is_checked_without_a_copy() -> None:

@@ -16,7 +16,18 @@ EXAMPLE = Path(__file__).parents[2] / "plugins/agl-bench-example/src"
 FIRST_PARTY = {
     "selector": ["pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal", "oracle"],
     "backbone": ["tiny", "resnet18", "timm", "embedding", "position"],
-    "dataset": ["synthetic", "folder", "visium", "spatialdata", "her2st", "hest", "heart", "bowel_a", "bowel_b", "ovary"],
+    "dataset": [
+        "synthetic",
+        "folder",
+        "visium",
+        "spatialdata",
+        "her2st",
+        "hest",
+        "heart",
+        "bowel_a",
+        "bowel_b",
+        "ovary",
+    ],
 }
 GOOD = """
     from agl_bench import Selector, hookimpl

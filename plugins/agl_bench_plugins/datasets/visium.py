@@ -101,25 +101,26 @@ class Visium(Dataset):
         table = _matched(_read_table(sample.table, name), counts.obs_names, sample.table, name)
         um_per_px = _um_per_px(scales, table, sample.table, name)
         spot_um = _positive(scales.get("spot_diameter_fullres")) * um_per_px
-        positions = table[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
+        full = table[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
+        positions = full  # in pixels of the image that is used
         if self.image == "hires":
             factor = _positive(scales.get("tissue_hires_scalef"))
             if not factor:
                 raise BadSection(
                     name, f"{sample.scales} states no positive tissue_hires_scalef, which visium.image=hires needs"
                 )
-            positions, um_per_px = positions * factor, um_per_px / factor
+            positions, um_per_px = full * factor, um_per_px / factor
         on_tissue = np.flatnonzero(table["in_tissue"].to_numpy() == 1)
         dropped = counts.n_obs - len(on_tissue)
         if dropped:
-            counts, positions = counts[on_tissue].copy(), positions[on_tissue]
+            counts, positions, full = counts[on_tissue].copy(), positions[on_tissue], full[on_tissue]
         counts.obsm["spatial"] = positions
         patches = None
         for path in sample.image:
             patches = ImagePatches(path, positions, um_per_px, section=name)
         embedding = None
         for path in sample.embedding:
-            embedding = read_embedding(path, counts.obs_names, positions, section=name)
+            embedding = read_embedding(path, counts.obs_names, full, section=name)
         facts = {"matrix": sample.matrix[0].parent.name if len(sample.matrix) > 1 else sample.matrix[0].name}
         facts |= {"spot diameter": f"{spot_um:.1f} µm"} if spot_um else {}
         facts |= {"image": sample.image[0].name} if sample.image else {}
