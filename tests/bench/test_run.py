@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -461,20 +462,20 @@ def test_test_spots_decide_nothing_before_the_test(evaluation, fold, selector, g
 
 
 def without(genes_of, *, but=()):
-    """`Synthetic.load` whose section `genes_of` has only the genes `but`, in another order, and one of its own."""
-    load = Synthetic.load
+    """`Synthetic.read` whose section `genes_of` has only the genes `but`, in another order, and one of its own."""
+    read = Synthetic.read
 
-    def loaded(self, root):
-        sections = load(self, root)
-        for section in sections:
-            if section.name == genes_of:
-                names = section.counts.var_names
-                kept = [*(n for n in names if n in but), next(n for n in names if n not in but)][::-1]
-                section.counts = section.counts[:, kept].copy()
-                section.counts.var_names = ["its own", *kept[1:]]
-        return sections
+    def changed(self, root, name):
+        section = read(self, root, name)
+        if name != genes_of:
+            return section
+        names = section.counts.var_names
+        kept = [*(n for n in names if n in but), next(n for n in names if n not in but)][::-1]
+        counts = section.counts[:, kept].copy()
+        counts.var_names = ["its own", *kept[1:]]
+        return replace(section, counts=counts)
 
-    return loaded
+    return changed
 
 
 def test_a_fold_does_not_depend_on_the_genes_of_the_test_section(grid, monkeypatch):
@@ -487,7 +488,7 @@ def test_a_fold_does_not_depend_on_the_genes_of_the_test_section(grid, monkeypat
     but = [n for i, n in enumerate(before.genes.names) if i % 2 or n == primary[1]]
     lost = [n for n in primary if n not in but]
     assert 0 < len(lost) < len(primary)
-    monkeypatch.setattr(Synthetic, "load", without("S2", but=but))
+    monkeypatch.setattr(Synthetic, "read", without("S2", but=but))
     cells, bench = grid("agl", **options)
     after, part = bench.setting(*cells[0]), list(bench.train(*cells[0]))
     assert before.genes.names == after.genes.names and torch.equal(before.genes.rank, after.genes.rank)
@@ -506,7 +507,7 @@ def test_a_test_section_without_any_primary_gene_is_named(grid, monkeypatch):
     cells, bench = grid("agl", **options)
     genes = bench.setting(*cells[0]).genes
     but = [n for n, p in zip(genes.names, genes.primary, strict=True) if not p]
-    monkeypatch.setattr(Synthetic, "load", without("S2", but=but))
+    monkeypatch.setattr(Synthetic, "read", without("S2", but=but))
     cells, bench = grid("agl", **options)
     with pytest.raises(BadSpec, match="section 'S2', tested in fold D2, has none of the 5 primary genes; check that"):
         bench.setting(*cells[0])
