@@ -10,8 +10,7 @@ inter-batch fold (the first section is tested) in a process of its own, as `agl-
 set to the budget.
 
     write_s       to make up and write the data: no part of a run
-    load_s        to open and check all sections
-    setting_s     table, fold, genes, targets and stores
+    prepare_s     to open, check and prepare all sections, and to make table, fold, genes and stores
     epoch_s       one pass over the training spots and the validation
     total_s       all of that, and the test
     anon_MiB      most anonymous memory of the process (RssAnon, sampled): what it holds; base_MiB of it before any data
@@ -173,8 +172,6 @@ def run(folder: str, selector: str, primary: int, *, device: torch.device) -> me
     ((spec, plan),) = campaign.cells(plugins, root, device=device.type, fingerprint={})
     bench = Bench(plugins, root, device)
     started = measure.now()
-    bench.sections(spec.dataset)
-    loaded = measure.now()
     store = bench.setting(spec, plan).development
     made = measure.now()
     record, result = bench.train(spec, plan)
@@ -182,8 +179,7 @@ def run(folder: str, selector: str, primary: int, *, device: torch.device) -> me
     watch.end()
     return {
         "store": type(store.matrix).__name__,
-        "load_s": loaded - started,
-        "setting_s": made - loaded,
+        "prepare_s": made - started,
         "epoch_s": record.seconds,
         "total_s": ended - started,
         "anon_MiB": watch.most["Anon"],

@@ -78,3 +78,14 @@ def test_no_step_waits_for_the_device(selector: str) -> None:
                 torch.cuda.set_sync_debug_mode("default")
         counts.append(sum("synchroniz" in str(w.message) for w in said))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"normalisation": "pearson_residuals", "standardise": "section"}], ids=str)
+def test_where_data_are_changes_no_result(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for memory in ("4G", "1M", "0"):
+        monkeypatch.setenv("AGL_BENCH_MEMORY", memory)
+        bench, spec, plan = cell("cuda", "hvg_k", **settings)
+        *records, result = bench.train(spec, plan)
+        found.append([[(r.training_loss, r.validation_pcc) for r in records], result.scores])
+    assert found[0] == found[1] == found[2]
