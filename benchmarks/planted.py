@@ -9,8 +9,9 @@ noise-free expression (truth) and with the measured one (test), mean over primar
 over seeds, of differences within a seed.
 
 A claim of the design is `met` if the interval of the difference lies on its side of 0, `open` if it holds 0, and
-`NOT MET` if it lies on the other side. The optimum of the sweep is met if the best k is the sweep's point nearest to
-the planted k* or one beside it.
+`NOT MET` if it lies on the other side; "≤" is met unless the interval lies above 0. The optimum of the sweep is met if
+its best k is the point nearest to the planted k* or one beside it, and open if it is farther away, but no better than
+that point by more than the interval.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ SETTINGS = {
     "protocol.buffer_um": 0,
     "protocol.epochs": 40,
     "protocol.learning_rate": 0.015,
-    "protocol.outer_every": 2,
+    "protocol.outer_every": 4,  # few passes for the outer loss, but several steps in each
+    "protocol.outer_batches": 2,
     "tiny.patch_px": 16,
     "tiny.channels": 16,
     "tiny.width": 4,  # narrow: with a wide representation harmful genes cost little
 }
-SWEEP = (10, 20, 40, 80, 160, 320)  # beside 0 and all
+SWEEP = (20, 40, 80, 160, 320)  # beside 0 and all
 NONE, ALL = "pgl, k = 0", "agl, k = all"
 LEARNT = ("dkgsb", "amal")
 
@@ -187,11 +189,13 @@ class Regime:
         best = int(np.argmax([statistics.fmean(row["truth"] for row in self._of(line)) for line in sweep]))
         middle = statistics.median(self.planted)
         nearest = int(np.argmin([abs(math.log1p(k) - math.log1p(middle)) for k in ks]))
+        mean, half = self.difference(sweep[best], sweep[nearest])
+        verdict = "met" if abs(best - nearest) <= 1 else "open" if mean <= half else "NOT MET"
         return {
             "regime": self.name,
             "claim": f"best k of the sweep is at k* = {middle:g} ({min(self.planted)} to {max(self.planted)})",
-            "found": f"k = {ks[best]}",
-            "verdict": "met" if abs(best - nearest) <= 1 else "NOT MET",
+            "found": f"k = {ks[best]}, {mean:+.3f} ± {half:.3f} to k = {ks[nearest]}",
+            "verdict": verdict,
         }
 
     def _above(self, line: str, other: str) -> measure.Row:
@@ -216,6 +220,7 @@ def document(rows: Sequence[measure.Row], seconds: float, options: argparse.Name
     count = {word: sum(claim["verdict"] == word for claim in claims) for word in ("met", "open", "NOT MET")}
     parts = [
         "# Planted truth",
+        f"`python benchmarks/planted.py --processes {options.processes} --seeds {options.seeds} --write`",
         (__doc__ or "").partition("\n\n    ")[2].partition("\n\n")[2].strip(),
         f"{here['processor']}, {here['cores']} cores, {options.processes} processes, {here['threads']} threads, "
         f"device {here['device']}, torch {here['torch']}, commit {here['commit'] or 'unknown'}: {len(rows)} cells, "
@@ -235,7 +240,7 @@ def document(rows: Sequence[measure.Row], seconds: float, options: argparse.Name
 def main() -> None:
     """See the module."""
     made = measure.parser(__doc__)
-    made.add_argument("--seeds", type=int, default=5)
+    made.add_argument("--seeds", type=int, default=6)
     made.add_argument("--regimes", default=",".join(REGIMES))
     made.add_argument("--processes", type=int, default=1)
     made.add_argument("--write", action="store_true", help="write benchmarks/planted.md")
@@ -243,7 +248,7 @@ def main() -> None:
     options = measure.options(made, quick=quick)
     small = {"protocol.epochs": 2, "synthetic.spots": 60, "tiny.channels": 4} if options.quick else {}
     options.settings = SETTINGS | small
-    ks = SWEEP[3:4] if options.quick else SWEEP
+    ks = SWEEP[2:3] if options.quick else SWEEP
     torch.set_num_threads(1)
     jobs = [(r, s, ks, options.settings) for s in range(options.seeds) for r in options.regimes.split(",")]
     began = time.perf_counter()
