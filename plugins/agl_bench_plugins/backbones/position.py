@@ -2,8 +2,9 @@
 
 Own design: sines and cosines of the coordinates (Tancik et al., NeurIPS 2020) with wavelengths from the width of a
 section down to a few spots, along directions spread over the half circle, then two layers. Waves are bounded wherever
-the origin of the coordinates lies, so that no statistic of any spot is needed to standardise them. On random folds it
-scores nearly as well as an image model; on compact blocks, and more so on other sections, it should not.
+the origin of the coordinates lies, so that no statistic of any spot is needed to standardise them. It scores where
+training spots are near: on random folds nearly as well as an image model, and between serial sections of one piece of
+tissue that lie alike on their slides; on compact blocks it should not.
 """
 
 from __future__ import annotations
