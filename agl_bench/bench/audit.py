@@ -90,6 +90,13 @@ DECLARED = (
         "protocol.held_out_share = 0: the outer loss of selectors that learn is that of the validation spots, which "
         "also choose the epoch",
     ),
+    Declared(
+        (TRAINING,),
+        ("validation",),
+        lambda protocol: protocol.schedule == "two_stage" or protocol.warm_start != "none",
+        "protocol.schedule = two_stage or protocol.warm_start: validation spots end the rounds, and the model goes on "
+        "from the best epoch of a round",
+    ),
 )
 # What test and validation spots are for, in every protocol: the scores, and the choice of the epoch with what follows.
 MEANT: frozenset[tuple[str, Spots]] = frozenset(
@@ -133,6 +140,8 @@ def short(protocol: Protocol, epochs: int) -> Protocol:
         epochs=epochs,
         patience=max(epochs, protocol.patience),
         outer_start=min(protocol.outer_start, epochs - 1),
+        round_patience=1,  # a round ends within the few epochs, wherever it can
+        outer_passes=min(protocol.outer_passes, 2),
     )
 
 

@@ -71,11 +71,13 @@ def report_folds(
         if evaluation == "inter" and len(donors) < 2 and "intra" in evaluations:
             continue
         table: SpotTable | None = None
-        taken: tuple[str, ...] = ()
+        taken: object = None
         for plan in plan_folds(evaluation, donors, protocol, dataset=dataset):
-            if table is None or plan.sections != taken:
-                table = tabulate([s for s in sections if s.name in plan.sections], protocol)
-                taken = plan.sections
+            # As a run does: the panel decides which spots have enough genes.
+            decide = plan.training_sections if protocol.genes_from == "training" else plan.sections
+            if table is None or (plan.sections, decide) != taken:
+                table = tabulate([s for s in sections if s.name in plan.sections], protocol, decide)
+                taken = plan.sections, decide
             for seed in seeds:
                 fold = make_fold(plan, table, protocol, seed)
                 yield FoldReport.of(plan, fold, table, protocol, evaluation=evaluation, seed=seed)

@@ -1,6 +1,7 @@
 """What is told, stored and compared of folds."""
 
 import io
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -44,6 +45,19 @@ def test_every_fold_is_reported(sections):
             assert one.record["median_um"] >= one.record["nearest_um"] >= LOOSE.buffer_um
     assert len({one.record["digest"] for one in reports}) == len(reports)
     assert [one.record for one in report(sections)] == [one.record for one in reports if one.seed == 0]
+
+
+@pytest.mark.parametrize("genes_from", ["training", "all"])
+def test_folds_are_those_of_a_run_where_sections_have_different_genes(genes_from, sections, grid):
+    """The panel of genes decides which spots have enough of them, and with it the fold."""
+    few = ["protocol.min_genes_per_spot=55", f"protocol.genes_from={genes_from}", "synthetic.spots=80"]
+    cells, bench = grid("pgl", more=few)
+    fewer = [replace(s, counts=s.counts[:, 15 * i :]) for i, s in enumerate(bench.sections(cells[0][0].dataset))]
+    bench._sections = (cells[0][0].dataset, fewer)
+    protocol = cells[0][0].protocol
+    reports = report(fewer, protocol, evaluations=("inter",))
+    assert [one.record for one in reports] == [bench.setting(spec, plan).report.record for spec, plan in cells]
+    assert sum(one.counts["test_spots"] for one in reports) < 160
 
 
 def test_one_section_has_folds_within_only(sections):
