@@ -277,9 +277,9 @@ class Trainer:
             self.outer_optimizer, self.signal = self._new_outer_optimizer(), None
         if not self.protocol.outer_patience:
             return (self._outer_pass(epoch),)
-        (start, _), optimizer, steps = self._state(), self.optimizer, self._steps
+        start, optimizer, steps = _copy(self.model), self.optimizer, self._steps
         passes: list[OuterPass] = []
-        best, best_turn, best_selector = -float("inf"), 0, self._state()[1]
+        best, best_turn, best_selector = -float("inf"), 0, _copy(self.selector)
         for turn in range(self.protocol.outer_passes):
             made = self._outer_pass(epoch, turn)
             self.model.load_state_dict(start)
@@ -288,7 +288,7 @@ class Trainer:
             score = _mean(self._validate())
             passes.append(replace(made, validation_pcc=score, selected=self._selected(weights)))
             if score > best:
-                best, best_turn, best_selector = score, turn, self._state()[1]
+                best, best_turn, best_selector = score, turn, _copy(self.selector)
             if turn - best_turn >= self.protocol.outer_patience:
                 break
         self.model.load_state_dict(start)
@@ -519,7 +519,12 @@ class Trainer:
 
     def _state(self) -> State:
         """Copies of the states of model and selector."""
-        return tuple({n: t.clone() for n, t in m.state_dict().items()} for m in (self.model, self.selector))  # type: ignore[return-value]
+        return _copy(self.model), _copy(self.selector)
+
+
+def _copy(module: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's state."""
+    return {n: t.clone() for n, t in module.state_dict().items()}
 
 
 def _mean(pcc: Tensor) -> float:
