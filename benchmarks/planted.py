@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -127,6 +128,12 @@ def trained(bench: Bench, spec: RunSpec, plan: FoldPlan) -> measure.Row:
     }
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it has ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half of the 95 % t-interval; infinite for a single value."""
     if len(values) < 2:
@@ -224,7 +231,7 @@ def document(rows: Sequence[measure.Row], seconds: float, options: argparse.Name
         (__doc__ or "").partition("\n\n    ")[2].partition("\n\n")[2].strip(),
         f"{here['processor']}, {here['cores']} cores, {options.processes} processes, {here['threads']} threads, "
         f"device {here['device']}, torch {here['torch']}, commit {here['commit'] or 'unknown'}: {len(rows)} cells, "
-        f"{options.seeds} seeds, {seconds:.0f} s in all. Settings: "
+        f"{options.seeds} seeds, {seconds:.0f} s in all, {cpu_seconds():.0f} s of CPU time. Settings: "
         + ", ".join(f"{k}={v}" for k, v in options.settings.items())
         + ".",
         "## Claims of the design",
