@@ -241,8 +241,8 @@ def audit(
     known = fingerprints(campaign, plugins, root, None)
     cells = campaign.cells(plugins, root, device=torch_device.type, fingerprint=known)
     if not campaign.folds:
-        first = {(spec.dataset.name, spec.evaluation): plan for spec, plan in reversed(cells)}
-        cells = [(s, plan) for s, plan in cells if first[s.dataset.name, s.evaluation] == plan]
+        first = {(spec.dataset.label, spec.evaluation): plan for spec, plan in reversed(cells)}
+        cells = [(s, plan) for s, plan in cells if first[s.dataset.label, s.evaluation] == plan]
     console = _console()
     _say_left_out(campaign, cells)
     with console.status("building and training three times each"):

@@ -99,13 +99,13 @@ def controls_of(results: Sequence[Result], others: Sequence[Result]) -> list[Con
 
     protocols = {}  # by table
     for result in results:
-        place = result.spec.dataset.name, result.spec.evaluation, result.spec.backbone.name
+        place = result.spec.dataset.label, result.spec.evaluation, result.spec.backbone.name
         protocols[place] = result.spec.protocol
         if NEAREST_SCORE in result.scores:
             add(*place, NEAREST, result, result.scores[NEAREST_SCORE])
     for place, protocol in protocols.items():
         for other in others:
-            if (other.spec.dataset.name, other.spec.evaluation) != place[:2]:
+            if (other.spec.dataset.label, other.spec.evaluation) != place[:2]:
                 continue
             same_backbone = other.spec.backbone.name == place[2]
             if other.spec.protocol != protocol:

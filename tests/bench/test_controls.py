@@ -149,6 +149,18 @@ def test_results_outside_their_controls_get_a_note(made):
     assert notes(made("tiny", "shuffled", [0.09, 0.11])[:1]) == []  # one value has no standard error
 
 
+def test_datasets_are_told_apart_by_what_the_user_called_them(made):
+    """Two parts of one dataset have a table column each, and controls each."""
+
+    def called(label, results):
+        return [replace(r, spec=replace(r.spec, dataset=replace(r.spec.dataset, label=label))) for r in results]
+
+    own, others = made("tiny", "own", [0.3, 0.2]), made("position", "own", [0.1, 0.4])
+    controls = controls_of(called("toy:a", own) + called("toy:b", own), called("toy:a", others))
+    assert [(c.dataset, c.name) for c in controls] == [("toy:a", "position (backbone)")]
+    assert notes_on(called("toy:b", own), controls, NONE) == []
+
+
 def test_pairs_are_of_the_same_fold(made):
     """agl is below on D2, which the control does not have."""
     own = made("tiny", "own", [0.3, 0.0], "agl")
