@@ -245,8 +245,6 @@ class Hest(HestSlides):
 
 _KINDS = (("st", "h5ad"), ("patches", "h5"), ("metadata", "json"))
 # What the card of a section shows, by its name in the metadata.
-
-
 _FACTS = ("st_technology", "species", "organ", "tissue", "disease_state", "oncotree_code", "dataset_title", "license")
 
 
