@@ -457,7 +457,7 @@ def test_validate(agl, sections):
     agl("validate", "bowel_a").is_refused("TENX152", "agl-bench fetch bowel_a")
     agl("validate", "synthetic:helful").is_refused("synthetic.regime = 'helful' is not allowed")
     agl("validate", "~nobody-here/mine").is_refused("'~nobody-here/mine' is in the home folder of nobody")
-    agl("validate", "folder:~nobody-here/mine").is_refused("dataset 'folder:~nobody-here/mine' cannot list its sections")
+    agl("validate", "folder:~nobody-here/mine").is_refused("'folder:~nobody-here/mine' cannot list its")
     agl("validate", "").is_refused("unknown dataset or path ''")
     agl("validate", "min").is_refused("unknown dataset or path 'min'", "Known: ")
     (tmp_file := Path("text.txt")).write_text("text")

@@ -319,7 +319,13 @@ def _bisect(positions: np.ndarray, rows: np.ndarray, shares: list[tuple[int, flo
 
 
 def _near(table: SpotTable, rows: np.ndarray, others: np.ndarray, distance_um: float) -> np.ndarray:
-    """Which of `rows` lie closer than `distance_um` to one of `others` on the same section, (rows,) bool."""
+    """Which of `rows` lie closer than `distance_um`, along both axes, to one of `others` on the same section.
+
+    As squares overlap: a buffer as wide as a patch leaves no two patches that share tissue, whatever the grid.
+
+    Returns:
+        (rows,) bool.
+    """
     near = np.zeros(len(rows), dtype=bool)
     if distance_um == 0:
         return near
@@ -327,6 +333,6 @@ def _near(table: SpotTable, rows: np.ndarray, others: np.ndarray, distance_um: f
         here = np.flatnonzero(table.section[rows] == section)
         there = others[table.section[others] == section]
         if len(there):
-            distance, _ = cKDTree(table.position[there]).query(table.position[rows[here]])
+            distance, _ = cKDTree(table.position[there]).query(table.position[rows[here]], p=np.inf)
             near[here] = distance < distance_um
     return near
