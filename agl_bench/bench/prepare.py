@@ -157,6 +157,10 @@ def naming_the_dataset(part: Part) -> Iterator[None]:
         yield
     except AglBenchError:
         raise
+    except PermissionError as error:  # of the user's data, no fault of the plug-in
+        raise MissingData(
+            f"dataset '{part.name}': {error.filename} may not be read by this user; change its permissions"
+        ) from None
     except Exception as error:
         raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {type(error).__name__}: {error}") from error
 

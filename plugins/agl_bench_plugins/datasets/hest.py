@@ -98,7 +98,8 @@ class HestSlides(Dataset):
 
     def fetch(self, root: Path) -> None:
         """Download what is absent or differs from the repository; every file is verified before it gets its name."""
-        wanted = [f"{kind}/{slide}.{ending}" for slide in self.ids for kind, ending in _KINDS]
+        # Metadata first: a slide with counts and patches counts as there, and without them its donor is not known.
+        wanted = [f"{kind}/{slide}.{ending}" for slide in self.ids for kind, ending in (_KINDS[2], *_KINDS[:2])]
         folder = root / Path(self.folder).expanduser()
         absent = [name for name in wanted if not (folder / name).is_file()]
         token = os.environ.get("HF_TOKEN", "").strip()
