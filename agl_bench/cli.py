@@ -550,6 +550,7 @@ def describe(
                 out / "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{name}-{section_name}.png")
             )
             draw_overlay(name, section, pictures[-1])
+        del section  # before the next is read
     if as_json:
         click.echo(json.dumps(card | {"sections": cards, "pictures": [str(p) for p in pictures]}, indent=1))
     else:

@@ -48,7 +48,7 @@ class Protocol:
     )
     validation_share: Annotated[float, Range(0.01, 0.5)] = 0.2  # of the spots that are not test
     held_out_share: Annotated[float, Range(0, 0.5)] = 0.15  # likewise, for the outer loss; 0 = use validation spots
-    leave_out: Literal["auto", "section", "donor"] = "auto"  # inter; auto = donor where two or more are known
+    leave_out: Literal["auto", "section", "donor"] = "auto"  # inter; auto = donor if all are known
     fold_file: str = ""  # CSV with columns section, spot, fold, set; overrides all of the above
 
     # Patches

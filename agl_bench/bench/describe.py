@@ -27,7 +27,7 @@ class SectionCard:
         section: its name.
         donor: whom it is from; "" = not known.
         spots, genes: as measured, before any filter.
-        dropped_spots: left out by the reader because they have no patch.
+        dropped_spots: left out by the reader, as `Section.dropped_spots` says.
         um_per_px: tissue micrometres for one pixel of the coordinates.
         pitch_um: distance from a spot to its nearest, median.
         spot_um: diameter of a spot; None = not known.

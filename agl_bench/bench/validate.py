@@ -92,8 +92,7 @@ def validate(name: str, dataset: Dataset, root: Path) -> Iterator[Verdict]:
         verdict, section = _look_at(section_name, dataset, root)
         sound = sound and not verdict.problems
         if section is not None:
-            # Gene names are all that sections are compared by; their counts are let go.
-            read.append(Section(section_name, section.counts[:0].copy(), section.um_per_px))
+            read.append(section)
         yield verdict
     if sound:
         try:
@@ -116,6 +115,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section | None]:
+    """What was found, and the section without its spots where it could be read."""
     try:
         section = dataset.read(root, name)
     except AglBenchError as error:
@@ -123,12 +123,14 @@ def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section 
     except Exception as error:  # noqa: BLE001  (a plug-in may raise anything, and the other sections are to be read)
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         return Verdict(name, "", (str(BadSection(name, f"its reader fails with {reason}")),)), None
+    # Gene names are all that sections are compared by; their counts are let go before the next is read.
+    bare = Section(name, section.counts[:0].copy(), section.um_per_px)
     found = list(problems(section)) or list(pixel_problems(section))
     if found:
-        return Verdict(name, "", tuple(str(BadSection(name, problem)) for problem in found)), section
+        return Verdict(name, "", tuple(str(BadSection(name, problem)) for problem in found)), bare
     spots, genes = section.counts.shape
     facts = [f"{spots:,} spots", f"{genes:,} genes", f"{section.um_per_px:.4g} µm per pixel"]
     if section.dropped_spots:
         facts.append(f"{section.dropped_spots:,} spots left out")
     facts += [f"donor {section.donor or 'not known'}", f"fingerprint {section_fingerprint(section)}"]
-    return Verdict(name, ", ".join(facts)), section
+    return Verdict(name, ", ".join(facts)), bare

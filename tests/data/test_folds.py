@@ -344,6 +344,14 @@ def lines_of(fold: str = "mine", **sets: str) -> str:
     return "".join(f"{s[0]},{s},{fold},{name}\n" for name, spots in sets.items() for s in spots.split())
 
 
+def test_a_section_that_a_file_only_tests_decides_no_panel(write: Callable[..., Protocol]) -> None:
+    lines = lines_of(train="A0 A1 A2", validation="C0 C1 C2", test="A3 A4 A5 B0 B1 B2")
+    (plan,) = plan_folds("intra", DONORS, write("section,spot,fold,set\n" + lines), dataset="toy")
+    assert (plan.sections, plan.test_sections) == (("A", "B", "C"), ("A", "B"))
+    assert plan.training_sections == ("A", "C")
+    assert inter("B").training_sections == ("A", "C") and intra(0).training_sections == ("A",)
+
+
 HEADER = "section,spot,fold,set\n"
 GOOD = {"train": "A0 A1 A2", "validation": "A3 A4 A5", "held_out": "A6 A7 A8", "test": "A9 A10 A11"}
 
