@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -331,6 +332,7 @@ def show(name: str, files: tuple[Path, ...]) -> None:
 @_DATA
 def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root: Path) -> None:
     """Download a dataset: only what is missing, checked."""
+    from agl_bench.bench.prepare import naming_the_dataset
     from agl_bench.bench.spec import make_dataset, one_part
 
     plugins = _discover(files)
@@ -339,8 +341,9 @@ def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
     console = _console()
     if dataset.licence:
         console.print(f"{name}: {dataset.citation} Licence: {dataset.licence}.", markup=False, highlight=False)
-    dataset.fetch(root)
-    sections = dataset.sections(root)
+    with naming_the_dataset(part):
+        dataset.fetch(root)
+        sections = dataset.sections(root)
     console.print(f"{name} is there: {len(sections)} sections ({', '.join(sections)}).", markup=False, highlight=False)
 
 
@@ -472,6 +475,8 @@ def prepare(
 
     if backbone is not None and px is not None:
         raise BadSpec(f"--backbone {backbone} and --px {px} both say how large patches are; leave one out")
+    if um is not None and math.isnan(um):  # which lies between any two numbers for click
+        raise BadSpec("--um nan is no length; give micrometres from 1 to 10000")
     plugins = _discover(files)
     backbone = backbone or "tiny"
     of_backbone = [a for a in assignments if a.strip().startswith(f"{backbone}.")]
@@ -531,7 +536,9 @@ def describe(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     cards, pictures = [], []
-    for section_name in dataset.sections(root):  # one at a time: they may be large
+    with naming_the_dataset(part):
+        names = list(dataset.sections(root))
+    for section_name in names:  # one at a time: they may be large
         with naming_the_dataset(part):
             section = dataset.read(root, section_name)
         check_section(section)
@@ -543,6 +550,7 @@ def describe(
                 out / "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{name}-{section_name}.png")
             )
             draw_overlay(name, section, pictures[-1])
+        del section  # before the next is read
     if as_json:
         click.echo(json.dumps(card | {"sections": cards, "pictures": [str(p) for p in pictures]}, indent=1))
     else:
@@ -877,6 +885,10 @@ def _show_card(card: dict[str, Any], sections: list[dict[str, Any]]) -> None:
             ), f"{line['median_umi']:,.0f}", f"{line['sparsity']:.2f}", ", ".join(line["sees"]),
         )  # fmt: skip
     console.print("", table)
+    facts = [(line["section"], "; ".join(f"{k}: {v}" for k, v in line["facts"].items())) for line in sections]
+    for section, text in facts:
+        if text:
+            console.print(f"{section}  {text}", markup=False, highlight=False)
 
 
 def _show_table(

@@ -44,11 +44,11 @@ class Protocol:
     folds: Annotated[int, Range(2, 100)] = 5
     fold_shape: Literal["blocks", "random"] = "blocks"
     buffer_um: Annotated[float, Range(0, 10_000)] = (
-        112.0  # between train and the rest, and test and the rest; 112 µm = one patch
+        112.0  # between train and the rest, and test and the rest, along x or y; 112 µm = one patch
     )
     validation_share: Annotated[float, Range(0.01, 0.5)] = 0.2  # of the spots that are not test
     held_out_share: Annotated[float, Range(0, 0.5)] = 0.15  # likewise, for the outer loss; 0 = use validation spots
-    leave_out: Literal["auto", "section", "donor"] = "auto"  # inter; auto = donor where two or more are known
+    leave_out: Literal["auto", "section", "donor"] = "auto"  # inter; auto = donor if all are known
     fold_file: str = ""  # CSV with columns section, spot, fold, set; overrides all of the above
 
     # Patches

@@ -264,6 +264,8 @@ def test_bad_folds(agl, tmp_path):
     agl(*FOLDS, "--out", "absent/mine.csv").is_refused("absent/mine.csv", "No such file")
     agl("folds", "synthetik").is_refused("synthetik", "Did you mean 'synthetic'?")
     agl(*FOLDS, "--evaluation", "outer").is_refused("unknown evaluation 'outer'")
+    agl(*FOLDS, "--evaluation", "").is_refused("--evaluation is empty")
+    agl(*FOLDS, "--seeds", ",").is_refused("--seeds is empty")
     agl(*FOLDS, "--seeds", "x").is_refused("seed 'x' is not a whole number")
     agl(*FOLDS, "--preset", "cleen").is_refused("unknown preset 'cleen'")
     agl(*FOLDS, "--set", "protocol.fold=3").is_refused("unknown setting of protocol 'fold'")
@@ -449,9 +451,14 @@ def test_validate(agl, sections):
     for name, line in zip("AB", lines, strict=True):
         assert line.startswith(f"{name}: 36 spots, 30 genes, 1 µm per pixel, donor not known, fingerprint ")
     assert agl("validate", "folder", "--set", "folder.path=mine", "--data", ".").out == said.out
+    assert agl("validate", "folder:mine", "--data", ".").out.splitlines()[1:] == lines
     assert agl("validate", "mine/B").out.splitlines()[1:] == lines[1:]
     agl("validate", "mine", "--set", "hest.ids=B").is_refused("hest.ids=B", "is about hest, not about folder")
     agl("validate", "bowel_a").is_refused("TENX152", "agl-bench fetch bowel_a")
+    agl("validate", "synthetic:helful").is_refused("synthetic.regime = 'helful' is not allowed")
+    agl("validate", "~nobody-here/mine").is_refused("'~nobody-here/mine' is in the home folder of nobody")
+    agl("validate", "folder:~nobody-here/mine").is_refused("'folder:~nobody-here/mine' cannot list its")
+    agl("validate", "").is_refused("unknown dataset or path ''")
     agl("validate", "min").is_refused("unknown dataset or path 'min'", "Known: ")
     (tmp_file := Path("text.txt")).write_text("text")
     agl("validate", tmp_file).is_refused("text.txt has no layout that is known (folder, ")
@@ -612,6 +619,7 @@ def test_prepare_refuses(agl, tmp_path, sections):
     agl("prepare", "synthetic", "--backbone", "tiny", "--px", "32").is_refused("--px 32", "leave one out")
     agl("prepare", "synthetic", "--set", "dkgsb.temperature=1").is_refused("dkgsb")
     agl("prepare", "synthetic", "--px", "0").is_usage_error("--px")
+    agl("prepare", "synthetic", "--um", "nan").is_refused("--um nan is no length")
     folder = ("folder", "--set", "folder.path=mine", "--data", ".")
     image = tmp_path / "mine/B/image.png"
     image.write_bytes(image.read_bytes()[:2000])

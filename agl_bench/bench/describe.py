@@ -27,13 +27,14 @@ class SectionCard:
         section: its name.
         donor: whom it is from; "" = not known.
         spots, genes: as measured, before any filter.
-        dropped_spots: left out by the reader because they have no patch.
+        dropped_spots: left out by the reader, as `Section.dropped_spots` says.
         um_per_px: tissue micrometres for one pixel of the coordinates.
         pitch_um: distance from a spot to its nearest, median.
         spot_um: diameter of a spot; None = not known.
         median_umi: of the spots.
         sparsity: share of counts that are 0.
         sees: what a backbone may see: patches, embedding, position.
+        facts: what its files say of it beside, e.g. organ and technology.
     """
 
     section: str
@@ -47,6 +48,7 @@ class SectionCard:
     median_umi: float
     sparsity: float
     sees: tuple[str, ...]
+    facts: dict[str, str]
 
 
 def dataset_card(part: Part, dataset: Dataset, root: Path, digests: FileDigests) -> dict[str, Any]:
@@ -85,6 +87,7 @@ def section_card(section: Section) -> SectionCard:
         median_umi=float(np.median(umi_of(section))),
         sparsity=zeros / entries,
         sees=(*(name for name, there in seen.items() if there is not None), "position"),
+        facts=dict(section.facts),
     )
 
 

@@ -157,6 +157,10 @@ def naming_the_dataset(part: Part) -> Iterator[None]:
         yield
     except AglBenchError:
         raise
+    except PermissionError as error:  # of the user's data, no fault of the plug-in
+        raise MissingData(
+            f"dataset '{part.name}': {error.filename} may not be read by this user; change its permissions"
+        ) from None
     except Exception as error:
         raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {type(error).__name__}: {error}") from error
 
@@ -170,10 +174,11 @@ def _file_digests(part: Part, dataset: Dataset, root: Path, names: list[str], di
 
 @cache
 def _code() -> str:
-    """Digest of the code and version of the library that decide the pixels and counts of a prepared section."""
+    """Digest of what decides the pixels and counts of a prepared section, and whether it is let in: code, libraries."""
     here = Path(agl_bench.__file__).parent / "data"
-    files = "".join(file_digest(here / f"{name}.py") for name in ("patches", "prepared", "slides"))
-    return text_digest(f"{files} pillow {version('pillow')}", 4)
+    files = "".join(file_digest(here / f"{name}.py") for name in ("check", "patches", "prepared", "slides"))
+    libraries = " ".join(f"{name} {version(name)}" for name in ("pillow", "tifffile", "imagecodecs"))
+    return text_digest(f"{files} {libraries}", 4)
 
 
 def _to_stderr(line: str) -> None:

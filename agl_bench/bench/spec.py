@@ -204,9 +204,7 @@ class Campaign:
                 raise BadSpec(
                     f"no {key} given; use --{key} {','.join(plugins.names(kind)[:2])},… ({_listing(plugins, kind)})"
                 )
-        for key in ("backbone", "evaluation", "seeds"):
-            if not chosen[key]:
-                raise BadSpec(f"--{key} is empty; name at least one, or leave it out")
+        _some("backbone", chosen["backbone"])
         for key, kind in (("selectors", "selector"), ("backbone", "backbone")):
             for name in chosen[key]:
                 plugins.entry(name, kind)
@@ -312,8 +310,9 @@ def evaluations_of(words: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         UnknownName: for one that does not exist.
+        BadSpec: if there is none.
     """
-    names = _names(words)
+    names = _some("evaluation", _names(words))
     for name in names:
         if name not in EVALUATIONS:
             raise UnknownName("evaluation", name, EVALUATIONS)
@@ -324,9 +323,9 @@ def seeds_of(words: Sequence[str]) -> tuple[int, ...]:
     """Seeds from comma-separated words.
 
     Raises:
-        BadSpec: for one that is no whole number ≥ 0.
+        BadSpec: for one that is no whole number ≥ 0, or if there is none.
     """
-    return tuple(dict.fromkeys(_seed(word) for word in _names(words)))
+    return tuple(dict.fromkeys(_seed(word) for word in _some("seeds", _names(words))))
 
 
 def make_dataset(entry: Entry, part: Part) -> Dataset:
@@ -415,6 +414,12 @@ def _names(value: object) -> tuple[str, ...]:
     if not isinstance(items, list | tuple) or not all(isinstance(i, str | int) for i in items):
         raise BadSpec(f"{value!r} is not a name or a list of names")
     return tuple(dict.fromkeys(n.strip() for item in items for n in str(item).split(",") if n.strip()))
+
+
+def _some(option: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise BadSpec(f"--{option} is empty; name at least one, or leave it out")
+    return names
 
 
 def _seed(text: str) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from agl_bench.bench.spec import make_dataset, one_part
 from agl_bench.data.check import check_dataset, pixel_problems, problems
 from agl_bench.data.fingerprint import section_fingerprint
-from agl_bench.errors import AglBenchError, BadSection, BadSpec, UnknownName
+from agl_bench.errors import AglBenchError, BadPlugin, BadSection, BadSpec, UnknownName
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
 from agl_bench.registry.plugins import Entry, Plugins
@@ -35,18 +36,22 @@ def find_dataset(plugins: Plugins, text: str, assignments: Sequence[str]) -> tup
 
     Args:
         plugins: where the datasets are.
-        text: a name, or a path; a name wins, `./NAME` is always a path.
+        text: a name, NAME:VALUE, or a path; a name wins, `./NAME` is always a path.
         assignments: "NAME.KEY=VALUE" settings.
 
     Raises:
-        UnknownName: if it is neither.
+        UnknownName: if it is none of them.
         BadSpec: if no dataset, or more than one, recognises the path.
     """
     names = plugins.names("dataset")
-    if text in names:
-        return text, make_dataset(plugins.entry(text, "dataset"), one_part(plugins, text, "dataset", assignments))
-    path = Path(text).expanduser().absolute()
-    if not path.exists():
+    if text.partition(":")[0] in names:
+        part = one_part(plugins, text, "dataset", assignments)
+        return part.label, make_dataset(plugins.entry(part.name, "dataset"), part)
+    try:
+        path = Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise BadSpec(f"'{text}' is in the home folder of nobody on this machine; give the path from / on") from None
+    if not text or not path.exists():
         raise UnknownName("dataset or path", text, names)
     entry = _recognised([plugins.entry(name, "dataset") for name in names], path)
     given = [f"{entry.name}.{key}={value}" for key, value in entry.load().settings_at(path).items()]  # type: ignore[attr-defined]
@@ -81,22 +86,36 @@ def validate(name: str, dataset: Dataset, root: Path) -> Iterator[Verdict]:
     """
     read: list[Section] = []
     sound = True
-    for section_name in dataset.names(root):
+    with _naming(name):
+        names = dataset.names(root)
+    for section_name in names:
         verdict, section = _look_at(section_name, dataset, root)
         sound = sound and not verdict.problems
         if section is not None:
-            # Gene names are all that sections are compared by; their counts are let go.
-            read.append(Section(section_name, section.counts[:0].copy(), section.um_per_px))
+            read.append(section)
         yield verdict
     if sound:
         try:
-            dataset.sections(root)
+            with _naming(name):
+                dataset.sections(root)
             check_dataset(name, read)
         except AglBenchError as error:
             yield Verdict("", "", (str(error),))
 
 
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Whatever a dataset raises by mistake while it lists its sections becomes a sentence that names it."""
+    try:
+        yield
+    except AglBenchError:
+        raise
+    except Exception as error:
+        raise BadPlugin(f"dataset '{name}' cannot list its sections ({type(error).__name__}: {error})") from error
+
+
 def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section | None]:
+    """What was found, and the section without its spots where it could be read."""
     try:
         section = dataset.read(root, name)
     except AglBenchError as error:
@@ -104,12 +123,14 @@ def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section 
     except Exception as error:  # noqa: BLE001  (a plug-in may raise anything, and the other sections are to be read)
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         return Verdict(name, "", (str(BadSection(name, f"its reader fails with {reason}")),)), None
+    # Gene names are all that sections are compared by; their counts are let go before the next is read.
+    bare = Section(name, section.counts[:0].copy(), section.um_per_px)
     found = list(problems(section)) or list(pixel_problems(section))
     if found:
-        return Verdict(name, "", tuple(str(BadSection(name, problem)) for problem in found)), section
+        return Verdict(name, "", tuple(str(BadSection(name, problem)) for problem in found)), bare
     spots, genes = section.counts.shape
     facts = [f"{spots:,} spots", f"{genes:,} genes", f"{section.um_per_px:.4g} µm per pixel"]
     if section.dropped_spots:
         facts.append(f"{section.dropped_spots:,} spots left out")
     facts += [f"donor {section.donor or 'not known'}", f"fingerprint {section_fingerprint(section)}"]
-    return Verdict(name, ", ".join(facts)), section
+    return Verdict(name, ", ".join(facts)), bare

@@ -56,17 +56,20 @@ class FoldPlan:
         sections: names of the sections that take part.
         test_sections: names of the sections whose spots are tested; all of them for intra-batch.
         part: which of the k parts, or of the folds of a file, is tested (intra-batch); −1 for inter-batch.
+        tested_only: names of sections that a file tests beside such as it trains on and tests (intra-batch).
     """
 
     label: str
     sections: tuple[str, ...]
     test_sections: tuple[str, ...]
     part: int
+    tested_only: tuple[str, ...] = ()
 
     @property
     def training_sections(self) -> tuple[str, ...]:
-        """Names of the sections that have training spots."""
-        return tuple(s for s in self.sections if self.part >= 0 or s not in self.test_sections)
+        """Names of the sections that have other than test spots."""
+        unseen = self.tested_only if self.part >= 0 else self.test_sections
+        return tuple(s for s in self.sections if s not in unseen)
 
 
 def plan_folds(evaluation: str, donors: Mapping[str, str], protocol: Protocol, *, dataset: str) -> list[FoldPlan]:
@@ -120,7 +123,8 @@ def _plan_listed(evaluation: str, sections: tuple[str, ...], path: Path, dataset
                     f"protocol.fold_file = '{path}': section '{section}' of fold {label} is none of {dataset}, which "
                     f"has {', '.join(sections)}"
                 )
-        within = bool(found["test"] & (found["train"] | found["validation"] | found["held_out"]))
+        developed = found["train"] | found["validation"] | found["held_out"]
+        within = bool(found["test"] & developed)
         if within == (evaluation == "intra"):
             every = set().union(*found.values())
             plans.append(
@@ -129,6 +133,7 @@ def _plan_listed(evaluation: str, sections: tuple[str, ...], path: Path, dataset
                     tuple(s for s in sections if s in every),
                     tuple(s for s in sections if s in found["test"]),
                     len(plans) if within else -1,
+                    tuple(s for s in sections if s in found["test"] - developed) if within else (),
                 )
             )
     return plans
@@ -319,7 +324,13 @@ def _bisect(positions: np.ndarray, rows: np.ndarray, shares: list[tuple[int, flo
 
 
 def _near(table: SpotTable, rows: np.ndarray, others: np.ndarray, distance_um: float) -> np.ndarray:
-    """Which of `rows` lie closer than `distance_um` to one of `others` on the same section, (rows,) bool."""
+    """Which of `rows` lie closer than `distance_um`, along both axes, to one of `others` on the same section.
+
+    As squares overlap: a buffer as wide as a patch leaves no two patches that share tissue, whatever the grid.
+
+    Returns:
+        (rows,) bool.
+    """
     near = np.zeros(len(rows), dtype=bool)
     if distance_um == 0:
         return near
@@ -327,6 +338,6 @@ def _near(table: SpotTable, rows: np.ndarray, others: np.ndarray, distance_um: f
         here = np.flatnonzero(table.section[rows] == section)
         there = others[table.section[others] == section]
         if len(there):
-            distance, _ = cKDTree(table.position[there]).query(table.position[rows[here]])
+            distance, _ = cKDTree(table.position[there]).query(table.position[rows[here]], p=np.inf)
             near[here] = distance < distance_um
     return near

@@ -349,6 +349,8 @@ def _open_openslide(path: Path, section: str) -> Iterator[Slide]:
 
 
 def _broken(section: str, path: Path, error: BaseException) -> BadSection:
+    if isinstance(error, PermissionError):
+        return BadSection(section, f"{path} may not be read by this user; change its permissions")
     return BadSection(
         section, f"{path} cannot be read as an image ({reason(error)}); it is damaged or incomplete, replace it"
     )

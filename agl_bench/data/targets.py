@@ -49,8 +49,9 @@ def fit_targets(table: SpotTable, training_rows: np.ndarray, columns: np.ndarray
     θ = 100, clipped to ±√n. Shares and n are of the training spots, or of all where `protocol.genes_from` is "all".
 
     Standard scores: mean and standard deviation (of the population) of the section's training spots. A section without
-    such spots, tested in inter-batch evaluation, is left as it is: a correlation within a section does not change with
-    them. A gene that does not vary is only centred.
+    such spots, tested in inter-batch evaluation, gets the mean of theirs, so that it is in the units that a model has
+    learnt to predict; a correlation within a section does not change with them. A gene that does not vary is only
+    centred.
 
     Args:
         table: all spots.
@@ -74,9 +75,13 @@ def fit_targets(table: SpotTable, training_rows: np.ndarray, columns: np.ndarray
 def _moments(
     table: SpotTable, rows: np.ndarray, columns: np.ndarray, rule: TargetRule
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each section's targets, (sections, genes) float64; 0 and 1 for sections without `rows`."""
+    """Mean and deviation of each section's targets, (sections, genes) float64.
+
+    Where a section has none of `rows`, the mean of the others' means and variances, by their numbers of spots.
+    """
     mean = np.zeros((len(table.sections), len(columns)))
-    deviation = np.ones_like(mean)
+    variance = np.zeros_like(mean)
+    spots = np.bincount(table.section[rows], minlength=len(mean))
     for section in np.unique(table.section[rows]):
         here = rows[table.section[rows] == section]
         first, total, squares = None, np.zeros(len(columns)), np.zeros(len(columns))
@@ -90,9 +95,10 @@ def _moments(
             squares += np.square(values, out=values).sum(0)
         assert first is not None
         away = total / len(here)
-        spread = np.sqrt(np.maximum(squares / len(here) - away**2, 0))
-        mean[section], deviation[section] = first + away, np.where(spread > 0, spread, 1)
-    return mean, deviation
+        mean[section], variance[section] = first + away, np.maximum(squares / len(here) - away**2, 0)
+    for values in (mean, variance):
+        values[spots == 0] = spots @ values / len(rows)
+    return mean, np.where(variance > 0, np.sqrt(variance), 1)
 
 
 def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -58,7 +58,7 @@ class Tunable:
         """
         parsed = _convert(self.kind, value)
         number = isinstance(parsed, int | float) and not isinstance(parsed, bool)
-        inside = not number or self.range is None or (math.isfinite(parsed) and parsed in self.range)  # type: ignore[arg-type, operator]
+        inside = not number or self.range is None or (abs(parsed) != math.inf and parsed in self.range)  # type: ignore[arg-type, operator]
         if parsed is None or not inside:
             raise BadSpec(f"{owner}.{self.name} = {value!r} is not allowed; it takes {self.allowed()}")
         return parsed

@@ -78,11 +78,14 @@ class Entry:
         return cls
 
     def digest(self) -> str:
-        """Digest of the source files of the class and of its bases outside agl-bench's core.
+        """Digest of the source files of the class, of its bases outside agl-bench's core, and of what it takes from
+        other modules of its package.
 
         Part of the identity of every result that used it.
         """
-        files = [inspect.getsourcefile(base) for base in self.load().__mro__ if _is_specimen(base)]
+        cls = self.load()
+        files = [inspect.getsourcefile(base) for base in cls.__mro__ if _is_specimen(base)]
+        files += [file for file in _files_beside(cls) if file not in files]
         return text_digest("".join(file_digest(Path(f), 8) for f in files if f), 8)
 
 
@@ -233,6 +236,21 @@ def _import_file(path: Path) -> ModuleType:
 def _is_specimen(cls: type) -> bool:
     """Whether a class belongs to a plug-in, not to Python, torch or the instrument."""
     return cls.__module__.partition(".")[0] not in ("builtins", "abc", "typing", "torch", "agl_bench")
+
+
+def _files_beside(cls: type) -> list[str]:
+    """Source files of the modules whose functions, classes or selves the module of a class uses, within its package."""
+    package = cls.__module__.partition(".")[0]
+    seen, waiting = {cls.__module__}, [cls.__module__]
+    while waiting:
+        module = sys.modules.get(waiting.pop())
+        for value in vars(module).values() if module else ():
+            name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(name, str) and name.partition(".")[0] == package and name not in seen:
+                seen.add(name)
+                waiting.append(name)
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in sorted(seen))
+    return [file for file in files if file]
 
 
 def _one_line(error: BaseException) -> str:

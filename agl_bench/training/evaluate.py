@@ -59,7 +59,8 @@ class Scores:
     Attributes:
         pearson: PCC over the spots of the section.
         spearman: likewise with ranks.
-        mse: mean squared error after the affine fit of the training spots, in squared ln(1 + …) units.
+        mse: mean squared error after the affine fit of the training spots, in squared units of the targets: ln(1 + …),
+            Pearson residuals or standard scores, as the protocol says.
         moran_measured: Moran's I of the measured map; neighbours are test spots of the section.
         moran_predicted: Moran's I of the predicted map.
         ssim: structural similarity of the measured map and the predicted one after the affine fit.

@@ -18,7 +18,7 @@ from agl_bench.bench import prepare
 from agl_bench.bench.prepare import Preparation
 from agl_bench.bench.spec import Part
 from agl_bench.data.prepared import PatchSize
-from agl_bench.errors import BadPlugin
+from agl_bench.errors import BadPlugin, MissingData
 
 PART = Part("made", {"size": 3}, "made 1.0", "source")
 SIZE = PatchSize(6, 112.0)
@@ -142,6 +142,15 @@ def test_errors_of_a_dataset_name_it(root: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Made, "read", broken)
     with pytest.raises(BadPlugin, match=r"dataset 'made' of made 1\.0: OSError: unplugged"):
+        sections(root, Made())
+
+
+def test_what_may_not_be_read_is_no_fault_of_the_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(self: Made, root: Path) -> dict[str, str]:
+        raise PermissionError(13, "Permission denied", str(root / "A"))
+
+    monkeypatch.setattr(Made, "sections", forbidden)
+    with pytest.raises(MissingData, match=r"dataset 'made': .*A may not be read by this user"):
         sections(root, Made())
 
 

@@ -161,6 +161,18 @@ def test_the_buffer_keeps_sets_apart(plan: FoldPlan, buffer_um: float) -> None:
     assert all(set(getattr(fold, n)) <= set(getattr(plain, n)) for n in SETS)
 
 
+def test_a_buffer_as_wide_as_a_patch_leaves_no_overlap_on_a_square_grid() -> None:
+    table = table_of({"A": 400})
+    places = 100.0 * np.stack(np.divmod(np.arange(400), 20), axis=1)  # the diagonal, 141 µm, is longer than a patch
+    table = replace(table, position=places.astype(np.float32))
+    for part in range(4):
+        fold = make_fold(intra(part), table, Protocol(folds=4, buffer_um=112), seed=0)
+        assert separation(fold, table, 112.0).overlapping == 0
+        for name in ("held_out", "validation"):
+            apart = cKDTree(table.position[fold.train]).query(table.position[getattr(fold, name)], p=np.inf)[0]
+            assert apart.min() >= 112
+
+
 def test_the_buffer_does_not_reach_across_sections() -> None:
     """Sections lie on top of each other in coordinates, and are nevertheless different tissue."""
     protocol = Protocol(buffer_um=5000, validation_share=0.2, held_out_share=0.0)
@@ -330,6 +342,14 @@ def test_the_table_of_a_fold() -> None:
 def lines_of(fold: str = "mine", **sets: str) -> str:
     """Lines of a file: set -> names of its spots, whose first letter is the section."""
     return "".join(f"{s[0]},{s},{fold},{name}\n" for name, spots in sets.items() for s in spots.split())
+
+
+def test_a_section_that_a_file_only_tests_decides_no_panel(write: Callable[..., Protocol]) -> None:
+    lines = lines_of(train="A0 A1 A2", validation="C0 C1 C2", test="A3 A4 A5 B0 B1 B2")
+    (plan,) = plan_folds("intra", DONORS, write("section,spot,fold,set\n" + lines), dataset="toy")
+    assert (plan.sections, plan.test_sections) == (("A", "B", "C"), ("A", "B"))
+    assert plan.training_sections == ("A", "C")
+    assert inter("B").training_sections == ("A", "C") and intra(0).training_sections == ("A",)
 
 
 HEADER = "section,spot,fold,set\n"

@@ -227,6 +227,20 @@ def test_row_beyond_the_array() -> None:
         ArrayPatches(noise(2, 4, 4, 3), rows=np.array([0, 2]))
 
 
+def test_forbidden_files_are_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(h5py, "File", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)  # chmod stops no test that root runs
+    for make in (
+        lambda: ArrayPatches(tmp_path / "patches.h5", section="S1"),
+        lambda: ImagePatches(tmp_path / "image.png", np.zeros((1, 2)), 1.0, section="S1"),
+    ):
+        with pytest.raises(BadSection, match=r"section 'S1': .* may not be read by this user; change its permissions"):
+            make()
+
+
 def test_corrupt_h5(tmp_path: Path) -> None:
     path = tmp_path / "S1" / "patches.h5"
     path.parent.mkdir()

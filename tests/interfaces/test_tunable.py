@@ -91,6 +91,8 @@ def test_parses(annotation: Any, value: object, expected: object) -> None:
         (RATE, math.inf),
         (Annotated[int, Range(1, 12)], "13"),
         (Annotated[int, Range(1, 12)], 0),
+        (Annotated[int, Range(1, 12)], "1" * 400),  # no float holds it
+        (Annotated[float, Range(0, math.inf)], "inf"),
         (Annotated[float, Range(0, 1)], "1.0000001"),
         (Annotated[float, Range(0, 1)], "nan"),
     ],

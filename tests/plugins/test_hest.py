@@ -206,7 +206,7 @@ def finished(root: Path) -> dict[str, bytes]:
 def test_fetch_brings_the_named_files_once(tmp_path: Path, hub: Hub) -> None:
     Ovary().fetch(tmp_path)
     assert finished(tmp_path) == hub.content
-    assert hub.downloads == ["st/TENX65.h5ad", "patches/TENX65.h5", "metadata/TENX65.json"]
+    assert hub.downloads == ["metadata/TENX65.json", "st/TENX65.h5ad", "patches/TENX65.h5"]
     Ovary().fetch(tmp_path)
     assert len(hub.downloads) == 3
 
@@ -239,10 +239,11 @@ def test_interrupted_download_goes_on_where_it_stopped(tmp_path: Path, hub: Hub)
     hub.before = cut
     with pytest.raises(FetchFailed, match=r"interrupted \(connection lost\).*what has arrived is kept"):
         Ovary().fetch(tmp_path)
-    assert list(finished(tmp_path)) == ["st/TENX65.h5ad"]
+    # Metadata came first: with counts and patches alone the slide would be there without its donor.
+    assert list(finished(tmp_path)) == ["st/TENX65.h5ad", "metadata/TENX65.json"]
     hub.before = lambda name: None
     Ovary().fetch(tmp_path)
-    assert hub.downloads == ["st/TENX65.h5ad", "patches/TENX65.h5", "metadata/TENX65.json"]
+    assert hub.downloads == ["metadata/TENX65.json", "st/TENX65.h5ad", "patches/TENX65.h5"]
 
 
 def answer(kind: type[errors.HfHubHTTPError], status: int) -> Exception:
@@ -270,7 +271,7 @@ def test_refusals_say_what_to_do(tmp_path: Path, hub: Hub, failure: Exception, m
 
 
 def test_slide_that_the_repository_lacks(tmp_path: Path, hub: Hub) -> None:
-    with pytest.raises(FetchFailed, match=r"has no 'st/TENX9999\.h5ad' at revision 'main'"):
+    with pytest.raises(FetchFailed, match=r"has no 'metadata/TENX9999\.json' at revision 'main'"):
         Hest(ids=("TENX9999",)).fetch(tmp_path)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from agl_bench import BadSection, BadSpec, Dataset, MissingData, Section
 from agl_bench.bench.cells import CellStore
+from agl_bench.bench.describe import section_card
 from agl_bench.bench.recorder import NoRecorder
 from agl_bench.bench.run import Bench, run_cells
 from agl_bench.bench.spec import Campaign
@@ -319,6 +320,14 @@ def test_features_that_do_not_fit(measured, tmp_path: Path) -> None:
 
 
 # --- what is known of a section --------------------------------------------------------------------------------------
+
+
+def test_spot_diameter_of_visium_is_on_the_card(measured, tmp_path: Path) -> None:
+    root = str(measured.visium_h5(tmp_path))
+    scales = json.loads((tmp_path / "S1/outs/spatial/scalefactors_json.json").read_text())
+    card = section_card(Visium(path=root).read(NOWHERE, "S1"))
+    assert card.spot_um == pytest.approx(scales["spot_diameter_fullres"] * card.um_per_px) == pytest.approx(55)
+    assert card.facts == {"matrix": "filtered_feature_bc_matrix.h5", "image": "slide.tif"}
 
 
 def test_hest_facts_and_donor_column(measured, tmp_path: Path) -> None:

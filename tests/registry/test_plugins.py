@@ -162,6 +162,26 @@ def test_file(tmp_path):
     assert plugins.entry("mine").digest()
 
 
+def test_the_digest_follows_the_class_into_its_package(install, tmp_path):
+    package = tmp_path / "parts_x"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "deep.py").write_text("def gain():\n    return 1\n")
+    (package / "steps.py").write_text("from parts_x import deep\n\n\ndef step():\n    return deep.gain()\n")
+    (package / "beside.py").write_text("unused = 1\n")
+    source = (
+        "from agl_bench import Selector\nfrom parts_x.steps import step\n\n\nclass Mine(Selector):\n    '''Mine.'''\n"
+    )
+    (package / "mine.py").write_text(source)
+    install(hook("return {'mine': 'parts_x.mine:Mine'}"))
+    entry = Plugins.discover(strict=True).entry("mine")
+    before = entry.digest()
+    (package / "beside.py").write_text("unused = 2\n")
+    assert entry.digest() == before
+    (package / "deep.py").write_text("def gain():\n    return 2\n")
+    assert entry.digest() != before
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_file_is_an_error(case, tmp_path):
     source, reason = BROKEN[case]

@@ -98,7 +98,8 @@ class HestSlides(Dataset):
 
     def fetch(self, root: Path) -> None:
         """Download what is absent or differs from the repository; every file is verified before it gets its name."""
-        wanted = [f"{kind}/{slide}.{ending}" for slide in self.ids for kind, ending in _KINDS]
+        # Metadata first: a slide with counts and patches counts as there, and without them its donor is not known.
+        wanted = [f"{kind}/{slide}.{ending}" for slide in self.ids for kind, ending in (_KINDS[2], *_KINDS[:2])]
         folder = root / Path(self.folder).expanduser()
         absent = [name for name in wanted if not (folder / name).is_file()]
         token = os.environ.get("HF_TOKEN", "").strip()
@@ -245,8 +246,6 @@ class Hest(HestSlides):
 
 _KINDS = (("st", "h5ad"), ("patches", "h5"), ("metadata", "json"))
 # What the card of a section shows, by its name in the metadata.
-
-
 _FACTS = ("st_technology", "species", "organ", "tissue", "disease_state", "oncotree_code", "dataset_title", "license")
 
 

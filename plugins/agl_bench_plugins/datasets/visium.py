@@ -115,6 +115,8 @@ class Visium(Dataset):
         if dropped:
             counts, positions, full = counts[on_tissue].copy(), positions[on_tissue], full[on_tissue]
         counts.obsm["spatial"] = positions
+        if spot_um:
+            counts.uns["spot_diameter_px"] = spot_um / um_per_px
         patches = None
         for path in sample.image:
             patches = ImagePatches(path, positions, um_per_px, section=name)
@@ -122,7 +124,6 @@ class Visium(Dataset):
         for path in sample.embedding:
             embedding = read_embedding(path, counts.obs_names, full, section=name)
         facts = {"matrix": sample.matrix[0].parent.name if len(sample.matrix) > 1 else sample.matrix[0].name}
-        facts |= {"spot diameter": f"{spot_um:.1f} µm"} if spot_um else {}
         facts |= {"image": sample.image[0].name} if sample.image else {}
         return Section(
             name,
