@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agl_bench.data.patches import ArrayPatches, ImagePatches, read_constants, read_embedding, read_uns
     from agl_bench.errors import AglBenchError, BadSection, BadSpec, FetchFailed, MissingData
     from agl_bench.interfaces.backbone import Backbone
-    from agl_bench.interfaces.dataset import Dataset
+    from agl_bench.interfaces.dataset import Dataset, is_offline
     from agl_bench.interfaces.genes import GeneSplit
     from agl_bench.interfaces.selector import Selector, Step, TrainingView
     from agl_bench.interfaces.spots import PatchSource, Section, SpotBatch, Spots
@@ -48,6 +48,7 @@ _HOMES = {
     "MissingData": "errors",
     "Backbone": "interfaces.backbone",
     "Dataset": "interfaces.dataset",
+    "is_offline": "interfaces.dataset",
     "GeneSplit": "interfaces.genes",
     "Selector": "interfaces.selector",
     "Step": "interfaces.selector",
@@ -104,6 +105,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "hookimpl",
+    "is_offline",
     "read_constants",
     "read_embedding",
     "read_uns",

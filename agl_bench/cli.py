@@ -147,7 +147,7 @@ def run(
     if precision is not None:
         assignments = (*assignments, f"protocol.precision={precision}")
     campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
-    _check_writable(json_file)
+    _check_writable("--json", json_file)
 
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import control_cells, control_selectors, controls_of, notes_on
@@ -232,7 +232,7 @@ def audit(
 
     plugins = _discover(files)
     campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
-    _check_writable(json_file)
+    _check_writable("--json", json_file)
 
     from agl_bench.bench.audit import as_json, audit, short
     from agl_bench.bench.run import choose_device, fingerprints
@@ -403,6 +403,7 @@ def folds(
     evaluations = evaluations_of(evaluation or ("intra", "inter"))
     if out is not None and len(roots) != 1:
         raise BadSpec(f"--out writes the folds of one seed, there are {len(roots)}; choose one with --seeds")
+    _check_writable("--out", out)
     part, protocol = one_dataset(plugins, dataset, preset, assignments)
     protocol.files()  # one that is not there ends here
 
@@ -721,10 +722,10 @@ def _existing(work: Path) -> CellStore:
     return CellStore(work)
 
 
-def _check_writable(json_file: Path | None) -> None:
+def _check_writable(option: str, file: Path | None) -> None:
     """Before the work and not after it."""
-    if json_file is not None and (json_file.is_dir() or not os.access(json_file.absolute().parent, os.W_OK)):
-        raise BadSpec(f"--json {json_file} cannot be written; name a file in a folder that exists and can be written")
+    if file is not None and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
+        raise BadSpec(f"{option} {file} cannot be written; name a file in a folder that exists and can be written")
 
 
 def _recorder(work: Path, tracking: str | None, console: Console) -> Recorder:

@@ -43,9 +43,7 @@ class Protocol:
     # Folds
     folds: Annotated[int, Range(2, 100)] = 5
     fold_shape: Literal["blocks", "random"] = "blocks"
-    buffer_um: Annotated[float, Range(0, 10_000)] = (
-        112.0  # between train and the rest, and test and the rest, along x or y; 112 µm = one patch
-    )
+    buffer_um: Annotated[float | Literal["patch"], Range(0, 10_000)] = "patch"  # between train, the others, and test
     validation_share: Annotated[float, Range(0.01, 0.5)] = 0.2  # of the spots that are not test
     held_out_share: Annotated[float, Range(0, 0.5)] = 0.15  # likewise, for the outer loss; 0 = use validation spots
     leave_out: Literal["auto", "section", "donor"] = "auto"  # inter; auto = donor if all are known
@@ -98,6 +96,11 @@ class Protocol:
                 "keep it below 0.9"
             )
         return protocol
+
+    @property
+    def buffer(self) -> float:
+        """Width of the buffer between sets, µm."""
+        return self.patch_um if self.buffer_um == "patch" else float(self.buffer_um)
 
     def settings(self) -> dict[str, Value]:
         """Plain values, ready for JSON or TOML."""

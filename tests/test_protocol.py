@@ -166,3 +166,8 @@ def test_files_that_a_protocol_names(tmp_path: Path) -> None:
         path.touch()
     assert protocol.files() == paths
     assert Protocol.of({"ranking_file": str(paths[1])}).files() == [paths[1]]
+
+
+def test_the_buffer_is_as_wide_as_a_patch():
+    assert Protocol().buffer == 112 and Protocol(patch_um=224.0).buffer == 224
+    assert Protocol.of({"buffer_um": "50"}).buffer == 50

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.spatial import KDTree
 
 from agl_bench.bench.prepare import fingerprint
 from agl_bench.bench.spec import Part
+from agl_bench.data.neighbours import pitch
 from agl_bench.digests import FileDigests
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
@@ -73,7 +73,7 @@ def section_card(section: Section) -> SectionCard:
     entries = X.shape[0] * X.shape[1]
     zeros = entries - int(np.count_nonzero(X.data if sparse.issparse(X) else X))
     diameter = spot_diameter_px(section.counts.uns)
-    pitch = pitch_px(section)
+    apart = pitch_px(section)
     seen = {"patches": section.patches, "embedding": section.embedding}
     return SectionCard(
         section=section.name,
@@ -82,7 +82,7 @@ def section_card(section: Section) -> SectionCard:
         genes=section.counts.n_vars,
         dropped_spots=section.dropped_spots,
         um_per_px=float(section.um_per_px),
-        pitch_um=None if pitch is None else pitch * section.um_per_px,
+        pitch_um=None if apart is None else apart * section.um_per_px,
         spot_um=None if diameter is None else diameter * section.um_per_px,
         median_umi=float(np.median(umi_of(section))),
         sparsity=zeros / entries,
@@ -99,10 +99,7 @@ def umi_of(section: Section) -> np.ndarray:
 def pitch_px(section: Section) -> float | None:
     """Distance from a spot to its nearest, median; None for a single spot or where spots lie upon each other."""
     positions = np.asarray(section.counts.obsm["spatial"], dtype=np.float64)
-    if len(positions) < 2:
-        return None
-    distance, _ = KDTree(positions).query(positions, k=2)  # column 0 is the spot itself
-    return float(np.median(distance[:, 1])) or None
+    return pitch(positions) or None
 
 
 def spot_diameter_px(uns: Mapping[str, Any]) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from agl_bench.data.prepared import FORMAT, PatchSize, PreparedPatches, SectionC
 from agl_bench.digests import FileDigests, file_digest, text_digest
 from agl_bench.errors import AglBenchError, BadPlugin, MissingData
 from agl_bench.interfaces.backbone import Backbone
-from agl_bench.interfaces.dataset import Dataset
+from agl_bench.interfaces.dataset import Dataset, is_offline
 from agl_bench.interfaces.spots import Section
 from agl_bench.registry.plugins import Plugins
 
@@ -123,7 +122,7 @@ def bring(part: Part, dataset: Dataset, root: Path) -> None:
             for name in dataset.sections(root):
                 dataset.files(root, name)
     except MissingData:
-        if os.environ.get("AGL_BENCH_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+        if is_offline():
             raise
         with naming_the_dataset(part):
             dataset.fetch(root)

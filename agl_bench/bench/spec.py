@@ -20,13 +20,16 @@ from agl_bench.interfaces.tunable import Value, resolve, tunables
 from agl_bench.protocol import Preset, Protocol, load_preset, read_toml
 from agl_bench.registry.plugins import Entry, Plugins
 
+# Libraries that decide results; those that decide pixels alone are in the key of a prepared section.
+DECIDING = ("torch", "numpy", "scipy", "pandas", "scanpy", "scikit-misc", "pillow")
+
 
 @cache
 def _engine() -> str:
     """Digest of the code of agl-bench that decides results."""
     here = Path(agl_bench.__file__).parent
     parts = [p for folder in ("maths", "interfaces", "data", "training") for p in sorted((here / folder).glob("*.py"))]
-    deciding = ("protocol.py", "bench/run.py", "bench/planted.py")
+    deciding = ("protocol.py", *(f"bench/{n}.py" for n in ("run", "planted", "result", "fold_report")))
     text = "".join(file_digest(p) for p in (*parts, *(here / name for name in deciding)))
     return text_digest(text, 4)
 
@@ -82,7 +85,7 @@ class RunSpec:
     data: str
     device: str
     version: str = field(default_factory=lambda: f"{__version__}+{_engine()}")
-    libraries: str = field(default_factory=lambda: ", ".join(f"{n} {version(n)}" for n in ("torch", "scanpy")))
+    libraries: str = field(default_factory=lambda: ", ".join(f"{n} {version(n)}" for n in DECIDING))
 
     @cached_property
     def key(self) -> str:
@@ -400,6 +403,10 @@ def _part(plugins: Plugins, word: str, kind: str, given: Mapping[str, Mapping[st
             )
         if not value:
             raise BadSpec(f"'{word}' names nothing after the colon; it takes {name}.{argument}, e.g. {name}:VALUE")
+        if argument in own:
+            raise BadSpec(
+                f"'{word}' and a setting of {name}.{argument} say the same thing twice; leave one of them out"
+            )
         own[argument] = value
     settings = resolve(entry.name, tunables(entry.load()), own)
     # A setting that names a file, e.g. of weights, stands for its content.

@@ -177,9 +177,9 @@ def make_fold(plan: FoldPlan, table: SpotTable, protocol: Protocol, seed: int) -
     }
     before = sum(map(len, sets.values()))
     for name in ("validation", "held_out"):  # small sets: they give way to the test spots only
-        sets[name] = sets[name][~_near(table, sets[name], sets["test"], protocol.buffer_um)]
+        sets[name] = sets[name][~_near(table, sets[name], sets["test"], protocol.buffer)]
     others = np.concatenate([sets["test"], sets["validation"], sets["held_out"]])
-    sets["train"] = sets["train"][~_near(table, sets["train"], others, protocol.buffer_um)]
+    sets["train"] = sets["train"][~_near(table, sets["train"], others, protocol.buffer)]
     for name, rows in sets.items():
         if name == "held_out" and protocol.held_out_share == 0:
             continue

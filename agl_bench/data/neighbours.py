@@ -6,7 +6,12 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-REACH = 1.5  # × the median distance to the nearest spot: 6 neighbours on a hexagonal grid (√3 > 1.5), 8 on a square one
+REACH = 1.5  # pitches: 6 neighbours on a hexagonal grid (√3 > 1.5), 8 on a square one
+
+
+def pitch(position: np.ndarray) -> float:
+    """Median distance from a spot to the next one, in the unit of `position` (spots, 2); 0 for fewer than two spots."""
+    return float(np.median(cKDTree(position).query(position, k=2)[0][:, 1])) if len(position) > 1 else 0.0
 
 
 def neighbour_weights(position: np.ndarray) -> sparse.csr_matrix:
@@ -22,9 +27,7 @@ def neighbour_weights(position: np.ndarray) -> sparse.csr_matrix:
     """
     if len(position) < 2:
         return sparse.csr_matrix((len(position), len(position)))
-    tree = cKDTree(position)
-    nearest = tree.query(position, k=2)[0][:, 1]
-    pairs = tree.query_pairs(REACH * float(np.median(nearest)), output_type="ndarray")
+    pairs = cKDTree(position).query_pairs(REACH * pitch(position), output_type="ndarray")
     ends = np.concatenate([pairs, pairs[:, ::-1]])
     weights = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(position), len(position)))
     weights.sort_indices()

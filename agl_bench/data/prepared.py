@@ -34,6 +34,7 @@ from scipy import sparse
 
 from agl_bench.data.check import check_section
 from agl_bench.data.patches import Block, blocks_of
+from agl_bench.data.preprocess import canonical
 from agl_bench.digests import FileDigests, text_digest
 from agl_bench.errors import AglBenchError, BadSection, BadWorkFolder
 from agl_bench.interfaces.spots import PatchSource, Section
@@ -167,7 +168,7 @@ class SectionCache:
         partial = self.folder / f"{key}.partial"
         shutil.rmtree(partial, ignore_errors=True)  # what a killed process left; the lock is ours
         partial.mkdir(parents=True)
-        counts = _canonical(section.counts.X)
+        counts = _without_zeros(section.counts.X)
         wide = np.int64 if max(counts.nnz, counts.shape[1]) > np.iinfo(np.int32).max else np.int32
         np.save(partial / "counts.data.npy", _narrowed(counts.data))
         np.save(partial / "counts.indices.npy", counts.indices.astype(wide, copy=False))
@@ -204,7 +205,7 @@ class SectionCache:
         except OSError as error:
             reason = error.strerror or f"the disk did not take all: {error}"  # numpy counts what was written
             raise BadWorkFolder(
-                f"prepared sections cannot be written to {self.folder} ({reason}); make room there, "
+                f"prepared sections cannot be written to {self.folder} ({reason}); make it writable, make room, "
                 "or set AGL_BENCH_CACHE to another folder"
             ) from error
 
@@ -360,12 +361,11 @@ def _mapped(path: Path) -> np.ndarray:
     return array.view(np.ndarray)  # so that what is picked from it is an ordinary array
 
 
-def _canonical(X: Any) -> sparse.csr_matrix:
+def _without_zeros(X: Any) -> sparse.csr_matrix:
     """Counts as CSR with sorted, distinct, non-zero entries; `X` stays as it is."""
-    counts = sparse.csr_matrix(X)
-    if not counts.has_canonical_format or not counts.data.all():
+    counts = canonical(X)
+    if not counts.data.all():
         counts = counts.copy()
-        counts.sum_duplicates()
         counts.eliminate_zeros()
     return counts
 

@@ -124,7 +124,7 @@ def tabulate(sections: Sequence[Section], protocol: Protocol, panel_from: Collec
     genes = panel(sections, panel_from)
     matrices, source_columns, rows, totals, dropped = [], [], [], [], 0
     for section in sections:
-        matrix, columns = _canonical(section.counts.X), section.counts.var_names.get_indexer(genes)
+        matrix, columns = canonical(section.counts.X), section.counts.var_names.get_indexer(genes)
         detected, total = _sums(matrix, columns)
         kept = np.flatnonzero(detected >= protocol.min_genes_per_spot)
         if not len(kept):
@@ -157,7 +157,7 @@ def tabulate(sections: Sequence[Section], protocol: Protocol, panel_from: Collec
     )
 
 
-def _canonical(counts: object) -> sparse.csr_matrix:
+def canonical(counts: object) -> sparse.csr_matrix:
     """Counts as CSR with sorted, distinct columns; the very arrays of the section where they are so already."""
     matrix = sparse.csr_matrix(counts)
     if not matrix.has_canonical_format:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
 from agl_bench.interfaces.spots import Section
+
+
+def is_offline(*names: str) -> str:
+    """Which environment variable forbids downloads, `AGL_BENCH_OFFLINE` or one of `names`; "" if none does."""
+    on = ("1", "true", "yes", "on")
+    return next((n for n in ("AGL_BENCH_OFFLINE", *names) if os.environ.get(n, "").strip().lower() in on), "")
 
 
 class Dataset(ABC):

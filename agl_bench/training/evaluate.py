@@ -10,12 +10,12 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from agl_bench.data.neighbours import REACH, pitch
 from agl_bench.data.store import SpotStore
 from agl_bench.maths import metrics
 from agl_bench.training.model import Model
 
 BATCH = 256  # spots for each forward pass; no influence on results in evaluation mode
-ADJACENT = 1.5  # pitches: six neighbours on a hexagonal grid, eight on a square one
 SIGMA, TRUNCATE = 1.5, 3.5  # pitches, sigmas: the Gaussian window of Wang et al. 2004, cut off as usual
 NEAREST = (1, 3, 6, 12, 24)  # numbers of neighbours that the position control chooses from
 
@@ -149,7 +149,7 @@ def evaluate(
 
 def _scores_of_section(prediction: Tensor, fitted: Tensor, target: Tensor, position: Tensor) -> dict[str, Tensor]:
     """The scores (genes,) of one section, each under its name in `Scores`; `fitted` is in the units of the target."""
-    index, distance = _around(position, ADJACENT)
+    index, distance = _around(position, REACH)
     adjacent = (distance > 0) & distance.isfinite()
     return {
         "pearson": metrics.pearson(prediction, target),
@@ -207,15 +207,13 @@ def _around(position: Tensor, pitches: float) -> tuple[Tensor, Tensor]:
         index (spots, most) int64, and distance (spots, most) float64 in pitches, infinite where the row is padded.
     """
     places = position.double().cpu().numpy()
-    count = len(places)
     tree = cKDTree(places)
-    nearest = np.median(tree.query(places, k=2)[0][:, 1]) if count > 1 else 0.0
-    pitch = float(nearest) or 1.0  # of spots in one place: any will do
-    radius = pitch * pitches * (1 + 1e-6)  # positions are float32
+    unit = pitch(places) or 1.0  # of spots in one place: any will do
+    radius = unit * pitches * (1 + 1e-6)  # positions are float32
     most = int(tree.query_ball_point(places, radius, return_length=True).max())
     distance, index = tree.query(places, k=range(1, most + 1), distance_upper_bound=np.nextafter(radius, np.inf))
     index = np.where(np.isfinite(distance), index, 0)
-    return torch.from_numpy(index).to(position.device), torch.from_numpy(distance / pitch).to(position.device)
+    return torch.from_numpy(index).to(position.device), torch.from_numpy(distance / unit).to(position.device)
 
 
 def _window(position: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ def test_every_fold_is_reported(sections):
         if one.evaluation == "inter":
             assert (one.record["nearest_um"], one.record["median_um"], one.record["overlapping"]) == (None, None, 0)
         else:
-            assert one.record["median_um"] >= one.record["nearest_um"] >= LOOSE.buffer_um
+            assert one.record["median_um"] >= one.record["nearest_um"] >= LOOSE.buffer
     assert len({one.record["digest"] for one in reports}) == len(reports)
     assert [one.record for one in report(sections)] == [one.record for one in reports if one.seed == 0]
 

@@ -131,6 +131,11 @@ def _is_section(folder: Path) -> bool:
     return any((folder / part).exists() for part in ("counts.h5ad", "patches.h5", "embedding.h5"))
 
 
+def positive_or_0(value: object) -> float:
+    """A positive finite number, 0 for anything else."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
+
+
 def read_counts(path: Path, section: str) -> anndata.AnnData:
     """An .h5ad file as stored.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial import KDTree
 
-from agl_bench import ArrayPatches, BadSection, Dataset, FetchFailed, MissingData, Section, read_embedding
-from agl_bench_plugins.datasets.folder import positions_of, read_counts
+from agl_bench import ArrayPatches, BadSection, Dataset, FetchFailed, MissingData, Section, is_offline, read_embedding
+from agl_bench_plugins.datasets.folder import positions_of, positive_or_0, read_counts
 
 _REPOSITORY = "MahmoodLab/hest"
 _PATCH_UM = 112.0  # 224 px at 0.5 µm
@@ -103,7 +102,7 @@ class HestSlides(Dataset):
         folder = root / Path(self.folder).expanduser()
         absent = [name for name in wanted if not (folder / name).is_file()]
         token = os.environ.get("HF_TOKEN", "").strip()
-        offline = next((name for name in ("AGL_BENCH_OFFLINE", "HF_HUB_OFFLINE") if _is_on(name)), "")
+        offline = is_offline("HF_HUB_OFFLINE")
         if not absent and (offline or not token):
             return  # every file was verified when it came
         if offline:
@@ -288,7 +287,7 @@ def _donor(metadata: dict[str, Any]) -> str:
 
 def _um_per_px(slide: str, metadata: dict[str, Any], positions: np.ndarray | None) -> float:
     """Pixel size of the scan, µm."""
-    stated = _number(metadata.get("pixel_size_um_estimated"))
+    stated = positive_or_0(metadata.get("pixel_size_um_estimated"))
     if stated:
         return stated
     # Not stated: neighbouring spots of Visium are 100 µm apart, so their distance in pixels gives the size of a pixel.
@@ -304,12 +303,7 @@ def _um_per_px(slide: str, metadata: dict[str, Any], positions: np.ndarray | Non
     pitch_px = float(np.median(distance[:, 1]))
     if not pitch_px > 0:
         raise BadSection(slide, "its metadata state no pixel_size_um_estimated, and its spots lie on top of each other")
-    return (_number(metadata.get("inter_spot_dist")) or _VISIUM_PITCH_UM) / pitch_px
-
-
-def _number(value: object) -> float:
-    """A positive finite number, 0 for anything else."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
+    return (positive_or_0(metadata.get("inter_spot_dist")) or _VISIUM_PITCH_UM) / pitch_px
 
 
 def _is_same(path: Path, entry: Any) -> bool:
@@ -323,10 +317,6 @@ def _is_same(path: Path, entry: Any) -> bool:
     content = path.read_bytes()
     git_object = b"blob %d\0" % len(content) + content
     return bool(hashlib.sha1(git_object, usedforsecurity=False).hexdigest() == entry.blob_id)
-
-
-def _is_on(name: str) -> bool:
-    return os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _first_line(error: BaseException) -> str:

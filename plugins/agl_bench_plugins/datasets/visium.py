@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from agl_bench import BadSection, BadSpec, Dataset, ImagePatches, MissingData, Section, read_embedding
+from agl_bench_plugins.datasets.folder import positive_or_0
 
 _MATRIX = "filtered_feature_bc_matrix"
 _TRIPLE = ("matrix.mtx", "features.tsv", "barcodes.tsv")
@@ -100,11 +101,11 @@ class Visium(Dataset):
         scales = _read_scales(sample.scales, name)
         table = _matched(_read_table(sample.table, name), counts.obs_names, sample.table, name)
         um_per_px = _um_per_px(scales, table, sample.table, name)
-        spot_um = _positive(scales.get("spot_diameter_fullres")) * um_per_px
+        spot_um = positive_or_0(scales.get("spot_diameter_fullres")) * um_per_px
         full = table[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
         positions = full  # in pixels of the image that is used
         if self.image == "hires":
-            factor = _positive(scales.get("tissue_hires_scalef"))
+            factor = positive_or_0(scales.get("tissue_hires_scalef"))
             if not factor:
                 raise BadSection(
                     name, f"{sample.scales} states no positive tissue_hires_scalef, which visium.image=hires needs"
@@ -334,7 +335,7 @@ def _um_per_px(scales: dict[str, object], table: pd.DataFrame, path: Path, secti
     The array is laid over the pixels by the rotation, mirroring and scale that fit best. Spots that are far from
     where it puts them are at the place of another.
     """
-    stated = _positive(scales.get("microns_per_pixel"))
+    stated = positive_or_0(scales.get("microns_per_pixel"))
     place = (table["pxl_col_in_fullres"] + 1j * table["pxl_row_in_fullres"]).to_numpy(dtype=np.complex128)
     array = (table["array_col"] * _PITCH_UM / 2 + 1j * table["array_row"] * _PITCH_UM * math.sqrt(3) / 2).to_numpy(
         dtype=np.complex128
@@ -362,8 +363,3 @@ def _um_per_px(scales: dict[str, object], table: pd.DataFrame, path: Path, secti
             f"the columns {', '.join(_COLUMNS[2:])} do not belong together",
         )
     return stated or 1 / abs(slope)
-
-
-def _positive(value: object) -> float:
-    """A positive finite number, 0 for anything else."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
