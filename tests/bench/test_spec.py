@@ -314,7 +314,7 @@ def test_the_word_is_not_part_of_the_identity(spec):
 
 def test_a_value_and_a_setting_do_not_contradict_each_other(plugins):
     made = words_of(plugins, datasets=["synthetic:null"], assignments=["synthetic.regime=helpful"])
-    with pytest.raises(BadSpec, match="'synthetic:null' and a setting of synthetic.regime say the same thing twice"):
+    with pytest.raises(BadSpec, match=r"'synthetic:null' and a setting of synthetic\.regime say the same thing twice"):
         made.part(plugins, "synthetic:null", "dataset")
 
 

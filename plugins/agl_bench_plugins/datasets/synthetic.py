@@ -21,7 +21,7 @@ regime      genes                                what a narrow shared representa
 helpful     harmful ones are helpful instead     PGL < all ≤ helpful genes alone
 harmful     as set                               all < PGL < helpful genes alone
 null        helpful ones are useless instead     no selector beats PGL
-misleading  as set, reliability 0                all < PGL < helpful genes alone; no prefix of the ranking beats PGL
+misleading  as set, reliability 0                PGL < helpful genes alone; no prefix of the ranking beats PGL
 
 How it differs from the study: the fields of a section are whitened, so that no artefact gene is related to a programme
 gene by chance. Patches of neighbouring spots share their fields but not their pixels, and `donors` is a label:
