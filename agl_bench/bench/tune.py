@@ -152,10 +152,11 @@ def space_of(
             space[name] = found
             value = values[key]
             if name == "protocol.learning_rate" and value == "backbone":
-                value = getattr(backbone, "learning_rate", Backbone.learning_rate)
+                rate = getattr(backbone, "learning_rate", Backbone.learning_rate)
+                value = spec.backbone.settings.get("learning_rate", rate)
             if isinstance(value, bool | int | float | str) and _contains(found, value):
                 start[name] = value
-    return space, start if len(start) == len(space) else {}
+    return space, start
 
 
 def _protocol_hints() -> dict[str, Any]:
@@ -246,7 +247,7 @@ class Study:
         cells: what a trial trains, with fixed settings.
         fold: the outer fold that it is for; "" = all of them.
         space: where to look, by NAME.KEY.
-        start: the first point, the fixed settings; empty where they lie outside the space.
+        start: the first point, the fixed settings, without those that lie outside the space.
         trials: the budget.
         sampler, pruner: names.
     """
