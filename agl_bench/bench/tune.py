@@ -21,6 +21,7 @@ import math
 import os
 import re
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,6 +75,7 @@ SEARCHABLE = TRAINING - {"precision", "compile", "epochs"}
 SILENT_SECONDS = 3600.0  # after which a trial of another machine is taken for dead
 OWNERLESS_SECONDS = 5.0  # likewise one whose process died before it could say who it was
 BEAT_SECONDS = 60.0
+_WRITER = "writer "  # how the names of a study's attributes begin that say who has written to it
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -174,7 +176,7 @@ def _distribution(
     if isinstance(how, list):
         if not how:
             raise BadSpec(f"the search of {name} lists no value")
-        return CategoricalDistribution([_scalar(entry.parse(v, owner=owner), name) for v in how])
+        return CategoricalDistribution(list(dict.fromkeys(_scalar(entry.parse(v, owner=owner), name) for v in how)))
     kind = _searched_kind(entry.kind)
     limits = usual or entry.range
     if isinstance(how, dict):
@@ -382,6 +384,7 @@ def tune(study: Study, bench: Bench, storage: BaseStorage) -> Iterator[TuneEvent
     """Bring a study to its number of trials, from wherever it stands."""
     with _quietly():
         handle = optuna.create_study(storage=storage, study_name=study.name, direction="maximize", load_if_exists=True)
+    handle.set_user_attr(f"{_WRITER}{_me()}", _born(os.getpid()))
     _try_failed_again(handle)
     while True:
         _take_over(handle, study)
@@ -547,9 +550,27 @@ def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:
 
 def _take_over(handle: optuna.Study, study: Study) -> None:
     """End the trials of dead processes and put their points back in the queue."""
-    for frozen in handle.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        if _is_dead(frozen):
+    running = handle.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    alone = bool(running) and _is_alone(handle)  # in this order: a writer makes itself known before its first trial
+    for frozen in running:
+        if _is_dead(frozen, alone=alone):
             _again(handle, study, frozen)
+
+
+def _me() -> str:
+    """This writer of a study."""
+    return f"{socket.gethostname()} {os.getpid()} {threading.get_ident()}"
+
+
+def _is_alone(handle: optuna.Study) -> bool:
+    """Whether nobody else who ever wrote to the study can be at it now."""
+    for name, born in handle.user_attrs.items():
+        if not name.startswith(_WRITER) or name == f"{_WRITER}{_me()}":
+            continue
+        host, pid, _ = name.removeprefix(_WRITER).rsplit(" ", 2)
+        if host != socket.gethostname() or _born(int(pid)) == born:
+            return False
+    return True
 
 
 def _again(handle: optuna.Study, study: Study, trial: Trial | FrozenTrial) -> None:
@@ -572,14 +593,15 @@ def _repeated(handle: optuna.Study) -> set[int]:
     return {t.user_attrs["again"] for t in handle.get_trials(deepcopy=False) if "again" in t.user_attrs}
 
 
-def _is_dead(trial: FrozenTrial) -> bool:
+def _is_dead(trial: FrozenTrial, *, alone: bool) -> bool:
     """Whether the process of a running trial is gone.
 
-    On this machine that is known; on another one it is concluded from an hour of silence.
+    On this machine that is known; on another one it is concluded from an hour of silence. A trial whose process died
+    before it could say who it was is dead at once where nobody else writes to the study, and else after some seconds.
     """
     owner, begun = trial.user_attrs, trial.datetime_start.timestamp() if trial.datetime_start else 0.0
     if "born" not in owner:
-        return time.time() - begun > OWNERLESS_SECONDS
+        return alone or time.time() - begun > OWNERLESS_SECONDS
     if owner["host"] != socket.gethostname():
         return time.time() - max(begun, float(owner.get("beat", 0.0))) > SILENT_SECONDS
     return _born(int(owner["pid"])) != str(owner["born"])
@@ -605,7 +627,8 @@ def _born(pid: int) -> str:
 
 
 def _outcome(handle: optuna.Study, study: Study) -> StudyDone | StudyFailed:
-    counted = [t for t in handle.get_trials(deepcopy=False) if t.state in COUNTED]
+    # Of a study that had a larger budget once, the trials that this one allows.
+    counted = [t for t in handle.get_trials(deepcopy=False) if t.state in COUNTED][: study.target]
     complete = [t for t in counted if t.state == TrialState.COMPLETE]
     if not complete:
         return StudyFailed(study, f"none of {len(counted)} trials has a validation score; search a narrower range")

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from agl_bench.bench.spec import RunSpec, Tuning
 from agl_bench.data.folds import FoldPlan
 from agl_bench.digests import text_digest
@@ -104,29 +106,35 @@ def write_entry(folder: Path, selector: str, entry: Entry) -> Path:
         BadSpec: if what is there is no such file.
     """
     path = folder / f"{selector}.toml"
-    known = {e.place: e for e in read_entries(path)} if path.exists() else {}
-    known[entry.place] = entry
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # studies of one selector may end in several processes at once
+            known = {e.place: e for e in read_entries(path)} if path.exists() else {}
+            known[entry.place] = entry
+            partial = path.with_name(f".{path.name}.new")
+            partial.write_text(_text(selector, list(known.values())), encoding="utf-8")
+            partial.replace(path)
+    except OSError as error:
+        raise BadWorkFolder(
+            f"cannot write {path}: {error.strerror or error}; choose another folder with --out"
+        ) from None
+    return path
+
+
+def _text(selector: str, entries: Sequence[Entry]) -> str:
+    """The content of a file."""
     lines = [
         "# Written by agl-bench tune; agl-bench run --tuned DIR takes the folder that this file is in.",
         "# Settings are the best on validation spots; no test score was computed to find them.",
         f"format = {FORMAT}",
         f"selector = {_toml(selector)}",
     ]
-    for one in known.values():
+    for one in entries:
         content = asdict(one)
         settings = content.pop("settings")
         lines += ["", "[[studies]]", *(f"{key} = {_toml(value)}" for key, value in content.items())]
         lines += ["[studies.settings]", *(f"{_toml(key)} = {_toml(value)}" for key, value in settings.items())]
-    partial = path.with_name(f".{path.name}.new")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise BadWorkFolder(
-            f"cannot write {path}: {error.strerror or error}; choose another folder with --out"
-        ) from None
-    return path
+    return "\n".join(lines) + "\n"
 
 
 def check_writable(folder: Path) -> None:
@@ -186,7 +194,7 @@ def tuned_cells(
         raise BadSpec(f"--tuned {folder} is not a folder; `agl-bench tune` writes one, by default WORK/tuned")
     entries: dict[str, list[Entry]] = {}
     found = []
-    budgets: dict[tuple[str, str, str], dict[str, object]] = {}
+    budgets: dict[tuple[str, str, str, str], dict[str, object]] = {}
     for spec, plan in cells:
         name = spec.selector.name
         if name not in entries:
@@ -200,9 +208,9 @@ def tuned_cells(
         entry = _entry_for(spec, entries[name], folder / f"{name}.toml", transfer=transfer)
         common = sorted(key for key in entry.settings if not key.startswith(f"{name}."))
         budget = entry.trials, len(entry.folds), len(entry.seeds), entry.sampler, entry.pruner, common
-        budgets.setdefault((spec.dataset.label, spec.evaluation, spec.backbone.name), {})[name] = budget
+        budgets.setdefault((spec.dataset.label, spec.evaluation, spec.backbone.name, spec.fold), {})[name] = budget
         found.append((replace(_applied(spec, entry, plugins, folder), tuning=entry.tuning), plan))
-    for (dataset, evaluation, backbone), by_selector in budgets.items():
+    for (dataset, evaluation, backbone, _), by_selector in budgets.items():
         if len({repr(b) for b in by_selector.values()}) > 1:
             said = "; ".join(f"{name} {_budget_text(b)}" for name, b in by_selector.items())
             raise BadSpec(

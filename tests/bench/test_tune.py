@@ -220,6 +220,10 @@ def test_a_study_has_exactly_its_trials(make, tmp_path):
     assert again.entry == done.entry and len(bench.trained) == 12
     *more, done = tune(replace(study, trials=8), bench, storage)  # a larger budget continues
     assert [t.number for t in more] == [7, 8] and done.entry.points == 8
+    for trials, best in ((1, 1), (6, 6)):  # a smaller one counts no trial that it does not pay for
+        (less,) = tune(replace(study, trials=trials), bench, storage)
+        assert len(less.history) == less.entry.points == less.entry.trials == trials
+        assert less.entry.validation_pcc == max(row["value"] for row in done.history[:best])
 
 
 def test_the_score_is_the_mean_over_folds_and_seeds(make, tmp_path):
@@ -262,7 +266,7 @@ def test_seeds(make, tmp_path, sampler):
 
 def test_a_small_space_is_exhausted_and_never_repeated(make, tmp_path):
     file = tmp_path / "search.toml"
-    file.write_text("[protocol]\nweight_decay = [0.0, 0.1, 0.2]\naugment = true\n")
+    file.write_text("[protocol]\nweight_decay = [0.0, 0.1, 0.2, 0.1]\naugment = true\n")
     (study,) = make("pgl", trials=40, file=file)
     *_, done = tune(study, Played(lambda spec: spec.protocol.weight_decay), open_storage(tmp_path, None))
     assert (study.target, done.entry.points, done.entry.trials) == (6, 6, 40)
@@ -397,6 +401,19 @@ def test_a_silent_machine_is_taken_for_dead(make, tmp_path, monkeypatch):
     monkeypatch.setattr("agl_bench.bench.tune.SILENT_SECONDS", -1.0)
     *_, done = tune(study, Played(), storage)
     assert done.entry.points == 2 and lost in points(study, tmp_path)
+
+
+def test_a_trial_without_an_owner_is_waited_for_and_taken_over(make, tmp_path, monkeypatch):
+    """Its process died between asking and saying who it was; at once, if nobody else can have been that."""
+    (study,) = make("pgl", trials=2, search=RATE)
+    for wait, name in ((1e6, "alone"), (0.5, "not alone")):
+        monkeypatch.setattr("agl_bench.bench.tune.OWNERLESS_SECONDS", wait)
+        storage = open_storage(tmp_path / name, None)
+        lost = abandoned(study, storage)
+        if name == "not alone":
+            open_study(study, tmp_path / name).set_user_attr("writer elsewhere 1 1", "1")
+        *trials, done = tune(study, Played(), storage)
+        assert len(trials) == 2 and isinstance(done, StudyDone) and lost in points(study, tmp_path / name)
 
 
 def test_a_process_knows_whether_another_lives():
