@@ -445,7 +445,7 @@ def _one_trial(handle: optuna.Study, study: Study, bench: Bench, before: int) ->
     except Diverged as error:
         reason = f"diverged: {error}"
     except (KeyboardInterrupt, GeneratorExit):
-        _again(handle, study, trial)
+        _again(handle, study, trial.number)
         raise
     except (Exception, SystemExit) as error:
         sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
@@ -554,7 +554,7 @@ def _take_over(handle: optuna.Study, study: Study) -> None:
     alone = bool(running) and _is_alone(handle)  # in this order: a writer makes itself known before its first trial
     for frozen in running:
         if _is_dead(frozen, alone=alone):
-            _again(handle, study, frozen)
+            _again(handle, study, frozen.number)
 
 
 def _me() -> str:
@@ -573,12 +573,18 @@ def _is_alone(handle: optuna.Study) -> bool:
     return True
 
 
-def _again(handle: optuna.Study, study: Study, trial: Trial | FrozenTrial) -> None:
-    """End a running trial and put its point back in the queue: first the latter, so that no kill loses it."""
-    if set(trial.params) == set(study.space) and trial.number not in _repeated(handle):
-        handle.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+def _again(handle: optuna.Study, study: Study, number: int) -> None:
+    """End a running trial and put its point back in the queue: first the latter, so that no kill loses it.
+
+    A point that was only half drawn is left to the sampler, which draws it again; one that came from the queue is not.
+    """
+    trial = handle.get_trials(deepcopy=False)[number]
+    queued = trial.system_attrs.get("fixed_params", {})
+    point = queued | trial.params if len(trial.params) == len(study.space) else queued
+    if point and number not in _repeated(handle):
+        handle.enqueue_trial(point, user_attrs={"again": number})
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another process has done it
-        handle.tell(trial.number, state=TrialState.FAIL)
+        handle.tell(number, state=TrialState.FAIL)
 
 
 def _try_failed_again(handle: optuna.Study) -> None:

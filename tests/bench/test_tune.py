@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import socket
@@ -463,6 +464,31 @@ def test_many_writers_share_a_study(make, tmp_path, kind):
     assert len(tried) == len(set(tried)) == 12
     assert sum(len(bench.trained) for bench in benches) == 12
     assert sum(bool(bench.trained) for bench in benches) > 1
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_killed_at_random_times(make, tmp_path, sampler):
+    """Between any two writes to the journal, or in the middle of one: nothing lost, nothing twice, the same points."""
+    (study,) = make("amal", trials=16, search=RATE, folds=1, sampler=sampler)
+    list(tune(study, Played(), open_storage(tmp_path / "whole", None)))
+    fork, rng, kills = multiprocessing.get_context("fork"), np.random.default_rng(0), 0
+
+    def work():
+        list(tune(study, Played(), open_storage(tmp_path / "cut", None)))
+
+    while True:
+        process = fork.Process(target=work)
+        process.start()
+        process.join(rng.uniform(0.02, 0.2))
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert process.exitcode == 0 and kills > 1
+    assert len(counted(study, tmp_path / "cut")) == 16
+    by_text = [sorted(json.dumps(p) for p in points(study, tmp_path / name)) for name in ("cut", "whole")]
+    assert by_text[0] == by_text[1]
 
 
 def test_killed_twice(words, tmp_path, make):
