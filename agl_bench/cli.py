@@ -283,7 +283,8 @@ def audit(
     "further",
     multiple=True,
     metavar="NAME.KEY",
-    help="Search this too, for every selector alike, e.g. protocol.learning_rate,protocol.weight_decay; repeatable.",
+    help="Search this too, for every selector alike, e.g. protocol.learning_rate,protocol.weight_decay,"
+    "protocol.patience; repeatable.",
 )
 @click.option("--search", type=click.Path(path_type=Path), help="TOML file that says what to search, and where.")
 @click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", show_default=True)
@@ -356,8 +357,11 @@ def tune(
     _say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
         preflight([cell for study in found for cell in study.cells], bench, store, again=True)
-    if _tune_all(found, bench, trial_storage, out or work / "tuned", work, tracking, console):
-        sys.exit(1)
+    try:
+        if _tune_all(found, bench, trial_storage, out or work / "tuned", work, tracking, console):
+            sys.exit(1)
+    except KeyboardInterrupt:
+        _stop("interrupted; finished trials are kept, the same command continues", 130)
 
 
 def _tune_all(
@@ -402,8 +406,9 @@ def _tune_all(
                     except TrackerUnavailable as error:
                         click.echo(f"agl-bench: {error}; the tuned settings are safe in {out}", err=True)
             else:
+                are = "trial is" if event.running == 1 else "trials are"
                 click.echo(
-                    f"{study.title}: {event.running} trials are still running in other processes; the last one writes "
+                    f"{study.title}: {event.running} {are} still running in other processes; whoever ends last writes "
                     "the tuned settings"
                 )
     for path in dict.fromkeys(written):
@@ -855,7 +860,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _stop(f"{error.filename}: {error.strerror}", 2)
     except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; finished cells and trials are kept, the same command continues", 130)
+        _stop("interrupted; finished cells are kept, the same command continues", 130)
 
 
 def _stop(sentence: str, status: int) -> None:

@@ -4,10 +4,12 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -423,25 +425,39 @@ def test_a_process_knows_whether_another_lives():
     assert _born(gone.pid) == "" and _born(os.getpid()) == _born(os.getpid()) != ""
 
 
-POSTGRESQL = os.environ.get("AGL_BENCH_TEST_POSTGRESQL", "")
+@pytest.fixture(scope="module")
+def postgresql():
+    """URL of a PostgreSQL database: a server of this test's own, from the programs that the machine has."""
+    pytest.importorskip("psycopg", reason="no driver: pip install agl-bench[postgresql]")
+    programs = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), shutil.which("initdb")]
+    if not programs[0]:
+        pytest.skip("no PostgreSQL server: apt-get install postgresql")
+    home = Path(programs[0]).resolve().parent
+    folder = Path(tempfile.mkdtemp(prefix="agl-bench-"))
+    # The server refuses to run as root; Debian's package brings a user for it.
+    change, user = (["runuser", "-u", "postgres", "--"], "postgres") if os.geteuid() == 0 else ([], None)
+    if user:
+        shutil.chown(folder, user)
+
+    def server(program, *words):
+        subprocess.run([*change, str(home / program), *words], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server("initdb", "-D", f"{folder}/data", "-U", "tester", "-A", "trust", "--no-sync")
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder}"
+    server("pg_ctl", "-D", f"{folder}/data", "-w", "-l", f"{folder}/log", "-o", options, "start")
+    yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+    server("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "journal",
-        pytest.param(
-            "postgresql",
-            marks=pytest.mark.skipif(
-                not POSTGRESQL, reason="no PostgreSQL: set AGL_BENCH_TEST_POSTGRESQL to the URL of an empty database"
-            ),
-        ),
-    ],
-)
-def test_many_writers_share_a_study(make, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_many_writers_share_a_study(make, tmp_path, kind, request):
     """Exactly the trials that were asked for, each point once, though nobody waits for anybody."""
     (study,) = make("pgl", trials=12, search=RATE, folds=1)
-    url = POSTGRESQL if kind == "postgresql" else None
+    url = request.getfixturevalue("postgresql") if kind == "postgresql" else None
     open_storage(tmp_path, url)  # creates the tables once
     benches = [Played(disturb=lambda _: time.sleep(0.02)) for _ in range(3)]
     ends, faults = [], []
@@ -814,3 +830,24 @@ def test_tune_and_run(words, tmp_path, capsys):
     ):
         code, out, err = command(*arguments)
         assert code == 2 and said in err and len(err.strip().splitlines()) == 1, (arguments, err)
+
+
+def test_interrupted(words, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "trainer", stop)
+    with pytest.raises(SystemExit) as caught:
+        main(["tune", "--selectors", "amal", "--trials", "2", *words, "--work", str(tmp_path)])
+    said = capsys.readouterr().err.strip()
+    assert (caught.value.code, said) == (
+        130, "agl-bench: interrupted; finished trials are kept, the same command continues"
+    )  # fmt: skip
+    monkeypatch.undo()
+    (study,) = studies_of(tmp_path)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def studies_of(work):
+    storage = open_storage(work, None)
+    return [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
