@@ -381,7 +381,21 @@ TuneEvent = TrialDone | StudyFailed | StudyOpen | StudyDone
 
 
 def tune(study: Study, bench: Bench, storage: BaseStorage) -> Iterator[TuneEvent]:
-    """Bring a study to its number of trials, from wherever it stands."""
+    """Bring a study to its number of trials, from wherever it stands.
+
+    Raises:
+        BadWorkFolder: if trials can no longer be kept, e.g. on a full disk or because the database has gone.
+    """
+    try:
+        yield from _tune(study, bench, storage)
+    except (optuna.exceptions.StorageInternalError, OSError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:200].rstrip(".")
+        raise BadWorkFolder(
+            f"the trials of {study.title} cannot be kept ({reason}); finished ones are safe, the same command continues"
+        ) from error
+
+
+def _tune(study: Study, bench: Bench, storage: BaseStorage) -> Iterator[TuneEvent]:
     with _quietly():
         handle = optuna.create_study(storage=storage, study_name=study.name, direction="maximize", load_if_exists=True)
     handle.set_user_attr(f"{_WRITER}{_me()}", _born(os.getpid()))
@@ -394,7 +408,7 @@ def tune(study: Study, bench: Bench, storage: BaseStorage) -> Iterator[TuneEvent
         if len(counted) >= study.target:
             break
         if len(counted) + len(running) >= study.target:
-            if any("host" not in t.user_attrs for t in running):
+            if any("born" not in t.user_attrs for t in running):
                 time.sleep(OWNERLESS_SECONDS / 10)
                 continue
             yield StudyOpen(study, len(running))
@@ -420,7 +434,8 @@ def _one_trial(handle: optuna.Study, study: Study, bench: Bench, before: int) ->
     with _quietly():
         handle.sampler, handle.pruner = _sampler(study, before), _pruner(study)
         trial = handle.ask(study.space)
-    for key, value in {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}.items():
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "thread": threading.get_ident()}
+    for key, value in {**owner, "born": _born(os.getpid())}.items():  # in this order, see `_is_dead`
         trial.set_user_attr(key, value)
     others = [t for t in handle.get_trials(deepcopy=False) if t.number != trial.number]
     earlier = [t for t in others if t.state == TrialState.RUNNING and t.number < trial.number]
@@ -610,6 +625,8 @@ def _is_dead(trial: FrozenTrial, *, alone: bool) -> bool:
         return alone or time.time() - begun > OWNERLESS_SECONDS
     if owner["host"] != socket.gethostname():
         return time.time() - max(begun, float(owner.get("beat", 0.0))) > SILENT_SECONDS
+    if (owner["pid"], owner.get("thread")) == (os.getpid(), threading.get_ident()):
+        return True  # of this very loop, which asks between trials
     return _born(int(owner["pid"])) != str(owner["born"])
 
 

@@ -1,5 +1,6 @@
 """Tuning: validation alone decides, budgets are equal and exact, and a study goes on where it stood."""
 
+import errno
 import json
 import math
 import multiprocessing
@@ -599,6 +600,26 @@ def test_a_damaged_journal_and_a_folder_without_access(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadWorkFolder, match="cannot write"):
         open_storage(tmp_path / "file", None)
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(make, tmp_path, monkeypatch):
+    (study,) = make("pgl", trials=4, search=RATE)
+    whole, written = optuna.storages.journal.JournalFileBackend.append_logs, []
+
+    def append(self, logs):
+        written.append(logs)
+        if len(written) > 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(self, logs)
+
+    storage = open_storage(tmp_path, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.storages.journal.JournalFileBackend, "append_logs", append)
+        with pytest.raises(BadWorkFolder, match=r"No space left on device.*the same command continues"):
+            list(tune(study, Played(), storage))
+    kept = points(study, tmp_path)
+    *_, done = tune(study, Played(), open_storage(tmp_path, None))
+    assert 0 < len(kept) < 4 and done.entry.points == 4 and points(study, tmp_path)[: len(kept)] == kept
 
 
 def test_a_database_holds_studies_too(make, tmp_path):
