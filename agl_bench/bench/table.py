@@ -89,7 +89,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
         lines.append(
             {
                 **dict(zip(("dataset", "evaluation", "backbone", "selector"), place[:4], strict=True)),
-                "tuning": _tuning_json(members[0]),
+                "tuning": _shared(_tuning_json(r) for r in members),
                 "preset": s.preset,
                 "pcc_mean": statistics.fmean(s.pcc),
                 "pcc_sd": spread(s.pcc),
@@ -104,6 +104,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
                         "key": r.spec.key,
                         "fold": r.spec.fold,
                         "seed": r.spec.seed,
+                        "tuning": _tuning_json(r),
                         "scores": r.scores,
                         "selected": k,
                         "best_epoch": r.best_epoch,
@@ -127,8 +128,14 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
     return plain
 
 
+def _shared(tunings: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What the cells of a line share of their tuning: with a study for each fold, the budget and not the settings."""
+    first, *others = tunings
+    return first and {k: v for k, v in first.items() if all(other and other[k] == v for other in others)}
+
+
 def _tuning_json(result: Result) -> dict[str, Any] | None:
-    """How the settings of a line were tuned, and what they are; None if they are fixed."""
+    """How the settings of a cell were tuned, and what they are; None if they are fixed."""
     spec = result.spec
     if spec.tuning is None:
         return None

@@ -72,6 +72,11 @@ def test_tuned_and_fixed_cells_never_mix(results):
     assert [f["tuning"] for f in fixed] == [None, None]
     assert line["tuning"]["trials"] == 40 and line["tuning"]["settings"] == settings
     assert line["pcc_mean"] == pytest.approx(0.9)
+    assert [c["tuning"]["settings"] for c in line["cells"]] == [settings] * 3
+    spec = both[-1].spec
+    both[-1] = replace(both[-1], spec=replace(spec, tuning=replace(tuning, study="of its fold", validation_pcc=0.6)))
+    shared = as_json(both)["lines"][-1]["tuning"]
+    assert shared == {k: v for k, v in line["tuning"].items() if k not in ("study", "validation_pcc")}
 
 
 def test_spread_is_that_of_a_sample():
