@@ -27,9 +27,10 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.controls import Control
     from agl_bench.bench.recorder import Recorder
     from agl_bench.bench.result import Result
-    from agl_bench.bench.run import Event
+    from agl_bench.bench.run import Bench, Event
     from agl_bench.bench.spec import Campaign
     from agl_bench.bench.table import Summary
+    from agl_bench.bench.tune import Study, StudyDone
     from agl_bench.registry.plugins import Plugins
 
 _PLUGIN = click.option(
@@ -110,6 +111,13 @@ def cli() -> None:
     is_flag=True,
     help="Also run what bounds the table: backbones without image, and images of the wrong spots.",
 )
+@click.option(
+    "--tuned",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also run every selector with the settings that `tune` wrote there; tables keep tuned and fixed apart.",
+)
+@click.option("--transfer", is_flag=True, help="With --tuned: also settings found on other data or protocols.")
 @click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table with per-fold values.")
 @click.option(
@@ -131,6 +139,8 @@ def run(
     precision: str | None,
     again: bool,
     controls: bool,
+    tuned: Path | None,
+    transfer: bool,
     dry_run: bool,
     json_file: Path | None,
     tracking: str | None,
@@ -155,8 +165,10 @@ def run(
     from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
 
     torch_device = choose_device(device)
+    if transfer and tuned is None:
+        raise BadSpec("--transfer says which tuned settings may be taken; name their folder with --tuned")
     if dry_run:
-        _show_grid(campaign, plugins, root, work, torch_device.type, controls=controls)
+        _show_grid(campaign, plugins, root, work, torch_device.type, controls=controls, tuned=tuned, transfer=transfer)
         return
     if campaign.protocol.precision == "tf32" and torch_device.type != "cuda":
         raise BadSpec(
@@ -167,6 +179,7 @@ def run(
     known = fingerprints(campaign, plugins, root, prepared.digests)
     prepared.digests.keep()
     cells = campaign.cells(plugins, root, device=torch_device.type, fingerprint=known)
+    cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
     asked = {spec.key for spec, _ in cells}
     further = control_cells(campaign, plugins, root, device=torch_device.type, fingerprint=known) if controls else []
     below = {spec.key for spec, _ in further}
@@ -180,8 +193,9 @@ def run(
     results, failures = _follow(run_cells(cells, bench, store, recorder, again=again), len(cells), console)
     own = [r for r in results if r.spec.key in asked]
     bounds = control_selectors(plugins, campaign.selectors)
-    found = controls_of(own, [r for r in results if r.spec.key in below])
-    notes = notes_on(own, found, bounds)
+    fixed = [r for r in own if r.spec.tuning is None]
+    found = controls_of(fixed, [r for r in results if r.spec.key in below])
+    notes = notes_on(fixed, found, bounds)
     if own:
         _show_table(own, campaign, console, found, bounds, notes)
     if json_file is not None:
@@ -253,6 +267,181 @@ def audit(
         json_file.write_text(json.dumps(as_json(findings, campaign.protocol), indent=1), encoding="utf-8")
     if any(f.is_bad for f in findings):
         sys.exit(1)
+
+
+@cli.command()
+@click.option("--selectors", multiple=True, metavar="A,B", help="Auxiliary selectors to tune.")
+@click.option("--datasets", multiple=True, metavar="A,B", help="Datasets to tune them on.")
+@click.option("--trials", type=click.IntRange(1), default=40, show_default=True, help="Budget of every study.")
+@click.option("--backbone", multiple=True, metavar="A,B", help="Image encoders.  [default: tiny]")
+@click.option("--evaluation", multiple=True, metavar="A,B", help="intra, inter or both.  [default: intra,inter]")
+@click.option("--seeds", multiple=True, metavar="0,1", help="A trial trains each fold with each.  [default: 0]")
+@click.option("--fold", multiple=True, metavar="A,B", help="Only these folds.")
+@click.option("--tune-folds", type=click.IntRange(1), help="A trial trains the first so many folds.  [default: all]")
+@click.option("--nested", is_flag=True, help="One study for each outer fold, whose settings serve this fold alone.")
+@click.option(
+    "--tune",
+    "further",
+    multiple=True,
+    metavar="NAME.KEY",
+    help="Search this too, for every selector alike, e.g. protocol.learning_rate,protocol.weight_decay,"
+    "protocol.patience; repeatable.",
+)
+@click.option("--search", type=click.Path(path_type=Path), help="TOML file that says what to search, and where.")
+@click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", show_default=True)
+@click.option(
+    "--pruner", type=click.Choice(["none", "median", "hyperband", "wilcoxon"]), default="none", show_default=True
+)
+@click.option("--storage", metavar="URL", help="Database of the trials.  [default: WORK/tune/journal.log]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the tuned settings.  [default: WORK/tuned]")
+@click.option("--preset", help="Protocol to start from: clean, paper or smoke.  [default: clean]")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file as for run; options here win.")
+@_SET
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--tracking", metavar="URI", help="MLflow as for run: a tracking URI, or none.")
+@_PLUGIN
+@_DATA
+@_WORK
+def tune(
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+    trials: int,
+    tune_folds: int | None,
+    nested: bool,
+    further: tuple[str, ...],
+    search: Path | None,
+    sampler: str,
+    pruner: str,
+    storage: str | None,
+    out: Path | None,
+    preset: str | None,
+    config: Path | None,
+    assignments: tuple[str, ...],
+    device: str,
+    tracking: str | None,
+    **lists: tuple[str, ...],
+) -> None:
+    """Search the settings of every selector with an equal budget, on validation spots alone.
+
+    One study for each selector, dataset, evaluation and backbone; the best settings go to WORK/tuned/SELECTOR.toml,
+    which `run --tuned` takes. Settings given with --set or --config are not searched. The same command continues where
+    it was stopped, and may run in several processes at once. The exit status is 0 if all studies are finished, 1 if
+    some failed, 2 if the input is wrong.
+    """
+    from agl_bench.bench.spec import Campaign
+
+    plugins = _discover(files)
+    campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
+
+    from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.prepare import Preparation
+    from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight
+    from agl_bench.bench.tune import open_storage, read_search, studies
+    from agl_bench.bench.tuned import check_writable
+
+    searched = read_search(plugins, search, further)
+    torch_device = choose_device(device)
+    store = CellStore(work)
+    check_writable(out or work / "tuned")
+    prepared = Preparation(root, _cache(work))
+    known = fingerprints(campaign, plugins, root, prepared.digests)
+    prepared.digests.keep()
+    cells = campaign.cells(plugins, root, device=torch_device.type, fingerprint=known)
+    found = studies(
+        campaign, plugins, cells, searched, trials=trials, sampler=sampler, pruner=pruner, folds=tune_folds,
+        nested=nested,
+    )  # fmt: skip
+    trial_storage = open_storage(work, storage)
+    bench = Bench(plugins, root, torch_device, prepared)
+    console = _console()
+    _say_left_out(campaign, cells)
+    with console.status("reading and checking the data"):
+        preflight([cell for study in found for cell in study.cells], bench, store, again=True)
+    try:
+        if _tune_all(found, bench, trial_storage, out or work / "tuned", work, tracking, console):
+            sys.exit(1)
+    except KeyboardInterrupt:
+        _stop("interrupted; finished trials are kept, the same command continues", 130)
+
+
+def _tune_all(
+    found: Sequence[Study],
+    bench: Bench,
+    storage: Any,
+    out: Path,
+    work: Path,
+    tracking: str | None,
+    console: Console,
+) -> bool:
+    """Run the studies and show them; whether one has failed."""
+    from agl_bench.bench.tune import StudyDone, StudyFailed, TrialDone, tune
+    from agl_bench.bench.tuned import write_entry
+    from agl_bench.errors import TrackerUnavailable
+
+    failed, written = False, list[Path]()
+    for study in found:
+        if not study.space:
+            click.echo(
+                f"agl-bench: {study.title}: nothing is searched, so that one trial is all; give every selector the "
+                "same freedom, e.g. with --tune protocol.learning_rate",
+                err=True,
+            )
+        for event in tune(study, bench, storage):
+            if isinstance(event, TrialDone):
+                outcome = event.reason or f"validation PCC {event.value:.4f}"
+                best = "" if event.best is None else f" (best {event.best:.4f})"
+                click.echo(f"[{event.number}/{study.target}] {study.title}: {outcome}{best}")
+            elif isinstance(event, StudyFailed):
+                failed = True
+                click.echo(f"agl-bench: failed: {study.title}: {event.sentence}", err=True)
+            elif isinstance(event, StudyDone):
+                selector = study.spec.selector.name
+                written.append(write_entry(out, selector, event.entry))
+                _show_study(event, console)
+                if tracking != "none":
+                    from agl_bench.bench.mlflow_studies import show_study
+
+                    try:
+                        show_study(work, tracking, selector, event.entry, event.importances, event.history)
+                    except TrackerUnavailable as error:
+                        click.echo(f"agl-bench: {error}; the tuned settings are safe in {out}", err=True)
+            else:
+                are = "trial is" if event.running == 1 else "trials are"
+                click.echo(
+                    f"{study.title}: {event.running} {are} still running in other processes; whoever ends last writes "
+                    "the tuned settings"
+                )
+    for path in dict.fromkeys(written):
+        console.print(f"Tuned settings: {path}", highlight=False, markup=False)
+    if written:
+        console.print(f"Compare with fixed settings: agl-bench run … --tuned {out}", highlight=False, markup=False)
+    return failed
+
+
+def _show_study(done: StudyDone, console: Console) -> None:
+    """The outcome of a study: the best settings, and how much each mattered."""
+    from rich.table import Table
+
+    entry = done.entry
+    table = Table(
+        title=f"{done.study.title}: validation PCC {entry.validation_pcc:.4f}, best of {entry.points} trials"
+        + (f", {entry.pruned} of them pruned" if entry.pruned else ""),
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("setting")
+    for column in ("fixed", "tuned", "importance"):
+        table.add_column(column, justify="right")
+    for name, value in entry.settings.items():
+        share = done.importances.get(name)
+        fixed, tuned = (
+            "–" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v)
+            for v in (done.study.start.get(name), value)
+        )
+        table.add_row(name, fixed, tuned, "–" if share is None else f"{share:.2f}")
+    if entry.settings:
+        console.print("", table)
 
 
 @cli.command(name="list")
@@ -739,7 +928,32 @@ def _recorder(work: Path, tracking: str | None, console: Console) -> Recorder:
         return MlflowRecorder.connect(work, tracking)
 
 
-def _show_grid(campaign: Campaign, plugins: Plugins, root: Path, work: Path, device: str, *, controls: bool) -> None:
+def _with_tuned(cells: list[Any], campaign: Campaign, plugins: Plugins, folder: Path | None, *, transfer: bool) -> Any:
+    """The cells, each followed by itself with tuned settings. Controls have nothing to be tuned for."""
+    if folder is None:
+        return cells
+    from agl_bench.bench.controls import control_selectors
+    from agl_bench.bench.tuned import tuned_cells
+
+    bounds = control_selectors(plugins, campaign.selectors)
+    methods = [(spec, plan) for spec, plan in cells if spec.selector.name not in bounds]
+    tuned = iter(tuned_cells(methods, plugins, folder, transfer=transfer))
+    return [
+        cell for c in cells for cell in ((c,) if c[0].selector.name in bounds else (c, next(tuned)))
+    ]  # neighbours share their data
+
+
+def _show_grid(
+    campaign: Campaign,
+    plugins: Plugins,
+    root: Path,
+    work: Path,
+    device: str,
+    *,
+    controls: bool,
+    tuned: Path | None,
+    transfer: bool,
+) -> None:
     """The cells that a run would go through, one line each, and whether they are finished."""
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import control_cells
@@ -749,6 +963,7 @@ def _show_grid(campaign: Campaign, plugins: Plugins, root: Path, work: Path, dev
     store = CellStore(work) if (work / "cells").is_dir() else None
     known = fingerprints(campaign, plugins, root, Preparation(root, _cache(work)).digests)
     cells = campaign.cells(plugins, root, device=device, fingerprint=known)
+    cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
     if controls:
         asked = {spec.key for spec, _ in cells}
         further = control_cells(campaign, plugins, root, device=device, fingerprint=known)
@@ -902,6 +1117,8 @@ def _show_table(
 ) -> None:
     """Selectors × datasets, one table for each evaluation and backbone, with what bounds it below it.
 
+    Fixed and tuned settings have tables of their own.
+
     Args:
         results: of the cells that were asked for.
         campaign: what was asked for.
@@ -918,26 +1135,37 @@ def _show_table(
     from agl_bench.bench.table import BASELINE, FEW_SEEDS, spread, summarise
 
     summaries = summarise(results)
-    for evaluation, backbone in dict.fromkeys((s.evaluation, s.backbone) for s in summaries):
-        here = [s for s in summaries if (s.evaluation, s.backbone) == (evaluation, backbone)]
+    points = {
+        (r.spec.selector.name, r.spec.tuning.label): r.spec.tuning.points
+        for r in results
+        if r.spec.tuning and r.spec.tuning.points < r.spec.tuning.trials
+    }
+    any_tuned = any(s.tuning for s in summaries)
+    for evaluation, backbone, tuning in dict.fromkeys((s.evaluation, s.backbone, s.tuning) for s in summaries):
+        here = [s for s in summaries if (s.evaluation, s.backbone, s.tuning) == (evaluation, backbone, tuning)]
+        budget = f" · {tuning or 'fixed settings'}" if any_tuned else ""
         best: dict[str, float | None] = {}
         for dataset in dict.fromkeys(s.dataset for s in here):
             lines = [s for s in here if s.dataset == dataset and s.selector not in bounds]
             comparable = len({frozenset(s.units) for s in lines}) == 1  # means over different folds have no best
             best[dataset] = max(statistics.fmean(s.pcc) for s in lines) if comparable else None
         table = Table(
-            title=f"{evaluation}-batch · backbone {backbone} · preset {campaign.preset}",
+            title=f"{evaluation}-batch · backbone {backbone} · preset {campaign.preset}{budget}",
             title_justify="left",
             title_style="bold",
         )
         table.add_column("selector", no_wrap=True)
         for dataset in best:
-            table.add_column(f"{dataset}\nPCC mean ± sd", justify="right", no_wrap=True)
+            heading = f"{dataset}, {tuning}" if tuning else dataset
+            table.add_column(f"{heading}\nPCC mean ± sd", justify="right", no_wrap=True)
             table.add_column(f"\nΔ {BASELINE} ± sd", justify="right", no_wrap=True)
             table.add_column("\nk", justify="right", no_wrap=True)
             table.add_column("\ncells", justify="right", no_wrap=True)
         for selector in dict.fromkeys(s.selector for s in here):
             row = [f"{selector} (control)" if selector in bounds else selector]
+            if (selector, tuning) in points:  # its search space has no more
+                number = points[selector, tuning]
+                row = [f"{selector} ({number} point{'s' if number > 1 else ''})"]
             for dataset in best:
                 line = next((s for s in here if (s.dataset, s.selector) == (dataset, selector)), None)
                 if line is None:
@@ -954,7 +1182,11 @@ def _show_table(
                 is_best = mean == best[dataset] and selector not in bounds
                 row += [f"[bold]{pcc}[/]" if is_best else pcc, difference, k, str(len(line.pcc))]
             table.add_row(*row)
-        below = {(c.dataset, c.name): c for c in controls if (c.evaluation, c.backbone) == (evaluation, backbone)}
+        below = {
+            (c.dataset, c.name): c
+            for c in controls
+            if (c.evaluation, c.backbone) == (evaluation, backbone) and not tuning
+        }
         if below:
             table.add_section()
             table.add_row("[dim]controls[/]")

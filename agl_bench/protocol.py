@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,16 @@ from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, resolv
 
 PRESETS = ("clean", "paper", "paper_v1", "paper_v2", "paper_v3", "smoke")
 Precision = Literal["fp32", "tf32", "bf16"]
+# What only training reads: no fold, gene, target or patch depends on these, nor what a validation score means.
+TRAINING = frozenset(
+    {
+        *("augment", "loss", "batch_size", "batches_within_section", "learning_rate", "weight_decay", "epochs"),
+        *("patience", "precision", "compile", "warm_start", "schedule", "outer_start", "outer_every"),
+        *("round_patience", "outer_patience", "outer_passes", "outer_pass_over", "outer_restart", "outer_batch_size"),
+        *("inner_batch_size", "outer_batches", "inner_subsets", "inner_subset_size", "inner_divisor"),
+        *("outer_augment", "outer_mode", "detach_weight_sum"),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +115,10 @@ class Protocol:
     def settings(self) -> dict[str, Value]:
         """Plain values, ready for JSON or TOML."""
         return asdict(self)
+
+    def of_data(self) -> Protocol:
+        """The same conditions for folds, genes, targets and patches, with the defaults of `TRAINING`."""
+        return replace(self, **{f.name: f.default for f in fields(self) if f.name in TRAINING})  # type: ignore[arg-type]
 
     def files(self) -> list[Path]:
         """The files that the protocol names; their content is part of the conditions.

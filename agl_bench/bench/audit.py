@@ -299,7 +299,8 @@ class _Variant(Bench):
             MODEL: _digest(model.state_dict()),
             SELECTOR: _digest(selector.state_dict(), selector.used),
         }
-        development, test = self.stores(spec, plan, setting, model.backbone)
+        development = self.seen(spec, plan, setting, model.backbone, "development")
+        test = self.seen(spec, plan, setting, model.backbone, "test")
         trainer = Trainer(model, selector, development, setting.rows, setting.genes, spec.protocol, seed=spec.seed)
         found[REACH] = _reached(trainer, (setting.test, test))
         training: list[object] = []

@@ -56,11 +56,14 @@ def _params(spec: RunSpec) -> dict[str, object]:
     for kind in ("selector", "dataset", "backbone"):
         values |= {f"{kind}.{k}": v for k, v in getattr(spec, kind).settings.items()}
         values[f"{kind}.provider"] = getattr(spec, kind).provider
+    if spec.tuning:
+        values |= {f"tuning.{k}": v for k, v in vars(spec.tuning).items()}
     return values | {f"protocol.{k}": v for k, v in spec.protocol.settings().items()}
 
 
 def _group_name(spec: RunSpec) -> str:
-    return f"{spec.selector.name} · {spec.dataset.label} · {spec.backbone.name}"
+    tuning = f" · {spec.tuning.label}" if spec.tuning else ""
+    return f"{spec.selector.name} · {spec.dataset.label} · {spec.backbone.name}{tuning}"
 
 
 def _tags(spec: RunSpec, level: str) -> dict[str, str]:
@@ -74,6 +77,7 @@ def _tags(spec: RunSpec, level: str) -> dict[str, str]:
         "agl.evaluation": spec.evaluation,
         "agl.backbone": spec.backbone.name,
         "agl.preset": spec.preset,
+        "agl.tuning": spec.tuning.label if spec.tuning else "fixed settings",
         "mlflow.source.name": f"agl-bench {spec.version}",
         "mlflow.source.type": "LOCAL",
     }

@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -101,18 +101,23 @@ class Setting:
         genes: gene axis.
         development: training, held-out and validation spots, in this order; all that a trainer gets.
         rows: which is which.
-        test: test spots.
         counts: sizes, for the record.
         report: of the fold.
+        make_test: see `test`.
     """
 
     fold: Fold
     genes: GeneSplit
     development: SpotStore
     rows: DevelopmentRows
-    test: SpotStore
     counts: dict[str, int] = field(repr=False)
     report: FoldReport = field(repr=False)
+    make_test: Callable[[], SpotStore] = field(repr=False)
+
+    @functools.cached_property
+    def test(self) -> SpotStore:
+        """Test spots, read when they are first asked for: what only trains and validates never reads them."""
+        return self.make_test()
 
 
 class Bench:
@@ -147,7 +152,7 @@ class Bench:
         sees, patch_px = seen_by(self.plugins, spec.backbone)
         size = PatchSize(patch_px, spec.protocol.patch_um) if sees == "patches" else None
         sections = self.sections(spec.dataset, size)  # also clears what belongs to another dataset
-        key = (spec.evaluation, plan, spec.seed, spec.protocol, sees, patch_px)
+        key = (spec.evaluation, plan, spec.seed, spec.protocol.of_data(), sees, patch_px)
         if self._setting is None or self._setting[0] != key or self._setting[1].development.is_spoilt:
             self._setting = None
             table = self._tabulate(sections, plan, spec)
@@ -199,15 +204,15 @@ class Bench:
         """Train one cell: its epochs, then its result."""
         started = time.perf_counter()
         setting = self.setting(spec, plan)
-        model, selector = self.build(spec, setting)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        development, test = self.stores(spec, plan, setting, model.backbone)
-        trainer = Trainer(model, selector, development, setting.rows, setting.genes, spec.protocol, seed=spec.seed)
+        trainer = self.trainer(spec, plan, setting)
         records = []
         for record in trainer:
             records.append(record)
             yield record
+        model, development = trainer.whole, trainer.whole_store
+        test = self.seen(spec, plan, setting, model.backbone, "test")
         scores = self.scores(model, test, development, setting)
         self._check_untouched(setting, spec)
         if not np.isfinite(scores.pearson).any(1).all():
@@ -230,15 +235,26 @@ class Bench:
             fold=setting.report.record,
         )
 
-    def stores(
-        self, spec: RunSpec, plan: FoldPlan, setting: Setting, backbone: Backbone
-    ) -> tuple[SpotStore, SpotStore]:
-        """Development and test spots as the backbone will see them: encoded once, if a part of it is frozen."""
+    def trainer(self, spec: RunSpec, plan: FoldPlan, setting: Setting) -> Trainer:
+        """What trains and validates a cell. It has no test spots, and none are read for it."""
+        model, selector = self.build(spec, setting)
+        development = self.seen(spec, plan, setting, model.backbone, "development")
+        return Trainer(model, selector, development, setting.rows, setting.genes, spec.protocol, seed=spec.seed)
+
+    def seen(
+        self,
+        spec: RunSpec,
+        plan: FoldPlan,
+        setting: Setting,
+        backbone: Backbone,
+        spots: Literal["development", "test"],
+    ) -> SpotStore:
+        """Spots as the backbone will see them: encoded once, if a part of it is frozen."""
         if not backbone.frozen:
-            return setting.development, setting.test
+            return setting.development if spots == "development" else setting.test
         if backbone.sees != "patches":
             raise BadPlugin(f"backbone '{spec.backbone.name}' is frozen and sees no patches: nothing to encode")
-        return self._encoded(spec, plan, setting, backbone)
+        return self._encoded(spec, plan, setting, backbone, spots)
 
     def scores(self, model: Model, test: SpotStore, development: SpotStore, setting: Setting) -> Scores:
         """Test scores of a trained model."""
@@ -248,9 +264,14 @@ class Bench:
         return evaluate(model, test, development, training_rows, setting.genes.primary, validation_rows)
 
     def _encoded(
-        self, spec: RunSpec, plan: FoldPlan, setting: Setting, backbone: Backbone
-    ) -> tuple[SpotStore, SpotStore]:
-        """Development and test spots with the features of a frozen encoder in place of patches.
+        self,
+        spec: RunSpec,
+        plan: FoldPlan,
+        setting: Setting,
+        backbone: Backbone,
+        spots: Literal["development", "test"],
+    ) -> SpotStore:
+        """Spots with the features of a frozen encoder in place of patches.
 
         The encoder sees each spot of the sections once, for all folds: it learns nothing, so that nothing leaks.
         """
@@ -271,13 +292,13 @@ class Bench:
             store.encode(backbone, symmetries)
             assert store.embedding is not None
             self._features = (key, store.embedding)
-        stores = copy.copy(setting.development), copy.copy(setting.test)
         fold = setting.fold
-        for store, rows in zip(
-            stores, (np.concatenate([fold.train, fold.held_out, fold.validation]), fold.test), strict=True
-        ):
-            store.take_embedding(self._features[1][:, torch.from_numpy(rows).to(self.device)])
-        return stores
+        if spots == "development":
+            encoded, rows = copy.copy(setting.development), np.concatenate([fold.train, fold.held_out, fold.validation])
+        else:
+            encoded, rows = copy.copy(setting.test), fold.test
+        encoded.take_embedding(self._features[1][:, torch.from_numpy(rows).to(self.device)])
+        return encoded
 
     def _tabulate(self, sections: list[Section], plan: FoldPlan, spec: RunSpec) -> SpotTable:
         taking_part = [s for s in sections if s.name in plan.sections]
@@ -293,7 +314,7 @@ class Bench:
     @staticmethod
     def _table_key(plan: FoldPlan, spec: RunSpec) -> object:
         """What a table depends on beside its panel, for sections of one dataset."""
-        return plan.sections, spec.protocol, spec.seed if spec.protocol.patches == "shuffled" else None
+        return plan.sections, spec.protocol.of_data(), spec.seed if spec.protocol.patches == "shuffled" else None
 
 
 def _setting(
@@ -338,7 +359,6 @@ def _setting(
         genes=genes,
         development=development,
         rows=DevelopmentRows(train, held_out if len(held_out) else validation, validation),
-        test=store_of(fold.test),
         counts={
             **report.counts,
             "dropped_spots": table.dropped_spots,
@@ -348,6 +368,7 @@ def _setting(
             "tied_genes": genes.tied,
         },
         report=report,
+        make_test=functools.partial(store_of, fold.test),
     )
 
 

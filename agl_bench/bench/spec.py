@@ -58,6 +58,30 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """That settings of a cell were tuned, and at what cost. Part of the identity: tuned and fixed cells never mix.
+
+    Attributes:
+        trials: the budget, the same for every selector of a table.
+        points: trials that were finished; fewer than `trials` where the search space has no more points.
+        study: name of the study.
+        validation_pcc: of the chosen point, mean over the fits of its trial.
+        searched: what was searched, as NAME.KEY.
+    """
+
+    trials: int
+    points: int
+    study: str
+    validation_pcc: float
+    searched: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return f"tuned ({self.trials} trials)"
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """One cell of the grid. Equal specs give equal results on one machine with one number of threads.
 
@@ -72,6 +96,7 @@ class RunSpec:
         device: "cpu" or "cuda"; floating-point sums differ between them.
         version: of agl-bench, with a digest of the code that decides results.
         libraries: versions of those that decide results.
+        tuning: where settings come from that were tuned; None = all are fixed.
     """
 
     dataset: Part
@@ -86,6 +111,7 @@ class RunSpec:
     device: str
     version: str = field(default_factory=lambda: f"{__version__}+{_engine()}")
     libraries: str = field(default_factory=lambda: ", ".join(f"{n} {version(n)}" for n in DECIDING))
+    tuning: Tuning | None = None
 
     @cached_property
     def key(self) -> str:
@@ -110,6 +136,7 @@ class RunSpec:
             f"{self.dataset.label} · {self.evaluation} · {self.backbone.name} · {self.selector.name} · "
             f"fold {self.fold} · seed {self.seed}"
             + (" · shuffled patches" if self.protocol.patches == "shuffled" else "")
+            + (f" · {self.tuning.label}" if self.tuning else "")
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -127,6 +154,7 @@ class RunSpec:
             "device": self.device,
             "version": self.version,
             "libraries": self.libraries,
+            **({"tuning": vars(self.tuning)} if self.tuning else {}),
         }
 
     @classmethod
@@ -135,6 +163,8 @@ class RunSpec:
         plain = dict(content)
         for name in ("dataset", "backbone", "selector"):
             plain[name] = Part(**plain[name])
+        if "tuning" in plain:
+            plain["tuning"] = Tuning(**plain["tuning"] | {"searched": tuple(plain["tuning"]["searched"])})
         return cls(**plain | {"protocol": Protocol.of(content["protocol"])})
 
 
@@ -153,6 +183,7 @@ class Campaign:
         protocol: conditions held equal.
         preset: label of the protocol.
         settings: plug-in name -> settings given by preset, file or command line.
+        given: those settings and protocol settings, as NAME.KEY, that file or command line give.
     """
 
     selectors: tuple[str, ...]
@@ -164,6 +195,7 @@ class Campaign:
     protocol: Protocol
     preset: str
     settings: dict[str, dict[str, object]] = field(hash=False)
+    given: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -223,6 +255,11 @@ class Campaign:
             protocol=protocol,
             preset=base.name + (f" with {', '.join(changed)}" if changed else ""),
             settings=settings,
+            given=frozenset(
+                [f"{name}.{key}" for name, key, _ in map(_assignment, assignments)]
+                + [f"protocol.{key}" for key in table.get("protocol", {})]
+                + [f"{name}.{key}" for name, values in plugin_tables.items() for key in values]
+            ),
         )
 
     def part(self, plugins: Plugins, name: str, kind: str) -> Part:

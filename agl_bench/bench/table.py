@@ -27,6 +27,7 @@ class Summary:
         selected: auxiliary genes selected, of each unit.
         seconds: of each unit.
         regret: the bound's PCC minus this one's, on the units that the bound has too.
+        tuning: the budget that its settings were tuned with, "" if they are fixed.
         against_truth: on planted data, mean of each score of the selection over the units where it is defined.
     """
 
@@ -34,6 +35,7 @@ class Summary:
     evaluation: str
     backbone: str
     selector: str
+    tuning: str
     preset: str
     pcc: list[float]
     units: list[tuple[str, int]]
@@ -45,15 +47,16 @@ class Summary:
 
 
 def summarise(results: Iterable[Result]) -> list[Summary]:
-    """Group results by dataset, evaluation, backbone and selector, in the order of their first appearance."""
-    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    """Group results by dataset, evaluation, backbone, selector and tuning, in the order of their first appearance.
+
+    Differences are between selectors that are tuned alike, never between a tuned and a fixed one.
+    """
+    groups: dict[tuple[str, str, str, str, str], list[Result]] = {}
     for result in results:
-        spec = result.spec
-        key = (spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name)
-        groups.setdefault(key, []).append(result)
+        groups.setdefault(_place(result), []).append(result)
     summaries = []
     for key, members in groups.items():
-        baseline, bound = ({unit(r): r.pcc for r in groups.get((*key[:3], n), [])} for n in (BASELINE, BOUND))
+        baseline, bound = ({unit(r): r.pcc for r in groups.get((*key[:3], n, key[4]), [])} for n in (BASELINE, BOUND))
         summaries.append(
             Summary(
                 *key,
@@ -81,11 +84,12 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
     by_key = {(*_place(r), *unit(r)): r for r in results}
     lines = []
     for s in summarise(results):
-        place = (s.dataset, s.evaluation, s.backbone, s.selector)
+        place = (s.dataset, s.evaluation, s.backbone, s.selector, s.tuning)
         members = [by_key[(*place, *unit)] for unit in s.units]
         lines.append(
             {
-                **dict(zip(("dataset", "evaluation", "backbone", "selector"), place, strict=True)),
+                **dict(zip(("dataset", "evaluation", "backbone", "selector"), place[:4], strict=True)),
+                "tuning": _shared(_tuning_json(r) for r in members),
                 "preset": s.preset,
                 "pcc_mean": statistics.fmean(s.pcc),
                 "pcc_sd": spread(s.pcc),
@@ -100,6 +104,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
                         "key": r.spec.key,
                         "fold": r.spec.fold,
                         "seed": r.spec.seed,
+                        "tuning": _tuning_json(r),
                         "scores": r.scores,
                         "selected": k,
                         "best_epoch": r.best_epoch,
@@ -121,6 +126,23 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
     }
     plain: dict[str, Any] = without_nan(content)
     return plain
+
+
+def _shared(tunings: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What the cells of a line share of their tuning: with a study for each fold, the budget and not the settings."""
+    first, *others = tunings
+    return first and {k: v for k, v in first.items() if all(other and other[k] == v for other in others)}
+
+
+def _tuning_json(result: Result) -> dict[str, Any] | None:
+    """How the settings of a cell were tuned, and what they are; None if they are fixed."""
+    spec = result.spec
+    if spec.tuning is None:
+        return None
+    parts = {spec.selector.name: spec.selector.settings, spec.backbone.name: spec.backbone.settings}
+    values = parts | {"protocol": spec.protocol.settings()}
+    chosen = {name: values[name.partition(".")[0]][name.partition(".")[2]] for name in spec.tuning.searched}
+    return vars(spec.tuning) | {"label": spec.tuning.label, "settings": chosen}
 
 
 def _planted_json(summary: Summary) -> dict[str, Any]:
@@ -150,6 +172,7 @@ def unit(result: Result) -> tuple[str, int]:
     return result.spec.fold, result.spec.seed
 
 
-def _place(result: Result) -> tuple[str, str, str, str]:
+def _place(result: Result) -> tuple[str, str, str, str, str]:
     spec = result.spec
-    return spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name
+    tuning = spec.tuning.label if spec.tuning else ""
+    return spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name, tuning

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agl_bench.bench.spec import Campaign, RunSpec
+from agl_bench.bench.spec import Campaign, RunSpec, Tuning
 from agl_bench.errors import AglBenchError, BadSpec, UnknownName
 from agl_bench.protocol import Protocol
 from agl_bench.registry.plugins import Plugins
@@ -82,6 +82,7 @@ def test_key_changes_with_everything_but_the_preset(spec):
         "device": ["cuda"],
         "version": ["9"],
         "libraries": ["torch 9"],
+        "tuning": [Tuning(5, points, "study", 0.5, ()) for points in (4, 5)],
     }
     assert {*changes, "preset"} == {f.name for f in dataclasses.fields(RunSpec)}
     keys = [replace(spec, **{field: value}).key for field, values in changes.items() for value in values]

@@ -2,9 +2,11 @@
 
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 
+from agl_bench.bench.spec import Tuning
 from agl_bench.bench.table import as_json, spread, summarise
 
 
@@ -48,6 +50,33 @@ def test_difference_is_over_what_the_baseline_has_too(results):
 def test_baseline_may_have_more_cells(results):
     fewer = [r for r in results if (r.spec.selector.name, r.spec.seed) != ("agl", 1)]
     assert next(s for s in summarise(fewer) if s.selector == "agl").difference == pytest.approx([0.1, -0.1])
+
+
+def test_tuned_and_fixed_cells_never_mix(results):
+    tuning = Tuning(40, 40, "study", 0.5, ("agl.rate", "protocol.patience"))
+    settings = {"agl.rate": 0.1, "protocol.patience": 7}
+
+    def tuned(result):
+        part = replace(result.spec.selector, settings={"rate": settings["agl.rate"]})
+        protocol = replace(result.spec.protocol, patience=settings["protocol.patience"])
+        spec = replace(result.spec, selector=part, protocol=protocol, tuning=tuning)
+        return replace(result, spec=spec, scores=result.scores | {"pcc_gene_mean_section_mean": 0.9})
+
+    both = [*results, *(tuned(r) for r in results if r.spec.selector.name == "agl")]
+    summaries = summarise(both)
+    assert [(s.selector, s.tuning) for s in summaries] == [("pgl", ""), ("agl", ""), ("agl", "tuned (40 trials)")]
+    assert summaries[:2] == summarise(results)
+    assert summaries[2].pcc == [0.9] * 3
+    assert summaries[2].difference == []  # a tuned selector is not compared with a fixed baseline
+    *fixed, line = as_json(both)["lines"]
+    assert [f["tuning"] for f in fixed] == [None, None]
+    assert line["tuning"]["trials"] == 40 and line["tuning"]["settings"] == settings
+    assert line["pcc_mean"] == pytest.approx(0.9)
+    assert [c["tuning"]["settings"] for c in line["cells"]] == [settings] * 3
+    spec = both[-1].spec
+    both[-1] = replace(both[-1], spec=replace(spec, tuning=replace(tuning, study="of its fold", validation_pcc=0.6)))
+    shared = as_json(both)["lines"][-1]["tuning"]
+    assert shared == {k: v for k, v in line["tuning"].items() if k not in ("study", "validation_pcc")}
 
 
 def test_spread_is_that_of_a_sample():
