@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,10 +28,12 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.controls import Control
     from agl_bench.bench.recorder import Recorder
     from agl_bench.bench.result import Result
-    from agl_bench.bench.run import Event
+    from agl_bench.bench.run import Event, Failed, Stopped
     from agl_bench.bench.spec import Campaign
     from agl_bench.bench.table import Summary
     from agl_bench.registry.plugins import Plugins
+
+INTERRUPTED = 75  # EX_TEMPFAIL: try again
 
 _PLUGIN = click.option(
     "--plugin", "files", multiple=True, type=click.Path(path_type=Path), help="A single-file plug-in; repeatable."
@@ -103,7 +107,21 @@ def cli() -> None:
     type=click.Choice(["fp32", "tf32", "bf16"]),
     help="Of training passes, short for --set protocol.precision; look-aheads stay fp32.  [default: the preset's]",
 )
-@click.option("--again", is_flag=True, help="Run finished cells anew.")
+@click.option("--again", is_flag=True, help="Run finished and failed cells anew, from the beginning.")
+@click.option("--retry-failed", is_flag=True, help="Run failed and diverged cells anew.")
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(0),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often a cell in training is kept, at ends of epochs; 0 = each epoch.",
+)
+@click.option(
+    "--time-limit",
+    metavar="TIME",
+    help="Interrupt a cell after so long, e.g. 30m or 2h, and go on with the next; the next run continues it.",
+)
 @click.option(
     "--controls",
     is_flag=True,
@@ -129,6 +147,9 @@ def run(
     device: str,
     precision: str | None,
     again: bool,
+    retry_failed: bool,
+    checkpoint_every: float,
+    time_limit: str | None,
     controls: bool,
     dry_run: bool,
     json_file: Path | None,
@@ -137,11 +158,13 @@ def run(
 ) -> None:
     """Train every selector on every fold and print the comparison.
 
-    Finished cells are kept: the same command continues where it was stopped. The exit status is 0 if all cells are
-    finished, 1 if some failed, 2 if the input is wrong.
+    Finished cells are kept: the same command continues where it was stopped, in the middle of a training too. Several
+    may run at once on one work folder. The exit status is 0 if all cells are finished, 1 if some failed, 2 if the input
+    is wrong, 75 if some were interrupted.
     """
     from agl_bench.bench.spec import Campaign
 
+    limit = None if time_limit is None else _seconds(time_limit)
     plugins = _discover(files)
     if precision is not None:
         assignments = (*assignments, f"protocol.precision={precision}")
@@ -161,7 +184,7 @@ def run(
         raise BadSpec(
             f"protocol.precision = tf32 needs a CUDA device, and this run is on the {torch_device.type}; use fp32"
         )
-    store = CellStore(work)
+    store = CellStore(work, warn=_warn)
     prepared = Preparation(root, _cache(work))
     known = fingerprints(campaign, plugins, root, prepared.digests)
     prepared.digests.keep()
@@ -174,9 +197,18 @@ def run(
     console = _console()
     _say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
-        preflight(cells, bench, store, again=again)
+        preflight(cells, bench, store, again=again, retry_failed=retry_failed)
     recorder = _recorder(work, tracking, console)
-    results, failures = _follow(run_cells(cells, bench, store, recorder, again=again), len(cells), console)
+    with _Signals() as signals:
+        events = run_cells(
+            cells, bench, store, recorder, again=again, retry_failed=retry_failed, checkpoint_every=checkpoint_every,
+            time_limit=limit, stop=signals.asked,
+        )  # fmt: skip
+        results, failures, stopped = _follow(events, len(cells), console)
+    if signals.asked():
+        raise KeyboardInterrupt
+    place = {spec.key: number for number, (spec, _) in enumerate(cells)}
+    results.sort(key=lambda r: place[r.spec.key])  # others may have finished some of them
     own = [r for r in results if r.spec.key in asked]
     bounds = control_selectors(plugins, campaign.selectors)
     found = controls_of(own, [r for r in results if r.spec.key in below])
@@ -190,6 +222,9 @@ def run(
         content = as_json(own) | controls_as_json(found, notes, bounds)
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     _show_end(work, tracking, recorder, failures, console)
+    if stopped:
+        sentence = f"{len(stopped)} of {len(cells)} cells reached the time limit of {time_limit}"
+        _stop(f"{sentence}; the same command continues them", INTERRUPTED)
     if failures:
         sys.exit(1)
 
@@ -671,7 +706,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _stop(f"{error.filename}: {error.strerror}", 2)
     except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; finished cells are kept, the same command continues", 130)
+        _stop("interrupted; what is done is kept, the same command continues", INTERRUPTED)
 
 
 def _stop(sentence: str, status: int) -> None:
@@ -681,6 +716,48 @@ def _stop(sentence: str, status: int) -> None:
 
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+class _Signals:
+    """While cells run, the first SIGTERM or SIGINT asks for the end after this epoch, the second one ends at once."""
+
+    def __init__(self) -> None:
+        self._why = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def asked(self) -> str:
+        """Which signal has come; "" if none has."""
+        return self._why
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self._why:
+            raise KeyboardInterrupt
+        self._why = signal.Signals(number).name
+        os.write(2, b"agl-bench: stopping at the end of this epoch; once more ends at once\n")  # as a handler may
+
+
+def _warn(sentence: str) -> None:
+    click.echo(f"agl-bench: {sentence}", err=True)
+
+
+def _seconds(text: str) -> float:
+    """A duration such as 90s, 30m, 2h or 1h30m."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    seconds = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
+    if not seconds:
+        raise BadSpec(f"--time-limit {text} is no duration; write e.g. 90s, 30m, 2h or 1h30m")
+    return float(seconds)
 
 
 def _console() -> Console:
@@ -764,12 +841,13 @@ def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:
                 click.echo(f"agl-bench: {dataset} {why}: no {evaluation}-batch evaluation of it", err=True)
 
 
-def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], list[Any]]:
+def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], list[Failed], list[Stopped]]:
     """Show events as they come: two bars on a terminal, plain lines elsewhere."""
-    from agl_bench.bench.run import Failed, Finished
+    from agl_bench.bench.run import Failed, Finished, Stopped
 
     results: list[Result] = []
-    failures: list[Any] = []
+    failures: list[Failed] = []
+    stopped: list[Stopped] = []
     show = _Bars(total, console) if console.is_terminal else _Lines(total)
     with show:
         for event in events:
@@ -777,8 +855,10 @@ def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], li
                 results.append(event.result)
             elif isinstance(event, Failed):
                 failures.append(event)
+            elif isinstance(event, Stopped):
+                stopped.append(event)
             show.take(event)
-    return results, failures
+    return results, failures, stopped
 
 
 class _Lines:
@@ -796,17 +876,16 @@ class _Lines:
 
     def take(self, event: Event) -> None:
         """Print what is worth a line."""
-        from agl_bench.bench.run import Failed, Finished
+        from agl_bench.bench.run import Finished
 
         if isinstance(event, Finished) and event.kept:
             self.number += 1
             self.kept += 1
-        elif isinstance(event, Finished):
-            self.number += 1
-            click.echo(f"[{self.number}/{self.total}] {_outcome(event.result)}")
-        elif isinstance(event, Failed):
-            self.number += 1
-            click.echo(f"[{self.number}/{self.total}] {event.spec.title}: FAILED, {event.sentence}")
+            return
+        text, is_end = _line(event)
+        self.number += is_end
+        if text:
+            click.echo(f"[{self.number}/{self.total}] {text}" if is_end else text)
 
 
 class _Bars:
@@ -837,14 +916,31 @@ class _Bars:
             self.progress.reset(self.cell, total=event.spec.protocol.epochs, description=event.spec.title, visible=True)
         elif isinstance(event, EpochDone):
             self.progress.advance(self.cell)
-        elif isinstance(event, Finished):
+        text, is_end = _line(event)
+        if is_end:
             self.progress.advance(self.grid)
-            if not event.kept:
-                self.progress.console.print(_outcome(event.result), highlight=False, markup=False)
-        elif isinstance(event, Failed):
-            self.progress.advance(self.grid)
-            text = f"{event.spec.title}: FAILED, {event.sentence}"
-            self.progress.console.print(text, style="red", highlight=False, markup=False)
+        if text and not (isinstance(event, Finished) and event.kept):
+            style = "red" if isinstance(event, Failed) else None
+            self.progress.console.print(text, style=style, highlight=False, markup=False)
+
+
+def _line(event: Event) -> tuple[str, bool]:
+    """What an event is worth to say, "" if nothing, and whether a cell has ended with it."""
+    from agl_bench.bench.run import Failed, Finished, Noted, Stopped, Waiting
+
+    if isinstance(event, Finished):
+        return _outcome(event.result), True
+    if isinstance(event, Failed):
+        how = f"{event.status} before and not tried again" if event.kept else event.status.upper()
+        return f"{event.spec.title}: {how}, {event.sentence}", True
+    if isinstance(event, Stopped):
+        return f"{event.spec.title}: INTERRUPTED, {event.why}", True
+    if isinstance(event, Noted):
+        return f"{event.spec.title}: {event.sentence}", False
+    if isinstance(event, Waiting):
+        by = ", ".join(f"process {o.pid} on {o.host}" for o in event.holders) or "other processes"
+        return f"waiting for {event.cells} cells that others work on: {by}", False
+    return "", False
 
 
 def _outcome(result: Result) -> str:
@@ -1045,12 +1141,12 @@ def _plus_minus(sd: float | None) -> str:
     return "" if sd is None else f" ± {sd:.3f}"
 
 
-def _show_end(work: Path, tracking: str | None, recorder: Recorder, failures: list[Any], console: Console) -> None:
+def _show_end(work: Path, tracking: str | None, recorder: Recorder, failures: list[Failed], console: Console) -> None:
     for failure in failures:
         where = f" (details: {failure.details})" if failure.details else ""
-        click.echo(f"agl-bench: failed: {failure.spec.title}: {failure.sentence}{where}", err=True)
+        click.echo(f"agl-bench: {failure.status}: {failure.spec.title}: {failure.sentence}{where}", err=True)
     if failures:
-        click.echo("agl-bench: the same command tries failed cells again", err=True)
+        click.echo("agl-bench: --retry-failed tries failed cells again", err=True)
     if recorder.dead:
         click.echo(f"agl-bench: MLflow is incomplete; `agl-bench sync --work {work}` brings it up to date", err=True)
     elif tracking != "none":

@@ -86,7 +86,7 @@ class Selector(nn.Module):
             are not computed at all: their losses are 0 and their outputs stay as they began. A plain attribute or a
             property, no buffer.
         reference: the publication or idea that this selector implements.
-        generator: `view.generator`; kept with a checkpoint, so that a continued training draws what it would have drawn.
+        generator: `view.generator`; its state is part of a checkpoint.
         is_control: whether it is no method but a bound for methods, and may know the truth of planted data. Tables
             mark it.
     """

@@ -290,7 +290,8 @@ class Trainer:
 
     def _settled(self) -> dict[str, Any] | None:
         """What was settled of the selector's hypergradient; None if that is still to come."""
-        before, after = self.selector.hypergradient, self.hypergradient
+        before: Any = self.selector.hypergradient
+        after: Any = self.hypergradient
         if after is None or after is before:
             return None if after is None else {}
         if not is_dataclass(after) or type(after) is not type(before):
