@@ -230,6 +230,43 @@ def run(
 
 
 @cli.command()
+@click.option("--json", "json_", is_flag=True, help="For programs.")
+@_WORK
+def status(work: Path, json_: bool) -> None:
+    """Show how far the cells of a work folder are, also while they run."""
+    from agl_bench.bench.status import STATUSES, as_json, status_of
+
+    _check_work_folder(work)
+    found = status_of(work)
+    if json_:
+        click.echo(json.dumps(as_json(found), indent=1))
+        return
+    from rich.table import Table
+
+    console = _console()
+    table = Table(title=f"cells of {work}", title_justify="left", title_style="bold")
+    for column in ("dataset", "evaluation", "backbone", "selector"):
+        table.add_column(column, no_wrap=True)
+    for column in STATUSES:
+        table.add_column(column, justify="right", no_wrap=True)
+    for place, count in found.counts.items():
+        table.add_row(*vars(place).values(), *(str(count[name] or "–") for name in STATUSES))
+    total = {name: sum(count[name] for count in found.counts.values()) for name in STATUSES}
+    table.add_section()
+    table.add_row("all", "", "", "", *(str(total[name] or "–") for name in STATUSES))
+    console.print(table)
+    for cell in found.running:
+        what = (
+            f"{' · '.join(vars(cell.place).values())} · fold {cell.fold} · seed {cell.seed}" if cell.place else cell.key
+        )
+        done = "before its first epoch"
+        if cell.progress is not None:
+            done = f"{cell.progress[0] + 1} of {cell.progress[1]} epochs"
+        line = f"running: {what}: {done}, process {cell.owner.pid} on {cell.owner.host}"
+        console.print(line, markup=False, highlight=False)
+
+
+@cli.command()
 @click.option("--selectors", multiple=True, metavar="A,B", help="Auxiliary selectors to audit.")
 @click.option("--datasets", multiple=True, metavar="A,B", help="Datasets to audit them on.")
 @click.option("--backbone", multiple=True, metavar="A,B", help="Image encoders.  [default: tiny]")
@@ -785,9 +822,13 @@ def _cache(work: Path) -> Path:
 def _existing(work: Path) -> CellStore:
     from agl_bench.bench.cells import CellStore
 
+    _check_work_folder(work)
+    return CellStore(work)
+
+
+def _check_work_folder(work: Path) -> None:
     if not (work / "cells").is_dir():
         raise BadSpec(f"{work} is not a work folder of agl-bench: nothing has been run there; use --work")
-    return CellStore(work)
 
 
 def _check_writable(json_file: Path | None) -> None:

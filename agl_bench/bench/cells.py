@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,10 +62,10 @@ class CellStore:
             BadWorkFolder: if they cannot be created or written.
         """
         self.work, self.cells, self.failed, self.folds = work, work / "cells", work / "failed", work / "folds"
-        self.partial, self.leases = work / "partial", Leases(work / "leases")
+        self.partial, self.leases, self.grids = work / "partial", Leases(work / "leases"), work / "grids"
         self.owner, self.warn = Owner.this(), warn
         try:
-            for folder in (self.cells, self.failed, self.folds, self.partial, self.leases.folder):
+            for folder in (self.cells, self.failed, self.folds, self.partial, self.leases.folder, self.grids):
                 folder.mkdir(parents=True, exist_ok=True)
             probe = self.cells / f".probe-{self.owner.name}"
             probe.write_text("")
@@ -159,6 +159,19 @@ class CellStore:
         for path in (*fresh.iterdir(), fresh):
             flush(path)
 
+    @contextlib.contextmanager
+    def announced(self, specs: Iterable[RunSpec]) -> Iterator[None]:
+        """While this lasts, `agl-bench status` knows what this process is going to run."""
+        path = self.grids / f"{self.owner.name}.json"
+        places = {
+            s.key: (s.dataset.label, s.evaluation, s.backbone.name, s.selector.name) for s in specs
+        }  # as `status.Place`
+        replace_text(path, json.dumps(places))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
     def begun(self, key: str) -> Partial:
         """What is kept of a cell that has begun and is not finished."""
         return Partial(self.partial / key)
@@ -208,6 +221,9 @@ class CellStore:
                 shutil.rmtree(path, ignore_errors=True)
         for path in self.folds.glob("*.csv.*"):
             if is_stale(path, Owner.parse(path.name.partition(".csv.")[2])):
+                path.unlink(missing_ok=True)
+        for path in self.grids.glob("*.json"):
+            if is_stale(path, Owner.parse(path.stem)):
                 path.unlink(missing_ok=True)
         self.leases.sweep()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import functools
@@ -421,7 +422,9 @@ def run_cells(
         stop: why no more must be done, asked often; "" = go on. The running cell ends with its epoch.
     """
     left, said = list(cells), False
-    try:
+    with contextlib.ExitStack() as end:
+        end.callback(recorder.finish)
+        end.enter_context(store.announced(spec for spec, _ in cells))
         while left:
             held = []
             for spec, plan in left:
@@ -455,8 +458,6 @@ def run_cells(
                     said = True
                 _sleep(POLL, stop)
             left = held
-    finally:
-        recorder.finish()
 
 
 def _known(spec: RunSpec, store: CellStore, *, again: bool, retry_failed: bool) -> Finished | Failed | None:
