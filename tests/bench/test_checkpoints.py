@@ -60,74 +60,95 @@ DRIVER = """
     from agl_bench.bench.spec import Campaign
     from agl_bench.registry.plugins import Plugins
 
-    how = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    device = choose_device("cpu")
-    plugins = Plugins.discover(())
-    root = Path(os.devnull)
-    campaign = Campaign.of(
-        plugins, selectors=how["selectors"], datasets=["synthetic"], evaluation=["inter"], preset="smoke",
-        seeds=how["seeds"], fold=how["fold"], assignments=how["settings"],
-    )
-    cells = campaign.cells(plugins, root, device="cpu", fingerprint=fingerprints(campaign, plugins, root, None))
+    device, plugins, root = choose_device("cpu"), Plugins.discover(()), Path(os.devnull)
 
-    def start(work, events=None):
-        # Runs all cells in a new process, killed after so many events of it; returns its number.
-        child = os.fork()
-        if child:
-            return child
-        try:
-            bench = Bench(plugins, root, device, Preparation(root, Path(how["cache"])))
-            with open(how["log"], "a", buffering=1) as log:
-                for event in run_cells(cells, bench, CellStore(Path(work)), NoRecorder(), checkpoint_every=0):
-                    kind = type(event).__name__
-                    if kind != "Waiting":
-                        spec = event.result.spec if kind == "Finished" else event.spec
-                        log.write(f"{os.getpid()} {kind} {spec.key} {getattr(event, 'sentence', '')}\\n")
-                    events = events and events - 1
-                    if events == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-            os._exit(0)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(1)
+    class Job:
+        def __init__(self, how):
+            self.place = Path(how["place"])
+            campaign = Campaign.of(
+                plugins, selectors=how["selectors"], datasets=["synthetic"], evaluation=["inter"], preset="smoke",
+                seeds=how["seeds"], fold=how["fold"], assignments=how["settings"],
+            )
+            known = fingerprints(campaign, plugins, root, None)
+            self.cells = campaign.cells(plugins, root, device="cpu", fingerprint=known)
+            getattr(self, how["mode"])()
+
+        def start(self, work, events=None):
+            # Runs all cells in a new process, killed after so many events of it; returns its number.
+            child = os.fork()
+            if child:
+                return child
+            try:
+                bench = Bench(plugins, root, device, Preparation(root, self.place.parent / "cache"))
+                store = CellStore(self.place / work)
+                with open(self.place / f"{work}.log", "a", buffering=1) as log:
+                    for event in run_cells(self.cells, bench, store, NoRecorder(), checkpoint_every=0):
+                        kind = type(event).__name__
+                        if kind != "Waiting":
+                            spec = event.result.spec if kind == "Finished" else event.spec
+                            log.write(f"{os.getpid()} {kind} {spec.key} {getattr(event, 'sentence', '')}\\n")
+                        events = events and events - 1
+                        if events == 0:
+                            os.kill(os.getpid(), signal.SIGKILL)
+                os._exit(0)
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(1)
+
+        def killed(self):
+            assert ended(self.start("undisturbed")) == 0
+            chance, kills, status = random.Random(3), 0, None
+            while status != 0:
+                if chance.random() < 0.6:
+                    status = ended(self.start("work", chance.randint(2, 9 + kills)))
+                else:
+                    child = self.start("work")
+                    time.sleep(chance.uniform(0.1, 0.6 + 0.1 * kills))
+                    os.kill(child, signal.SIGKILL)
+                    status = ended(child)
+                assert status in (0, -signal.SIGKILL), status
+                kills += status != 0
+            (self.place / "kills").write_text(str(kills))
+
+        def shared(self):
+            children = [self.start("work") for _ in range(2)]
+            assert [ended(child) for child in children] == [0, 0]
 
     def ended(child):
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    if how["mode"] == "killed":
-        assert ended(start(how["undisturbed"])) == 0
-        Path(how["log"]).unlink()
-        chance, kills, status = random.Random(how["chance"]), 0, None
-        while status != 0:
-            if chance.random() < 0.6:
-                status = ended(start(how["work"], chance.randint(2, 9 + kills)))
-            else:
-                child = start(how["work"])
-                time.sleep(chance.uniform(0.1, 0.6 + 0.1 * kills))
-                os.kill(child, signal.SIGKILL)
-                status = ended(child)
-            assert status in (0, -signal.SIGKILL), status
-            kills += status != 0
-        print(kills)
-    else:
-        children = [start(how["work"]) for _ in range(2)]
-        assert [ended(child) for child in children] == [0, 0]
+    for how in json.loads(sys.argv[1]):
+        Job(how)
 """
 
 
-def drive(tmp_path, small, mode, **how):
-    """Run the driver; returns what it printed and the lines of its log, each "process event key sentence"."""
-    how |= {"mode": mode, "cache": str(tmp_path / "cache"), "work": str(tmp_path / "work")}
-    how |= {"undisturbed": str(tmp_path / "undisturbed"), "log": str(tmp_path / "log"), "fold": how.get("fold", [])}
-    how["settings"] = [*small, *FEWER, *how.get("settings", ())]
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory, small):
+    """Folder of each job of the driver: `work`, its log, and `undisturbed` where it was killed."""
+    place = tmp_path_factory.mktemp("driven")
+    jobs = {
+        "alternating": ("killed", SELECTORS, ["0", "7"], ["D1"], SCHEDULES["alternating"]),
+        "two_stage": ("killed", ("agl", "dkgsb", "amal"), ["5"], ["D2"], SCHEDULES["two_stage"]),
+        "shared": ("shared", SELECTORS, ["0"], [], ()),
+    }
+    words = []
+    for name, (mode, selectors, seeds, fold, settings) in jobs.items():
+        (place / name).mkdir()
+        how = {"mode": mode, "place": str(place / name), "selectors": selectors, "seeds": seeds, "fold": fold}
+        words.append(how | {"settings": [*small, *FEWER, *settings]})
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(DRIVER), json.dumps(how)],
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(DRIVER), json.dumps(words)],
         capture_output=True, text=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout, [line.split(" ", 3) for line in (tmp_path / "log").read_text().splitlines()]
+    return place
+
+
+def log_of(place):
+    """Process, event, key and sentence of each event."""
+    return [line.split(" ", 3) for line in (place / "work.log").read_text().splitlines()]
 
 
 def same(first, second):
@@ -147,30 +168,28 @@ def nothing_is_left(store):
     assert [p.name for folder in (store.partial, store.failed, store.grids) for p in folder.iterdir()] == []
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_killed_at_any_time(tmp_path, small, schedule):
-    options = {"selectors": SELECTORS, "seeds": ["0", "7"], "fold": ["D1"], "settings": SCHEDULES[schedule]}
-    said, log = drive(tmp_path, small, "killed", chance=3, **options)
-    assert int(said) >= 3
-    store = CellStore(tmp_path / "work")
-    found, expected = ({r.spec.key: r for r in s} for s in (store, CellStore(tmp_path / "undisturbed")))
-    assert len(found) == 12 and found.keys() == expected.keys()
+@pytest.mark.parametrize(("schedule", "cells"), [("alternating", 12), ("two_stage", 3)])
+def test_killed_at_any_time(driven, schedule, cells):
+    place = driven / schedule
+    assert int((place / "kills").read_text()) >= 3
+    store = CellStore(place / "work")
+    found, expected = ({r.spec.key: r for r in s} for s in (store, CellStore(place / "undisturbed")))
+    assert len(found) == cells and found.keys() == expected.keys()
     for key, result in found.items():
         same(result, expected[key])
-    assert any(kind == "Noted" and text.startswith("continued after epoch") for _, kind, _, text in log)
+    assert any(kind == "Noted" and text.startswith("continued after epoch") for _, kind, _, text in log_of(place))
     nothing_is_left(store)
 
 
-def test_two_processes_share_the_cells(tmp_path, small):
-    options = {"selectors": SELECTORS, "seeds": ["0"], "settings": SCHEDULES["alternating"]}
-    _, log = drive(tmp_path, small, "shared", **options)
+def test_two_processes_share_the_cells(driven):
+    log = log_of(driven / "shared")
     started = [(key, process) for process, kind, key, _ in log if kind == "Started"]
     keys = {key for key, _ in started}
     assert len(started) == len(keys) == 12, "a cell was run twice"
     assert len({process for _, process in started}) == 2
     for process in {process for _, process in started}:  # each ends with the whole table
         assert {key for p, kind, key, _ in log if (p, kind) == (process, "Finished")} == keys
-    store = CellStore(tmp_path / "work")
+    store = CellStore(driven / "shared/work")
     assert {r.spec.key for r in store} == keys
     nothing_is_left(store)
 
