@@ -823,7 +823,7 @@ def _existing(work: Path) -> CellStore:
     from agl_bench.bench.cells import CellStore
 
     _check_work_folder(work)
-    return CellStore(work)
+    return CellStore(work, warn=_warn)
 
 
 def _check_work_folder(work: Path) -> None:

@@ -431,6 +431,9 @@ def run_cells(
                 if stop():
                     return
                 known = _known(spec, store, again=again, retry_failed=retry_failed)
+                if known is not None and store.leases.holder(spec.key) is not None:
+                    held.append((spec, plan))  # its process is still busy with showing it
+                    continue
                 lease = None if known else store.leases.take(spec.key)
                 if lease is not None:
                     with lease:

@@ -369,6 +369,17 @@ def test_waits_for_others_and_takes_over_what_they_leave(grid, tmp_path, monkeyp
     nothing_is_left(store)
 
 
+def test_a_result_that_is_still_being_shown_by_its_process_is_waited_for(events, expected, store, monkeypatch):
+    monkeypatch.setattr("agl_bench.bench.run.POLL", 0.01)
+    store.write(expected)
+    other, kinds = store.leases.take(events.spec.key), []
+    for event in events():
+        kinds.append(type(event))
+        if isinstance(event, Waiting):
+            other.release()
+    assert kinds == [Waiting, Finished] and event.kept
+
+
 def test_what_is_left_to_do_is_known_while_it_runs(grid, tmp_path):
     cells, bench = grid("pgl,agl", fold=["D1"])
     run = run_cells(cells, bench, CellStore(tmp_path), NoRecorder())
