@@ -862,12 +862,18 @@ def _show_grid(campaign: Campaign, plugins: Plugins, root: Path, work: Path, dev
         asked = {spec.key for spec, _ in cells}
         further = control_cells(campaign, plugins, root, device=device, fingerprint=known)
         cells += [(spec, plan) for spec, plan in further if spec.key not in asked]
-    done = 0
+    count = {"done": 0, "failed": 0, "diverged": 0, "todo": 0}
     for spec, _ in cells:
-        finished = store is not None and store.read(spec.key) is not None
-        done += finished
-        click.echo(f"{spec.key}  {'done' if finished else 'todo'}  {spec.title}")
-    click.echo(f"{len(cells)} cells, {done} finished, {len(cells) - done} to run; preset {campaign.preset}")
+        failure = store.failure(spec.key) if store else None
+        status = "done" if store and store.read(spec.key) is not None else failure.status if failure else "todo"
+        count[status] += 1
+        click.echo(f"{spec.key}  {status}  {spec.title}")
+    failed = count["failed"] + count["diverged"]
+    click.echo(
+        f"{len(cells)} cells, {count['done']} finished, {count['todo']} to run"
+        + (f", {failed} failed (--retry-failed)" if failed else "")
+        + f"; preset {campaign.preset}"
+    )
 
 
 def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:

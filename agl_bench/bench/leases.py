@@ -184,10 +184,16 @@ class Leases:
         return Lease(folder, owner)
 
     def sweep(self) -> None:
-        """Clear what killed processes left of leases that never came to be."""
+        """Clear what killed processes left: leases, and such as never came to be."""
         for path in self.folder.glob(".new-*-*"):
             if is_stale(path, Owner.parse(path.name.split("-", 2)[2])):
                 shutil.rmtree(path, ignore_errors=True)
+        for folder in self.folder.glob("[!.]*"):
+            found = self._read(folder.name)
+            if found is not None and is_stale(*found):
+                with contextlib.suppress(OSError):  # somebody has taken it over
+                    found[0].unlink()
+                    folder.rmdir()
 
     def _read(self, key: str) -> tuple[Path, Owner | None] | None:
         """The file of a lease and who holds it."""

@@ -452,6 +452,7 @@ def run_cells(
                     held.append((spec, plan))
                 if known is not None:
                     if isinstance(known, Finished):
+                        store.begun(spec.key).discard()  # where a process was killed right after it wrote the result
                         recorder.record(known.result)
                     yield known
             if held and len(held) == len(left):

@@ -334,6 +334,16 @@ def test_a_file_that_may_not_grow(events, expected, stopped, store):
     same(list(events(retry_failed=True))[-1].result, expected)
 
 
+def test_killed_right_after_its_result(events, expected, stopped, store):
+    kept = stopped.read_bytes()
+    store.write(expected)
+    stopped.parent.mkdir()
+    stopped.write_bytes(kept)
+    (event,) = events()
+    assert event.kept
+    nothing_is_left(store)
+
+
 def test_again_begins_anew(events, stopped):
     assert not any(isinstance(e, Noted) for e in events(again=True))
 

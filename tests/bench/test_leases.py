@@ -166,9 +166,11 @@ def test_what_was_left_half_made_is_swept(leases):
     leases.folder.mkdir()
     for owner in (replace(Owner.this(), pid=DEAD), Owner.this(), elsewhere()):
         (leases.folder / f".new-a-{owner.name}").mkdir()
+    hold(leases, "b", replace(Owner.this(), pid=DEAD))
+    hold(leases, "c", elsewhere())
     leases.sweep()
-    assert len(list(leases.folder.iterdir())) == 2
-    assert leases.running() == {}
+    assert sorted(path.name.partition("-")[0] for path in leases.folder.iterdir()) == [".new", ".new", "c"]
+    assert set(leases.running()) == {"c"}
 
 
 def _race(folder, keys, ready, queue):

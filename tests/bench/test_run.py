@@ -289,6 +289,9 @@ def test_a_raising_selector_costs_its_own_cells_only(tmp_path, words, monkeypatc
     assert "4 cells were finished before and kept" in said.out
     assert said.err.splitlines()[-1] == "agl-bench: --retry-failed tries failed cells again"
     assert inodes(store) == before
+    assert status([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("  failed  ") == 2 and "6 cells, 4 finished, 0 to run, 2 failed (--retry-failed); preset" in said
     assert status([*words, "--retry-failed"]) == 0
     assert "4 cells were finished before and kept" in capsys.readouterr().out
     assert before.items() < inodes(store).items()
