@@ -491,6 +491,8 @@ def _run_cell(
     is_new = True
     try:
         store.keep_fold(bench.setting(spec, plan).report.csv)
+        if why := keeper.stop():  # reading the data may take as long as an epoch
+            raise Interrupted(why)
         keeper.partial.begin(spec)
         store.forget_failure(spec.key)
         for item in bench.train(spec, plan, keeper):

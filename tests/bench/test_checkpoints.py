@@ -249,6 +249,14 @@ def test_stopped_and_continued(events, stopped, expected, store):
     nothing_is_left(store)
 
 
+def test_stopped_before_its_first_epoch(events, expected, store):
+    seen = []
+    kinds = [type(seen.append(e) or e) for e in events(stop=lambda: "test" if seen else "")]
+    assert kinds == [Started, Stopped]
+    nothing_is_left(store)
+    same(list(events())[-1].result, expected)
+
+
 def test_a_time_limit_stops_each_cell_and_goes_on(grid, tmp_path):
     cells, bench = grid("pgl,amal", fold=["D1"])
     store, turns = CellStore(tmp_path / "work"), []
