@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,11 +29,13 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.controls import Control
     from agl_bench.bench.recorder import Recorder
     from agl_bench.bench.result import Result
-    from agl_bench.bench.run import Bench, Event
+    from agl_bench.bench.run import Bench, Event, Failed, Stopped
     from agl_bench.bench.spec import Campaign
     from agl_bench.bench.table import Summary
     from agl_bench.bench.tune import Study, StudyDone
     from agl_bench.registry.plugins import Plugins
+
+INTERRUPTED = 75  # EX_TEMPFAIL: try again
 
 _PLUGIN = click.option(
     "--plugin", "files", multiple=True, type=click.Path(path_type=Path), help="A single-file plug-in; repeatable."
@@ -105,7 +109,21 @@ def cli() -> None:
     type=click.Choice(["fp32", "tf32", "bf16"]),
     help="Of training passes, short for --set protocol.precision; look-aheads stay fp32.  [default: the preset's]",
 )
-@click.option("--again", is_flag=True, help="Run finished cells anew.")
+@click.option("--again", is_flag=True, help="Run finished and failed cells anew, from the beginning.")
+@click.option("--retry-failed", is_flag=True, help="Run failed and diverged cells anew.")
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(0),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often a cell in training is kept, at ends of epochs; 0 = each epoch.",
+)
+@click.option(
+    "--time-limit",
+    metavar="TIME",
+    help="Interrupt a cell after so long, e.g. 30m or 2h, and go on with the next; the next run continues it.",
+)
 @click.option(
     "--controls",
     is_flag=True,
@@ -138,6 +156,9 @@ def run(
     device: str,
     precision: str | None,
     again: bool,
+    retry_failed: bool,
+    checkpoint_every: float,
+    time_limit: str | None,
     controls: bool,
     tuned: Path | None,
     transfer: bool,
@@ -148,11 +169,13 @@ def run(
 ) -> None:
     """Train every selector on every fold and print the comparison.
 
-    Finished cells are kept: the same command continues where it was stopped. The exit status is 0 if all cells are
-    finished, 1 if some failed, 2 if the input is wrong.
+    Finished cells are kept: the same command continues where it was stopped, in the middle of a training too. Several
+    may run at once on one work folder. The exit status is 0 if all cells are finished, 1 if some failed, 2 if the input
+    is wrong, 75 if some were interrupted.
     """
     from agl_bench.bench.spec import Campaign
 
+    limit = None if time_limit is None else _seconds(time_limit)
     plugins = _discover(files)
     if precision is not None:
         assignments = (*assignments, f"protocol.precision={precision}")
@@ -174,7 +197,7 @@ def run(
         raise BadSpec(
             f"protocol.precision = tf32 needs a CUDA device, and this run is on the {torch_device.type}; use fp32"
         )
-    store = CellStore(work)
+    store = CellStore(work, warn=_warn)
     prepared = Preparation(root, _cache(work))
     known = fingerprints(campaign, plugins, root, prepared.digests)
     prepared.digests.keep()
@@ -188,9 +211,18 @@ def run(
     console = _console()
     _say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
-        preflight(cells, bench, store, again=again)
+        preflight(cells, bench, store, again=again, retry_failed=retry_failed)
     recorder = _recorder(work, tracking, console)
-    results, failures = _follow(run_cells(cells, bench, store, recorder, again=again), len(cells), console)
+    with _Signals() as signals:
+        events = run_cells(
+            cells, bench, store, recorder, again=again, retry_failed=retry_failed, checkpoint_every=checkpoint_every,
+            time_limit=limit, stop=signals.asked,
+        )  # fmt: skip
+        results, failures, stopped = _follow(events, len(cells), console)
+    if signals.asked():
+        raise KeyboardInterrupt
+    place = {spec.key: number for number, (spec, _) in enumerate(cells)}
+    results.sort(key=lambda r: place[r.spec.key])  # others may have finished some of them
     own = [r for r in results if r.spec.key in asked]
     bounds = control_selectors(plugins, campaign.selectors)
     fixed = [r for r in own if r.spec.tuning is None]
@@ -205,8 +237,48 @@ def run(
         content = as_json(own) | controls_as_json(found, notes, bounds)
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     _show_end(work, tracking, recorder, failures, console)
+    if stopped:
+        sentence = f"{len(stopped)} of {len(cells)} cells reached the time limit of {time_limit}"
+        _stop(f"{sentence}; the same command continues them", INTERRUPTED)
     if failures:
         sys.exit(1)
+
+
+@cli.command()
+@click.option("--json", "json_", is_flag=True, help="For programs.")
+@_WORK
+def status(work: Path, json_: bool) -> None:
+    """Show how far the cells of a work folder are, also while they run."""
+    from agl_bench.bench.status import STATUSES, as_json, status_of
+
+    _check_work_folder(work)
+    found = status_of(work)
+    if json_:
+        click.echo(json.dumps(as_json(found), indent=1))
+        return
+    from rich.table import Table
+
+    console = _console()
+    table = Table(title=f"cells of {work}", title_justify="left", title_style="bold")
+    for column in ("dataset", "evaluation", "backbone", "selector"):
+        table.add_column(column, no_wrap=True)
+    for column in STATUSES:
+        table.add_column(column, justify="right", no_wrap=True)
+    for place, count in found.counts.items():
+        table.add_row(*vars(place).values(), *(str(count[name] or "–") for name in STATUSES))
+    total = {name: sum(count[name] for count in found.counts.values()) for name in STATUSES}
+    table.add_section()
+    table.add_row("all", "", "", "", *(str(total[name] or "–") for name in STATUSES))
+    console.print(table)
+    for cell in found.running:
+        what = (
+            f"{' · '.join(vars(cell.place).values())} · fold {cell.fold} · seed {cell.seed}" if cell.place else cell.key
+        )
+        done = "before its first epoch"
+        if cell.progress is not None:
+            done = f"{cell.progress[0] + 1} of {cell.progress[1]} epochs"
+        line = f"running: {what}: {done}, process {cell.owner.pid} on {cell.owner.host}"
+        console.print(line, markup=False, highlight=False)
 
 
 @cli.command()
@@ -869,7 +941,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _stop(f"{error.filename}: {error.strerror}", 2)
     except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; finished cells are kept, the same command continues", 130)
+        _stop("interrupted; what is done is kept, the same command continues", INTERRUPTED)
 
 
 def _stop(sentence: str, status: int) -> None:
@@ -879,6 +951,48 @@ def _stop(sentence: str, status: int) -> None:
 
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+class _Signals:
+    """While cells run, the first SIGTERM or SIGINT asks for the end after this epoch, the second one ends at once."""
+
+    def __init__(self) -> None:
+        self._why = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def asked(self) -> str:
+        """Which signal has come; "" if none has."""
+        return self._why
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self._why:
+            raise KeyboardInterrupt
+        self._why = signal.Signals(number).name
+        os.write(2, b"agl-bench: stopping at the end of this epoch; once more ends at once\n")  # as a handler may
+
+
+def _warn(sentence: str) -> None:
+    click.echo(f"agl-bench: {sentence}", err=True)
+
+
+def _seconds(text: str) -> float:
+    """A duration such as 90s, 30m, 2h or 1h30m."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    seconds = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
+    if not seconds:
+        raise BadSpec(f"--time-limit {text} is no duration; write e.g. 90s, 30m, 2h or 1h30m")
+    return float(seconds)
 
 
 def _console() -> Console:
@@ -906,9 +1020,13 @@ def _cache(work: Path) -> Path:
 def _existing(work: Path) -> CellStore:
     from agl_bench.bench.cells import CellStore
 
+    _check_work_folder(work)
+    return CellStore(work, warn=_warn)
+
+
+def _check_work_folder(work: Path) -> None:
     if not (work / "cells").is_dir():
         raise BadSpec(f"{work} is not a work folder of agl-bench: nothing has been run there; use --work")
-    return CellStore(work)
 
 
 def _check_writable(option: str, file: Path | None) -> None:
@@ -968,12 +1086,18 @@ def _show_grid(
         asked = {spec.key for spec, _ in cells}
         further = control_cells(campaign, plugins, root, device=device, fingerprint=known)
         cells += [(spec, plan) for spec, plan in further if spec.key not in asked]
-    done = 0
+    count = {"done": 0, "failed": 0, "diverged": 0, "todo": 0}
     for spec, _ in cells:
-        finished = store is not None and store.read(spec.key) is not None
-        done += finished
-        click.echo(f"{spec.key}  {'done' if finished else 'todo'}  {spec.title}")
-    click.echo(f"{len(cells)} cells, {done} finished, {len(cells) - done} to run; preset {campaign.preset}")
+        failure = store.failure(spec.key) if store else None
+        status = "done" if store and store.read(spec.key) is not None else failure.status if failure else "todo"
+        count[status] += 1
+        click.echo(f"{spec.key}  {status}  {spec.title}")
+    failed = count["failed"] + count["diverged"]
+    click.echo(
+        f"{len(cells)} cells, {count['done']} finished, {count['todo']} to run"
+        + (f", {failed} failed (--retry-failed)" if failed else "")
+        + f"; preset {campaign.preset}"
+    )
 
 
 def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:
@@ -988,12 +1112,13 @@ def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:
                 click.echo(f"agl-bench: {dataset} {why}: no {evaluation}-batch evaluation of it", err=True)
 
 
-def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], list[Any]]:
+def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], list[Failed], list[Stopped]]:
     """Show events as they come: two bars on a terminal, plain lines elsewhere."""
-    from agl_bench.bench.run import Failed, Finished
+    from agl_bench.bench.run import Failed, Finished, Stopped
 
     results: list[Result] = []
-    failures: list[Any] = []
+    failures: list[Failed] = []
+    stopped: list[Stopped] = []
     show = _Bars(total, console) if console.is_terminal else _Lines(total)
     with show:
         for event in events:
@@ -1001,8 +1126,10 @@ def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], li
                 results.append(event.result)
             elif isinstance(event, Failed):
                 failures.append(event)
+            elif isinstance(event, Stopped):
+                stopped.append(event)
             show.take(event)
-    return results, failures
+    return results, failures, stopped
 
 
 class _Lines:
@@ -1020,17 +1147,16 @@ class _Lines:
 
     def take(self, event: Event) -> None:
         """Print what is worth a line."""
-        from agl_bench.bench.run import Failed, Finished
+        from agl_bench.bench.run import Finished
 
         if isinstance(event, Finished) and event.kept:
             self.number += 1
             self.kept += 1
-        elif isinstance(event, Finished):
-            self.number += 1
-            click.echo(f"[{self.number}/{self.total}] {_outcome(event.result)}")
-        elif isinstance(event, Failed):
-            self.number += 1
-            click.echo(f"[{self.number}/{self.total}] {event.spec.title}: FAILED, {event.sentence}")
+            return
+        text, is_end = _line(event)
+        self.number += is_end
+        if text:
+            click.echo(f"[{self.number}/{self.total}] {text}" if is_end else text)
 
 
 class _Bars:
@@ -1061,14 +1187,31 @@ class _Bars:
             self.progress.reset(self.cell, total=event.spec.protocol.epochs, description=event.spec.title, visible=True)
         elif isinstance(event, EpochDone):
             self.progress.advance(self.cell)
-        elif isinstance(event, Finished):
+        text, is_end = _line(event)
+        if is_end:
             self.progress.advance(self.grid)
-            if not event.kept:
-                self.progress.console.print(_outcome(event.result), highlight=False, markup=False)
-        elif isinstance(event, Failed):
-            self.progress.advance(self.grid)
-            text = f"{event.spec.title}: FAILED, {event.sentence}"
-            self.progress.console.print(text, style="red", highlight=False, markup=False)
+        if text and not (isinstance(event, Finished) and event.kept):
+            style = "red" if isinstance(event, Failed) else None
+            self.progress.console.print(text, style=style, highlight=False, markup=False)
+
+
+def _line(event: Event) -> tuple[str, bool]:
+    """What an event is worth to say, "" if nothing, and whether a cell has ended with it."""
+    from agl_bench.bench.run import Failed, Finished, Noted, Stopped, Waiting
+
+    if isinstance(event, Finished):
+        return _outcome(event.result), True
+    if isinstance(event, Failed):
+        how = f"{event.status} before and not tried again" if event.kept else event.status.upper()
+        return f"{event.spec.title}: {how}, {event.sentence}", True
+    if isinstance(event, Stopped):
+        return f"{event.spec.title}: INTERRUPTED, {event.why}", True
+    if isinstance(event, Noted):
+        return f"{event.spec.title}: {event.sentence}", False
+    if isinstance(event, Waiting):
+        by = ", ".join(f"process {o.pid} on {o.host}" for o in event.holders) or "other processes"
+        return f"waiting for {event.cells} cells that others work on: {by}", False
+    return "", False
 
 
 def _outcome(result: Result) -> str:
@@ -1290,12 +1433,12 @@ def _plus_minus(sd: float | None) -> str:
     return "" if sd is None else f" ± {sd:.3f}"
 
 
-def _show_end(work: Path, tracking: str | None, recorder: Recorder, failures: list[Any], console: Console) -> None:
+def _show_end(work: Path, tracking: str | None, recorder: Recorder, failures: list[Failed], console: Console) -> None:
     for failure in failures:
         where = f" (details: {failure.details})" if failure.details else ""
-        click.echo(f"agl-bench: failed: {failure.spec.title}: {failure.sentence}{where}", err=True)
+        click.echo(f"agl-bench: {failure.status}: {failure.spec.title}: {failure.sentence}{where}", err=True)
     if failures:
-        click.echo("agl-bench: the same command tries failed cells again", err=True)
+        click.echo("agl-bench: --retry-failed tries failed cells again", err=True)
     if recorder.dead:
         click.echo(f"agl-bench: MLflow is incomplete; `agl-bench sync --work {work}` brings it up to date", err=True)
     elif tracking != "none":

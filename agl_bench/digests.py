@@ -15,9 +15,14 @@ def file_digest(path: Path, size: int = 10) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=size)).hexdigest()
 
 
+def bytes_digest(data: bytes | memoryview, size: int = 10) -> str:
+    """Digest of a content in memory, that of `file_digest` for a file of it."""
+    return hashlib.blake2b(data, digest_size=size).hexdigest()
+
+
 def text_digest(text: str, size: int = 10) -> str:
     """Digest of a text, `size` bytes in hexadecimal."""
-    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+    return bytes_digest(text.encode(), size)
 
 
 class FileDigests:

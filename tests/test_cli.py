@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 from scipy import sparse
 
-from agl_bench.bench import mlflow_ui
+from agl_bench import cli
+from agl_bench.bench import checkpoints, mlflow_ui
+from agl_bench.bench.leases import Leases
 from agl_bench.cli import main
 
 SPOTS, GENES = 36, 30
@@ -157,6 +159,8 @@ def test_config_file(agl, tmp_path):
         (["--json", "."], ["--json ."]),
         (["--plugin", "nothing.py"], ["plug-in nothing.py", "no such file"]),
         (["--tracking", "ftp://nowhere"], ["ftp://nowhere", "sqlite:///"]),
+        (["--time-limit", "soon"], ["--time-limit soon is no duration", "1h30m"]),
+        (["--time-limit", "0m"], ["--time-limit 0m is no duration"]),
         (["--backbone", "embedding"], ["section 'S1'", "embedding"]),
         (["--set", "synthetic.sections=1"], ["at least two sections", "--evaluation intra"]),
         (["--set", "protocol.primary_genes=400"], ["protocol.primary_genes = 400", "fewer primary genes"]),
@@ -196,6 +200,8 @@ def test_run_needs_selectors_and_datasets(agl, words):
         (["rum"], "Did you mean 'run'?"),
         (["run", "--selector", "pgl"], "--selectors"),
         (["run", "--device", "tpu"], "'tpu'"),
+        (["run", "--checkpoint-every", "-1"], "--checkpoint-every"),
+        (["run", "--checkpoint-every", "often"], "--checkpoint-every"),
         (["list", "--jason"], "--json"),
         (["show"], "NAME"),
         (["ui", "--port", "0"], "--port"),
@@ -226,6 +232,45 @@ def test_run_says_what_the_folds_are(agl, tmp_path):
     )
     assert "synthetic: 2 folds of 39 train, 9 held-out, 12 validation, 60 test spots; no section is both" in said.out
     assert len(list((tmp_path / "agl-bench-work/folds").glob("*.csv"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("90", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1h1m1s", 3661)]
+)
+def test_durations(text, seconds):
+    assert cli._seconds(text) == seconds
+
+
+def test_how_often_is_the_same_everywhere():
+    (option,) = (p for p in cli.run.params if p.name == "checkpoint_every")
+    assert option.default == checkpoints.EVERY
+
+
+def test_status(agl, tmp_path):
+    agl("status").is_refused("agl-bench-work is not a work folder of agl-bench", "--work")
+    (tmp_path / "empty").mkdir()
+    agl("status", "--work", "empty").is_refused("empty is not a work folder")
+    assert agl("run", "--selectors", "pgl,agl", "--fold", "D1", *SYNTHETIC, "--tracking", "none").status == 0
+    said = agl("status")
+    assert (said.status, said.err) == (0, "")
+    rows = [[w.strip() for w in line.split("│")[1:-1]] for line in said.out.splitlines() if "│" in line]
+    assert rows[0] == ["synthetic", "inter", "tiny", "agl", "1", "–", "–", "–", "–", "–"]
+    assert rows[-1] == ["all", "", "", "", "2", "–", "–", "–", "–", "–"]
+    content = json.loads(agl("status", "--json").out)
+    assert [(line["selector"], line["done"]) for line in content["lines"]] == [("agl", 1), ("pgl", 1)]
+    assert content["running"] == []
+    before = sorted(p for p in (tmp_path / "agl-bench-work").rglob("*"))
+    agl("status")
+    assert sorted(p for p in (tmp_path / "agl-bench-work").rglob("*")) == before
+
+
+def test_status_says_who_runs_what(agl, tmp_path):
+    work = tmp_path / "agl-bench-work"
+    (work / "cells").mkdir(parents=True)
+    leases = Leases(work / "leases")
+    with leases.take("unknown"):
+        assert f"running: unknown: before its first epoch, process {os.getpid()} on " in agl("status").out
+    assert "running:" not in agl("status").out
 
 
 # --- folds -----------------------------------------------------------------------------------------------------------
@@ -772,7 +817,7 @@ def test_doctor_says_what_is_broken(agl, tmp_path):
 def test_help_mentions_every_command(agl):
     said = agl("--help")
     assert said.status == 0
-    for command in ("run", "list", "show", "fetch", "prepare", "describe", "check", "sync", "ui", "doctor"):
+    for command in ("run", "status", "list", "show", "fetch", "prepare", "describe", "check", "sync", "ui", "doctor"):
         assert f"  {command} " in said.out
         assert agl(command, "--help").status == 0
     assert agl("--version").out.startswith("agl-bench, version ")

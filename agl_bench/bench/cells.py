@@ -1,17 +1,22 @@
-"""The local cell store: one folder per finished cell, written atomically. It is the truth; everything else shows it."""
+"""The cell store: one folder per finished cell, written atomically. It is the truth; everything else shows it.
+
+Several processes, of several machines where the folder is shared, may work on one store.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
+from agl_bench.bench.checkpoints import Partial, flush, replace_text
+from agl_bench.bench.leases import Leases, Owner, is_stale
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
 from agl_bench.digests import file_digest, text_digest
@@ -19,27 +24,50 @@ from agl_bench.errors import AglBenchError, BadWorkFolder
 
 FORMAT = 2
 DIGEST = 16  # bytes of a table's digest; part of the format
+Status = Literal["failed", "diverged"]
 _TABLES = ("genes", "epochs", "outer")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a cell ended that has no result.
+
+    Attributes:
+        status: "diverged" where training produced a loss that is not finite.
+        sentence: why.
+        details: file with the traceback.
+    """
+
+    status: Status
+    sentence: str
+    details: Path
 
 
 class CellStore:
     """Finished cells in `cells/<key>/`, failed ones in `failed/<key>/`, folds in `folds/<digest>.csv`.
 
-    A cell folder appears by one rename after everything in it has been written and flushed, and its tables carry a
-    digest, so that nothing half-written is taken for finished.
+    Cells that have begun are in `partial/<key>/`, who works on them is in `leases/<key>/`. A cell folder appears by one
+    rename after everything in it has been written and flushed, and its tables carry a digest, so that nothing
+    half-written is taken for finished.
     """
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, warn: Callable[[str], None] = lambda _: None) -> None:
         """Create the folders.
+
+        Args:
+            work: the work folder.
+            warn: told, in one sentence, what was found damaged.
 
         Raises:
             BadWorkFolder: if they cannot be created or written.
         """
         self.work, self.cells, self.failed, self.folds = work, work / "cells", work / "failed", work / "folds"
+        self.partial, self.leases, self.grids = work / "partial", Leases(work / "leases"), work / "grids"
+        self.owner, self.warn = Owner.this(), warn
         try:
-            for folder in (self.cells, self.failed, self.folds):
+            for folder in (self.cells, self.failed, self.folds, self.partial, self.leases.folder, self.grids):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe = self.cells / f".probe-{os.getpid()}"
+            probe = self.cells / f".probe-{self.owner.name}"
             probe.write_text("")
             probe.unlink()
         except OSError as error:
@@ -62,7 +90,9 @@ class CellStore:
         except _Damaged:
             aside = self.cells / f".damaged-{key}"
             shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+            with contextlib.suppress(FileNotFoundError):  # another process has done so
+                folder.rename(aside)
+            self.warn(f"the result of cell {key} is damaged: set aside as {aside}, to be computed anew")
             return None
         except (KeyError, TypeError, AglBenchError):
             return None
@@ -77,10 +107,37 @@ class CellStore:
                 yield result
 
     def write(self, result: Result) -> None:
-        """Keep a finished cell, in place of an older one."""
+        """Keep a finished cell, in place of an older one.
+
+        Raises:
+            OSError: if it cannot be written, e.g. for want of space; then nothing has changed.
+        """
         key = result.spec.key
-        fresh = self.cells / f".new-{key}-{os.getpid()}"
+        fresh = self.cells / f".new-{key}-{self.owner.name}"
         shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            self._write(result, fresh)
+        except OSError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        target, old = self.cells / key, self.cells / f".old-{key}-{self.owner.name}"
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            fresh.rename(target)
+        except OSError:  # another process has finished the same cell in between: one of two equal results is enough
+            shutil.rmtree(fresh, ignore_errors=True)
+            if self.read(key) is None:
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+        flush(self.cells)
+        self.forget_failure(key)
+        self.begun(key).discard()
+
+    @staticmethod
+    def _write(result: Result, fresh: Path) -> None:
+        """Everything of a finished cell, into a folder that is not there yet."""
         fresh.mkdir()
         digests = {}
         for name in _TABLES:
@@ -100,54 +157,75 @@ class CellStore:
         }
         (fresh / "result.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         for path in (*fresh.iterdir(), fresh):
-            _flush(path)
-        target, old = self.cells / key, self.cells / f".old-{key}-{os.getpid()}"
-        shutil.rmtree(old, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
-            target.rename(old)
+            flush(path)
+
+    @contextlib.contextmanager
+    def announced(self, specs: Iterable[RunSpec]) -> Iterator[None]:
+        """While this lasts, `agl-bench status` knows what this process is going to run."""
+        path = self.grids / f"{self.owner.name}.json"
+        places = {
+            s.key: (s.dataset.label, s.evaluation, s.backbone.name, s.selector.name) for s in specs
+        }  # as `status.Place`
+        replace_text(path, json.dumps(places))
         try:
-            fresh.rename(target)
-        except OSError:  # another process has finished the same cell in between: one of two equal results is enough
-            shutil.rmtree(fresh, ignore_errors=True)
-            if self.read(key) is None:
-                raise
-        shutil.rmtree(old, ignore_errors=True)
-        _flush(self.cells)
-        shutil.rmtree(self.failed / key, ignore_errors=True)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def begun(self, key: str) -> Partial:
+        """What is kept of a cell that has begun and is not finished."""
+        return Partial(self.partial / key)
 
     def keep_fold(self, table: str) -> None:
         """Keep a fold, as CSV, under its digest; one that is there already stays as it is."""
         path = self.folds / f"{text_digest(table)}.csv"
         if path.exists():
             return
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial = path.with_name(f"{path.name}.{self.owner.name}")
         partial.write_text(table, encoding="utf-8")
-        _flush(partial)
+        flush(partial)
         partial.replace(path)
 
-    def write_failure(self, spec: RunSpec, sentence: str, trace: str) -> Path:
-        """Keep what is known of a failed cell; it is tried again on the next run."""
+    def write_failure(self, spec: RunSpec, sentence: str, trace: str, status: Status = "failed") -> Path:
+        """Keep what is known of a failed cell."""
         folder = self.failed / spec.key
         folder.mkdir(exist_ok=True)
         (folder / "spec.json").write_text(json.dumps(spec.as_json(), indent=1), encoding="utf-8")
         (folder / "error.txt").write_text(f"{sentence}\n\n{trace}", encoding="utf-8")
+        replace_text(folder / "failure.json", json.dumps({"status": status, "sentence": sentence}))
         return folder / "error.txt"
+
+    def failure(self, key: str) -> Failure | None:
+        """How a cell failed; None if it did not, or if what is known of it is not whole."""
+        folder = self.failed / key
+        try:
+            content = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
+            status: Status = "diverged" if content["status"] == "diverged" else "failed"
+            return Failure(status, str(content["sentence"]), folder / "error.txt")
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def forget_failure(self, key: str) -> None:
+        """The cell is tried again."""
+        shutil.rmtree(self.failed / key, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Clear what killed processes left half-written; bring back a cell whose replacement did not arrive."""
         for path in self.cells.glob(".*-*-*"):
-            purpose, key, pid = path.name[1:].split("-")[:3]
-            # Our own number was another process's before a container was started again.
-            if not pid.isdecimal() or (int(pid) != os.getpid() and _alive(int(pid))):
+            purpose, key, name = path.name[1:].split("-", 2)
+            if not is_stale(path, Owner.parse(name)):
                 continue
             if purpose == "old" and not (self.cells / key).exists():
                 path.rename(self.cells / key)
             else:
                 shutil.rmtree(path, ignore_errors=True)
         for path in self.folds.glob("*.csv.*"):
-            pid = path.suffix[1:]
-            if pid.isdecimal() and (int(pid) == os.getpid() or not _alive(int(pid))):
+            if is_stale(path, Owner.parse(path.name.partition(".csv.")[2])):
                 path.unlink(missing_ok=True)
+        for path in self.grids.glob("*.json"):
+            if is_stale(path, Owner.parse(path.stem)):
+                path.unlink(missing_ok=True)
+        self.leases.sweep()
 
 
 class _Damaged(Exception):
@@ -173,21 +251,3 @@ def _read(folder: Path) -> Result:
         **{name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES},
         **{k: content[k] for k in ("scores", "best_epoch", "counts", "cost", "provenance", "fold")},
     )
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -380,11 +380,22 @@ class MlflowRecorder(Recorder):
         self._touched[spec.group] = spec
         if any(s.is_finished for s in self._index(spec.evaluation).cells.get(spec.key, [])):
             return False
+        if self._is_finished_elsewhere(spec):
+            return False
         run_id = self._start(spec, result.cost.get("seconds", 0))
         rows = result.epochs.to_dict("records")
         self.log(run_id, [m for row in rows for m in self.metrics(_epoch_metrics(row), int(row["epoch"]))])
         self.conclude(spec, run_id, result)
         return True
+
+    def _is_finished_elsewhere(self, spec: RunSpec) -> bool:
+        """Whether another process has shown the cell since the index was read."""
+        found = self._client.search_runs(
+            [self._experiments[spec.evaluation]],
+            f"tags.agl.level = 'cell' and tags.agl.key = '{spec.key}' and attributes.status = 'FINISHED'",
+            max_results=1,
+        )
+        return bool(found)
 
     def _finish(self) -> None:
         self._indices.clear()  # other processes may have finished cells of the same groups

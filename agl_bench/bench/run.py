@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import errno
 import functools
 import hashlib
 import os
@@ -15,7 +17,7 @@ import tempfile
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +28,10 @@ import torch
 from torch import Tensor
 
 from agl_bench import __version__
-from agl_bench.bench.cells import CellStore
+from agl_bench.bench.cells import CellStore, Status
+from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper
 from agl_bench.bench.fold_report import FoldReport
+from agl_bench.bench.leases import Owner, TakenOver
 from agl_bench.bench.planted import selection_scores, utilities
 from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
 from agl_bench.bench.recorder import CellLog, Recorder
@@ -42,7 +46,7 @@ from agl_bench.data.shuffled import shuffle_patches
 from agl_bench.data.store import SpotStore, budget, fit
 from agl_bench.data.targets import fit_targets
 from agl_bench.digests import FileDigests
-from agl_bench.errors import AglBenchError, BadPlugin, BadSpec
+from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, Diverged
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, TrainingView
@@ -55,6 +59,8 @@ from agl_bench.training.records import EpochRecord
 from agl_bench.training.trainer import DevelopmentRows, Trainer
 
 EXAMPLE_SPOTS = 4  # shown to a backbone's constructor
+POLL = 2.0  # seconds between two looks at cells that other processes work on
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,40 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A cell failed; the others go on."""
+    """A cell failed; the others go on. `kept` says that it failed before and was not tried again."""
 
     spec: RunSpec
     sentence: str
     details: Path | None
+    status: Status = "failed"
+    kept: bool = False
 
 
-Event = Started | EpochDone | Finished | Failed
+@dataclass(frozen=True)
+class Noted:
+    """Something about a running cell that a person may want to know."""
+
+    spec: RunSpec
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A cell was interrupted between two epochs, with a checkpoint to continue from."""
+
+    spec: RunSpec
+    why: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """All that is left is held by other processes; what they leave unfinished is taken over."""
+
+    cells: int
+    holders: tuple[Owner, ...]
+
+
+Event = Started | EpochDone | Finished | Failed | Noted | Stopped | Waiting
 
 
 @dataclass(frozen=True)
@@ -200,16 +232,22 @@ class Bench:
         if setting.development.is_spoilt:
             raise BadPlugin(f"selector '{spec.selector.name}' has changed the training expression that it was shown")
 
-    def train(self, spec: RunSpec, plan: FoldPlan) -> Iterator[EpochRecord | Result]:
-        """Train one cell: its epochs, then its result."""
+    def train(self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None) -> Iterator[EpochRecord | Result]:
+        """Train one cell: its epochs, then its result.
+
+        With a keeper, from where the cell was left; the epochs up to there are yielded as well.
+        """
         started = time.perf_counter()
         setting = self.setting(spec, plan)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         trainer = self.trainer(spec, plan, setting)
-        records = []
+        records = keeper.resume(trainer) if keeper else []
+        yield from records
         for record in trainer:
             records.append(record)
+            if keeper:
+                keeper.follow(trainer, records)
             yield record
         model, development = trainer.whole, trainer.whole_store
         test = self.seen(spec, plan, setting, model.backbone, "test")
@@ -230,7 +268,10 @@ class Bench:
             outer=outer_table(records),
             best_epoch=trainer.fit.best_epoch,
             counts=setting.counts,
-            cost={"seconds": time.perf_counter() - started, "peak_memory_mb": _peak_memory_mb(self.device)},
+            cost={
+                "seconds": keeper.seconds if keeper else time.perf_counter() - started,
+                "peak_memory_mb": _peak_memory_mb(self.device),
+            },
             provenance=provenance(self.device) | {"hypergradient": trainer.fit.hypergradient},
             fold=setting.report.record,
         )
@@ -379,61 +420,162 @@ def run_cells(
     recorder: Recorder,
     *,
     again: bool = False,
+    retry_failed: bool = False,
+    checkpoint_every: float = EVERY,
+    time_limit: float | None = None,
+    stop: Callable[[], str] = lambda: "",
 ) -> Iterator[Event]:
     """Run what is not finished, one cell after the other.
 
-    A finished cell is kept, a failed one is tried again, and a failure of one cell is recorded and costs no other.
+    A finished or failed cell is kept, an interrupted one is continued, and a failure of one cell is recorded and costs
+    no other. Cells that another process works on come last: when they are done they count as kept, and what a process
+    leaves unfinished is taken over.
 
     Args:
         cells: from `Campaign.cells`.
         bench: names to objects.
         store: where results are kept.
         recorder: where they are shown.
-        again: run finished cells anew.
+        again: run finished and failed cells anew, from the beginning.
+        retry_failed: run failed cells anew.
+        checkpoint_every: seconds from one checkpoint of a cell to the next; 0 = each epoch.
+        time_limit: seconds after which a cell is interrupted; None = no limit.
+        stop: why no more must be done, asked often; "" = go on. The running cell ends with its epoch.
     """
-    try:
-        for spec, plan in cells:
-            kept = None if again else store.read(spec.key)
-            if kept is not None:
-                kept = replace(kept, spec=spec)  # the same but for the preset's label
-                recorder.record(kept)
-                yield Finished(kept, kept=True)
-            else:
-                yield Started(spec)
-                yield from _run_cell(spec, plan, bench, store, recorder.open(spec))
-    finally:
-        recorder.finish()
+    left, said = list(cells), False
+    with contextlib.ExitStack() as end:
+        end.callback(recorder.finish)
+        end.enter_context(store.announced(spec for spec, _ in cells))
+        while left:
+            held = []
+            for spec, plan in left:
+                if stop():
+                    return
+                known = _known(spec, store, again=again, retry_failed=retry_failed)
+                if known is not None and store.leases.holder(spec.key) is not None:
+                    held.append((spec, plan))  # its process is still busy with showing it
+                    continue
+                lease = None if known else store.leases.take(spec.key)
+                if lease is not None:
+                    with lease:
+                        # Another process may have finished it a moment ago.
+                        known = _known(spec, store, again=again, retry_failed=retry_failed)
+                        if known is None:
+                            yield Started(spec)
+                            keeper = Keeper(
+                                store.begun(spec.key), lease, every=checkpoint_every, limit=time_limit, stop=stop
+                            )
+                            if again:
+                                keeper.partial.discard()
+                            if not (yield from _run_cell(spec, plan, bench, store, recorder.open(spec), keeper)):
+                                held.append((spec, plan))
+                elif known is None:
+                    held.append((spec, plan))
+                if known is not None:
+                    if isinstance(known, Finished):
+                        store.begun(spec.key).discard()  # where a process was killed right after it wrote the result
+                        recorder.record(known.result)
+                    yield known
+            if held and len(held) == len(left):
+                if not said:
+                    holders = store.leases.running()
+                    yield Waiting(len(held), tuple({o.name: o for o in holders.values()}.values()))
+                    said = True
+                _sleep(POLL, stop)
+            left = held
 
 
-def _run_cell(spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog) -> Iterator[Event]:
-    outcome: Finished | Failed
+def _known(spec: RunSpec, store: CellStore, *, again: bool, retry_failed: bool) -> Finished | Failed | None:
+    """How a cell ended before; None if it is to be run."""
+    if again:
+        return None
+    kept = store.read(spec.key)
+    if kept is not None:
+        return Finished(replace(kept, spec=spec), kept=True)  # the same but for the preset's label
+    failure = None if retry_failed else store.failure(spec.key)
+    if failure is None:
+        return None
+    return Failed(spec, failure.sentence, failure.details, failure.status, kept=True)
+
+
+def _sleep(seconds: float, stop: Callable[[], str]) -> None:
+    end = time.monotonic() + seconds
+    while not stop() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def _run_cell(
+    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog, keeper: Keeper
+) -> Generator[Event, None, bool]:
+    """Run one cell under its lease; False if another process has taken it over."""
+    outcome: Finished | Failed | Stopped
+    is_new = True
     try:
         store.keep_fold(bench.setting(spec, plan).report.csv)
-        for item in bench.train(spec, plan):
+        if why := keeper.stop():  # reading the data may take as long as an epoch
+            raise Interrupted(why)
+        keeper.partial.begin(spec)
+        store.forget_failure(spec.key)
+        for item in bench.train(spec, plan, keeper):
+            if is_new and keeper.problem:
+                yield Noted(spec, f"{keeper.problem}: set aside, the cell begins anew")
+            if is_new and keeper.found is not None:
+                yield Noted(spec, f"continued after epoch {keeper.found}")
+            is_new = False
             if isinstance(item, Result):
+                keeper.lease.check()
                 store.write(item)
                 log.close(item)
                 outcome = Finished(item, kept=False)
             else:
                 log.epoch(item)
                 yield EpochDone(spec, item)
+    except Interrupted as why:
+        log.fail("interrupted")
+        outcome = Stopped(spec, str(why))
+    except TakenOver:
+        log.fail("taken over by another process")
+        yield Noted(spec, "taken over by another process")
+        return False
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a plug-in may raise anything, at its own cost only)
-        sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
-        sentence = " ".join(sentence.split())
-        details: Path | None
-        try:
-            details = store.write_failure(spec, sentence, traceback.format_exc())
-        except OSError as full:  # the very fault that ended the cell, e.g. a full disk
-            details, sentence = None, f"{sentence}; nor can its failure be recorded: {full.strerror or full}"
-        log.fail(sentence)
-        outcome = Failed(spec, sentence, details)
+        outcome = _failure(spec, error, store, keeper)
+        log.fail(outcome.sentence)
     except (KeyboardInterrupt, GeneratorExit):
         log.fail("interrupted")
         raise
     yield outcome
+    return True
 
 
-def preflight(cells: Sequence[tuple[RunSpec, FoldPlan]], bench: Bench, store: CellStore, *, again: bool) -> None:
+def _failure(spec: RunSpec, error: BaseException, store: CellStore, keeper: Keeper) -> Failed:
+    """Record why a cell failed."""
+    sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
+    is_full = isinstance(error, OSError) and error.errno in FULL
+    if is_full:
+        sentence = (
+            f"no space is left to write to {store.work} ({os.strerror(error.errno)}); "  # type: ignore[attr-defined]
+            "free some, and continue the cell with --retry-failed"
+        )
+    else:
+        keeper.partial.discard()  # what led to the failure is no place to continue from
+    sentence = " ".join(sentence.split())
+    status: Status = "diverged" if isinstance(error, Diverged) else "failed"
+    details: Path | None
+    try:
+        details = store.write_failure(spec, sentence, traceback.format_exc(), status)
+    except OSError as full:  # the very fault that ended the cell, e.g. a full disk
+        details, sentence = None, f"{sentence}; nor can its failure be recorded: {full.strerror or full}"
+    return Failed(spec, sentence, details, status)
+
+
+def preflight(
+    cells: Sequence[tuple[RunSpec, FoldPlan]],
+    bench: Bench,
+    store: CellStore,
+    *,
+    again: bool = False,
+    retry_failed: bool = False,
+) -> None:
     """Make every fold and read every patch, and build each selector and backbone once, without training.
 
     Bad input ends the run here, at once, and not after hours. A plug-in's own fault is no bad input: it is recorded
@@ -444,7 +586,7 @@ def preflight(cells: Sequence[tuple[RunSpec, FoldPlan]], bench: Bench, store: Ce
     """
     built = set()
     for spec, plan in cells:
-        if not again and store.read(spec.key) is not None:
+        if _known(spec, store, again=again, retry_failed=retry_failed) is not None:
             continue
         setting = bench.setting(spec, plan)
         combination = (spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name)

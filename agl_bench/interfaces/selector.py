@@ -86,6 +86,7 @@ class Selector(nn.Module):
             are not computed at all: their losses are 0 and their outputs stay as they began. A plain attribute or a
             property, no buffer.
         reference: the publication or idea that this selector implements.
+        generator: `view.generator`; its state is part of a checkpoint.
         is_control: whether it is no method but a bound for methods, and may know the truth of planted data. Tables
             mark it.
     """
@@ -101,7 +102,7 @@ class Selector(nn.Module):
 
     def __init__(self, view: TrainingView) -> None:
         super().__init__()
-        self.genes = view.genes
+        self.genes, self.generator = view.genes, view.generator
         self.detach_weight_sum = view.detach_weight_sum
         self.register_buffer("is_primary", view.genes.primary, persistent=False)
 

@@ -13,8 +13,9 @@ code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from agl_bench.protocol import Protocol
 
@@ -71,6 +72,15 @@ class Course:
         if is_best:
             self.best, self.best_epoch = score if score == score else -float("inf"), epoch
         return is_best
+
+    def state(self) -> dict[str, Any]:
+        """Plain values: all that has been noted, without what was given."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.init}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave, in a course of the same protocol."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def next(self, epoch: int) -> Next:
         """What comes after an epoch whose score has been taken."""

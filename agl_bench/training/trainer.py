@@ -7,8 +7,9 @@
         on, back to the best state, or end: the protocol's schedule (`course.py`)
     restore the best state
 
-Iterating a `Trainer` yields one `EpochRecord` per epoch; recorder, progress bar and pruner are plain consumers. The
-test spots are not in the store that it gets.
+Iterating a `Trainer` yields one `EpochRecord` per epoch; recorder, progress bar, pruner and checkpoints are plain
+consumers: between two epochs `Trainer.state` is all that the rest depends on. The test spots are not in the store that
+it gets.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +72,17 @@ class Signal:
         self.means = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
         self.squares = {n: torch.zeros((), dtype=torch.float64, device=p.device) for n, p in parameters.items()}
         self.count = 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything accumulated so far; the tensors themselves."""
+        return {"means": self.means, "squares": self.squares, "count": self.count}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave, in a signal of the same parameters."""
+        for name, mean in self.means.items():
+            mean.copy_(state["means"][name])
+            self.squares[name].copy_(state["squares"][name])
+        self.count = state["count"]
 
     def add(self, gradients: Mapping[str, Tensor]) -> None:
         """The gradient of one look-ahead."""
@@ -125,6 +138,9 @@ class Trainer:
         self.first_own = {n: p.detach().clone() for n, p in self.own.items()}
         self.hypergradient: Hypergradient | None = None  # settled at the first outer step
         self.signal: Signal | None = None
+        self.epoch = -1  # the last one that has ended
+        self.best_state: State = ({}, {})  # from the end of the first epoch
+        self.best_weights = torch.empty(0)
         self._fit: Fit | None = None
         self._use(None if self.course.is_warming else self.used_columns)
 
@@ -176,16 +192,16 @@ class Trainer:
         return self._fit
 
     def __iter__(self) -> Iterator[EpochRecord]:
-        epoch, best_state, best_weights = 0, self._state(), torch.empty(0)
-        for epoch in range(self.protocol.epochs):
-            started = time.perf_counter()
+        while self._goes_on():
+            epoch, started = self.epoch + 1, time.perf_counter()
             outer = self._outer_steps(epoch) if self.course.outer_is_due(epoch) else ()
             training_loss, weights = self._train_pass(epoch)
             pcc = self._validate()
             score = _mean(pcc)
             is_best = self.course.take(epoch, score)
             if is_best:
-                best_state, best_weights = self._state(), weights.clone()
+                self.best_state, self.best_weights = self._state(), weights.clone()
+            self.epoch = epoch
             yield EpochRecord(
                 epoch=epoch,
                 training_loss=training_loss,
@@ -199,14 +215,88 @@ class Trainer:
                 outer=outer,
                 seconds=time.perf_counter() - started,
             )
-            step = self.course.next(epoch)
-            if step == "end":
-                break
-            if step == "back":
-                best_state = self._go_back(best_state)
-        self._restore(best_state)
+        self._restore(self.best_state)
         engine = repr(self.hypergradient) if self.hypergradient else ""
-        self._fit = Fit(self.course.best_epoch, self.course.best, best_weights.float().cpu(), epoch + 1, engine)
+        weights = self.best_weights.float().cpu()
+        self._fit = Fit(self.course.best_epoch, self.course.best, weights, self.epoch + 1, engine)
+
+    def _goes_on(self) -> bool:
+        """Whether another epoch follows, from the best state where the schedule says so."""
+        if self.epoch < 0:
+            return True
+        step = self.course.next(self.epoch)
+        if step == "back":
+            self.best_state = self._go_back(self.best_state)
+        return step != "end" and self.epoch + 1 < self.protocol.epochs
+
+    def state(self) -> dict[str, Any]:
+        """All that the epochs to come depend on: tensors and plain values, for `torch.load(weights_only=True)`.
+
+        Asked for between two epochs. The tensors are the trainer's own: write or copy them before the next one.
+        """
+        return {
+            "epoch": self.epoch,
+            "course": self.course.state(),
+            "whole": dict(self.whole.state_dict()),
+            "narrow": None if self.columns is None else dict(self.model.state_dict()),
+            "selector": dict(self.selector.state_dict()),
+            "first_own": self.first_own,
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self._steps,
+            "outer_optimizer": self.outer_optimizer and self.outer_optimizer.state_dict(),
+            "signal": self.signal and self.signal.state(),
+            "engine": self._settled(),
+            "best_state": self.best_state,
+            "best_weights": self.best_weights,
+            "random": {
+                "torch": torch.get_rng_state(),
+                "device": torch.cuda.get_rng_state(self.store.device) if self.store.device.type == "cuda" else None,
+                "selector": self.selector.generator.get_state(),
+            },
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave, in a fresh trainer of the same arguments: the rest is the same bit for bit.
+
+        Args:
+            state: its tensors may lie anywhere.
+        """
+        device = self.store.device
+        self.epoch = state["epoch"]
+        self.course.resume(state["course"])
+        self._use(None if self.course.is_warming else self.used_columns)
+        self.whole.load_state_dict(state["whole"])
+        if state["narrow"] is not None:
+            self.model.load_state_dict(state["narrow"])
+        self.selector.load_state_dict(state["selector"])
+        self.first_own = {n: t.to(device) for n, t in state["first_own"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._steps = state["steps"]
+        if self.outer_optimizer is not None:
+            self.outer_optimizer.load_state_dict(state["outer_optimizer"])
+        if state["signal"] is not None:
+            self.signal = Signal(self.own)
+            self.signal.resume(state["signal"])
+        if state["engine"] is not None:
+            engine: Any = self.selector.hypergradient
+            self.hypergradient = replace(engine, **state["engine"]) if state["engine"] else engine
+        model, selector = ({n: t.to(device) for n, t in part.items()} for part in state["best_state"])
+        self.best_state = model, selector
+        self.best_weights = state["best_weights"].to(device)
+        torch.set_rng_state(state["random"]["torch"])
+        if state["random"]["device"] is not None:
+            torch.cuda.set_rng_state(state["random"]["device"], device)
+        self.selector.generator.set_state(state["random"]["selector"])
+
+    def _settled(self) -> dict[str, Any] | None:
+        """What was settled of the selector's hypergradient; None if that is still to come."""
+        before: Any = self.selector.hypergradient
+        after: Any = self.hypergradient
+        if after is None or after is before:
+            return None if after is None else {}
+        if not is_dataclass(after) or type(after) is not type(before):
+            return None  # it is settled once more
+        return {f.name: v for f in fields(after) if (v := getattr(after, f.name)) != getattr(before, f.name)}
 
     def _go_back(self, best_state: State) -> State:
         """The best state as the start of a stage, with a new optimiser; that state, of the genes that are used."""

@@ -1,15 +1,18 @@
 """The store: what is there is whole, whatever happened before."""
 
 import json
+import os
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from agl_bench.bench.cells import CellStore
+from agl_bench.bench.cells import CellStore, Failure
+from agl_bench.bench.leases import STALE, Owner
 from agl_bench.errors import BadWorkFolder
 
-DEAD = 99_999_999  # above any system's largest process id
+DEAD = replace(Owner.this(), pid=99_999_999).name  # above any system's largest process id
 
 
 @pytest.fixture
@@ -76,10 +79,32 @@ def test_killed_between_the_two_renames(store, result):
 
 
 def test_what_a_living_process_writes_stays(store):
-    half = store.cells / ".new-other-1"
+    half = store.cells / f".new-other-{Owner.this().name}"
     half.mkdir()
+    fold = store.folds / f"aa.csv.{Owner.this().name}"
+    fold.touch()
     CellStore(store.work)
-    assert half.is_dir()
+    assert half.is_dir() and fold.is_file()
+
+
+def test_a_process_elsewhere_lives_until_its_files_are_old(store):
+    """Its number means nothing here."""
+    for number in ("1", "99999999"):
+        half = store.cells / f".new-other-elsewhere~{number}~5~0a~0b"
+        half.mkdir()
+        CellStore(store.work)
+        assert half.is_dir()
+        before = half.stat().st_mtime - STALE - 5
+        os.utime(half, (before, before))
+        CellStore(store.work)
+        assert not half.exists()
+
+
+def test_a_number_used_again_is_not_the_process(store):
+    later = replace(Owner.this(), started="1")
+    (store.cells / f".new-other-{later.name}").mkdir()
+    CellStore(store.work)
+    assert hidden(store) == []
 
 
 @pytest.mark.parametrize("name", ["genes.parquet", "epochs.parquet", "outer.parquet", "result.json"])
@@ -95,8 +120,12 @@ def test_damage_counts_as_absent_and_is_set_aside(store, result, name, damage):
         path.write_bytes(content.replace(b'"', b"'") if name == "result.json" else content[:-9] + b"x" + content[-8:])
     elif damage == "empty":
         path.write_bytes(b"")
+    said = []
+    store = CellStore(store.work, warn=said.append)
     assert store.read(result.spec.key) is None
     assert hidden(store) == [f".damaged-{result.spec.key}"]
+    (sentence,) = said
+    assert sentence.startswith(f"the result of cell {result.spec.key} is damaged: set aside as {store.cells}")
     assert list(store) == []
     store.write(result)
     assert store.read(result.spec.key) is not None
@@ -121,9 +150,33 @@ def test_success_removes_the_failure(store, result):
     details = store.write_failure(result.spec, "it broke", "Traceback: lines")
     assert details.read_text().startswith("it broke\n\nTraceback")
     assert json.loads((details.parent / "spec.json").read_text())["fold"] == "D1"
-    store.write_failure(result.spec, "again", "")
+    assert store.failure(result.spec.key) == Failure("failed", "it broke", details)
+    store.write_failure(result.spec, "again", "", "diverged")
+    assert store.failure(result.spec.key) == Failure("diverged", "again", details)
+    store.begun(result.spec.key).begin(result.spec)
     store.write(result)
-    assert list(store.failed.iterdir()) == []
+    assert list(store.failed.iterdir()) == [] == list(store.partial.iterdir())
+    assert store.failure(result.spec.key) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"status": "failed"', "3"])
+def test_half_a_failure_is_none(store, result, content):
+    details = store.write_failure(result.spec, "it broke", "")
+    (details.parent / "failure.json").write_text(content)
+    assert store.failure(result.spec.key) is None
+
+
+def test_what_cannot_be_written_changes_nothing(store, result, monkeypatch):
+    def full(self, path, index):
+        path.write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    store.write(result)
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write(result)
+    assert hidden(store) == []
+    assert store.read(result.spec.key) is not None
 
 
 @pytest.mark.parametrize("place", ["work", "work/cells", "work/failed"])

@@ -226,6 +226,15 @@ def test_cells_of_another_process_count(work: Path) -> None:
     assert group.data.metrics["n_cells"] == 2
 
 
+def test_what_another_process_has_shown_since_is_not_shown_twice(work: Path) -> None:
+    first, second = connect(work), connect(work)
+    first.open(make_spec(fold="C1.2"))  # has read the experiment
+    result = make_result(make_spec(), 0.4)
+    run_cell(second, result)
+    assert not first.record(result)
+    assert len([r for r in by_level(work)[1] if r.data.tags["agl.fold"] == "C1.0"]) == 1
+
+
 def test_a_tracker_that_dies_costs_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     recorder = connect(work, warnings)

@@ -89,3 +89,24 @@ def test_where_data_are_changes_no_result(settings: dict[str, Any], monkeypatch:
         *records, result = bench.train(spec, plan)
         found.append([[(r.training_loss, r.validation_pcc) for r in records], result.scores])
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("selector", ["random_k", "dkgsb", "amal"])
+def test_a_cell_is_continued_bit_for_bit(selector: str, tmp_path: Path) -> None:
+    """Also where the file was read onto the host."""
+    bench, spec, plan = cell("cuda", selector, epochs=4)
+    setting = bench.setting(spec, plan)
+
+    def trainer() -> Trainer:
+        made = bench.build(spec, setting)
+        return Trainer(*made, setting.development, setting.rows, setting.genes, spec.protocol, seed=spec.seed)
+
+    whole, rest = trainer(), trainer()
+    for record in whole:
+        if record.epoch == 1:
+            torch.save(whole.state(), tmp_path / "state.pt")
+    rest.resume(torch.load(tmp_path / "state.pt", map_location="cpu", weights_only=True))
+    assert [r.epoch for r in rest] == [2, 3]
+    for one, other in zip(whole.whole.state_dict().values(), rest.whole.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(whole.fit.effective_weights, rest.fit.effective_weights)

@@ -1,0 +1,148 @@
+"""How far the cells of a work folder are, while they run or afterwards; only looks."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agl_bench.bench.checkpoints import Partial
+from agl_bench.bench.leases import Leases, Owner, is_stale
+
+STATUSES = ("done", "running", "interrupted", "failed", "diverged", "to do")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of the grid."""
+
+    dataset: str
+    evaluation: str
+    backbone: str
+    selector: str
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Place:
+        """Of a spec as JSON."""
+        names = (spec["dataset"]["label"], spec["evaluation"], spec["backbone"]["name"], spec["selector"]["name"])
+        return cls(*map(str, names))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cell that a process works on.
+
+    Attributes:
+        key: of the cell.
+        place: in the grid; None before it has begun.
+        fold: its fold.
+        seed: its seed.
+        owner: who works on it.
+        progress: last epoch that was noted and how many there are at most; None before the first.
+    """
+
+    key: str
+    place: Place | None
+    fold: str
+    seed: int | None
+    owner: Owner
+    progress: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a work folder holds.
+
+    Attributes:
+        counts: cells of each status in each line of the grid.
+        running: cells at work.
+    """
+
+    counts: dict[Place, Counter[str]]
+    running: list[Running]
+
+
+def status_of(work: Path) -> Status:
+    """Look at a work folder. What is left to do is known of runs that are alive."""
+    leases = Leases(work / "leases")
+    held = leases.running()
+    found: dict[str, tuple[str, Place]] = {}
+    specs: dict[str, Mapping[str, Any]] = {}
+    for status, key, place in _planned(work, held):
+        found[key] = (status, place)
+    for folder, name in (("partial", "spec.json"), ("failed", "spec.json"), ("cells", "result.json")):
+        for path in sorted((work / folder).glob(f"[!.]*/{name}")):
+            key, content = path.parent.name, _read(path)
+            spec = content.get("spec") if folder == "cells" else content
+            try:
+                place = Place.of(spec or {})
+            except (KeyError, TypeError):
+                continue  # of another version, or being written
+            status = {"partial": "interrupted", "cells": "done"}.get(folder) or _failure(path.parent)
+            found[key] = (status, place)
+            specs[key] = spec or {}
+    counts: dict[Place, Counter[str]] = {}
+    for key, (status, place) in found.items():
+        counts.setdefault(place, Counter())["running" if key in held else status] += 1
+    running = [
+        Running(
+            key,
+            found[key][1] if key in found else None,
+            str(specs.get(key, {}).get("fold", "")),
+            specs.get(key, {}).get("seed"),
+            owner,
+            Partial(work / "partial" / key).progress(),
+        )
+        for key, owner in held.items()
+    ]
+    ordered = sorted(counts, key=lambda p: (p.dataset, p.evaluation, p.backbone, p.selector))
+    return Status({place: counts[place] for place in ordered}, running)
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "lines": [
+            {**vars(place), **{name: count[name] for name in STATUSES}} for place, count in status.counts.items()
+        ],
+        "running": [
+            {
+                "key": r.key,
+                **(vars(r.place) if r.place else {}),
+                "fold": r.fold,
+                "seed": r.seed,
+                "host": r.owner.host,
+                "pid": r.owner.pid,
+                "epoch": r.progress and r.progress[0],
+                "epochs": r.progress and r.progress[1],
+            }
+            for r in status.running
+        ],
+    }
+
+
+def _planned(work: Path, held: Mapping[str, Owner]) -> Iterator[tuple[str, str, Place]]:
+    """The cells of runs that are alive: those that hold a cell, and those of this machine."""
+    alive = {(o.place, o.pid, o.started) for o in held.values()}
+    for path in sorted((work / "grids").glob("*.json")):
+        owner = Owner.parse(path.stem)
+        if owner is None or ((owner.place, owner.pid, owner.started) not in alive and is_stale(path, owner)):
+            continue
+        for key, names in _read(path).items():
+            yield "to do", key, Place(*names)
+
+
+def _failure(folder: Path) -> str:
+    return "diverged" if _read(folder / "failure.json").get("status") == "diverged" else "failed"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if it is none, or is gone."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
