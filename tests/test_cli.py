@@ -306,7 +306,7 @@ def test_folds_of_some_seeds_evaluations_and_presets(agl):
 
 def test_bad_folds(agl, tmp_path):
     agl(*FOLDS, "--seeds", "0,1", "--out", "mine.csv").is_refused("--out writes the folds of one seed, there are 2")
-    agl(*FOLDS, "--out", "absent/mine.csv").is_refused("absent/mine.csv", "No such file")
+    agl(*FOLDS, "--out", "absent/mine.csv").is_refused("absent/mine.csv", "cannot be written")
     agl("folds", "synthetik").is_refused("synthetik", "Did you mean 'synthetic'?")
     agl(*FOLDS, "--evaluation", "outer").is_refused("unknown evaluation 'outer'")
     agl(*FOLDS, "--evaluation", "").is_refused("--evaluation is empty")
