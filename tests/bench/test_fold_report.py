@@ -8,6 +8,7 @@ import pytest
 
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.fold_report import FoldReport, fold_line, report_folds
+from agl_bench.bench.leases import Owner
 from agl_bench.digests import text_digest
 from agl_bench.errors import BadSpec
 from agl_bench.protocol import Protocol
@@ -116,7 +117,8 @@ def test_a_fold_is_stored_once_under_its_digest(sections, tmp_path):
 
 def test_a_half_written_fold_is_swept(tmp_path):
     CellStore(tmp_path)
-    (tmp_path / "folds" / "abc.csv.99999999").write_text("section,sp")
+    gone = replace(Owner.this(), pid=99_999_999)  # above any system's largest process id
+    (tmp_path / "folds" / f"abc.csv.{gone.name}").write_text("section,sp")
     (tmp_path / "folds" / "abc.csv").write_text("mine")
     CellStore(tmp_path)
     assert [path.name for path in (tmp_path / "folds").iterdir()] == ["abc.csv"]
