@@ -434,7 +434,7 @@ def tune(
         if _tune_all(found, bench, trial_storage, out or work / "tuned", work, tracking, console):
             sys.exit(1)
     except KeyboardInterrupt:
-        _stop("interrupted; finished trials are kept, the same command continues", 130)
+        _stop("interrupted; finished trials are kept, the same command continues", INTERRUPTED)
 
 
 def _tune_all(

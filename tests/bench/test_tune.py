@@ -862,7 +862,7 @@ def test_interrupted(words, tmp_path, capsys, monkeypatch):
         main(["tune", "--selectors", "amal", "--trials", "2", *words, "--work", str(tmp_path)])
     said = capsys.readouterr().err.strip()
     assert (caught.value.code, said) == (
-        130, "agl-bench: interrupted; finished trials are kept, the same command continues"
+        75, "agl-bench: interrupted; finished trials are kept, the same command continues"
     )  # fmt: skip
     monkeypatch.undo()
     (study,) = studies_of(tmp_path)
