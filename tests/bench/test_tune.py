@@ -78,7 +78,7 @@ class Played:
     """
 
     def __init__(self, score=None, epochs=3, disturb=None):
-        self.score = score or (lambda spec: -abs(math.log10(spec.protocol.learning_rate) + 3))
+        self.score = score or (lambda spec: 1 - abs(math.log10(spec.protocol.learning_rate) + 3) / 2)
         self.epochs, self.disturb, self.trained = epochs, disturb, []
 
     def setting(self, spec, plan):
@@ -327,9 +327,9 @@ def test_bad_trials_are_pruned(make, tmp_path, pruner, trials):
         return
     assert pruned and all(t.reason == "pruned" for t in pruned)
     assert len(bench.trained) < trials * 8
-    score = [-abs(math.log10(t.settings["protocol.learning_rate"]) + 3) for t in done]
+    score = [1 - abs(math.log10(t.settings["protocol.learning_rate"]) + 3) / 2 for t in done]
     assert outcome.entry.validation_pcc == pytest.approx(max(score))
-    assert max(-abs(math.log10(t.settings["protocol.learning_rate"]) + 3) for t in pruned) < max(score)
+    assert max(1 - abs(math.log10(t.settings["protocol.learning_rate"]) + 3) / 2 for t in pruned) < max(score)
 
 
 def test_what_a_pruner_sees_never_falls_and_ends_as_the_score(make, tmp_path):
@@ -491,7 +491,8 @@ def test_killed_at_random_times(make, tmp_path, sampler):
     fork, rng, kills = multiprocessing.get_context("fork"), np.random.default_rng(0), 0
 
     def work():
-        list(tune(study, Played(), open_storage(tmp_path / "cut", None)))
+        slow = Played(disturb=lambda _: time.sleep(0.02))  # 0.32 s in all: the first two kills come before the end
+        list(tune(study, slow, open_storage(tmp_path / "cut", None)))
 
     while True:
         process = fork.Process(target=work)
