@@ -1,4 +1,4 @@
-"""The command line. Thin: it reads words, calls `bench`, and shows what comes back."""
+"""The command line. Thin: it reads words, calls `bench`, and has `terminal` show what comes back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, UnknownName
+from agl_bench.terminal import follow, make_console, show_card, show_end, show_findings, show_study_end, show_table
 
 # Read by OpenMP when torch is imported. By default an idle thread spins for milliseconds before it sleeps; where
 # another process wants its core, every small operation waits for that, and a cell takes forty times as long.
@@ -24,15 +25,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
     from rich.console import Console
 
-    from agl_bench.bench.audit import Finding
     from agl_bench.bench.cells import CellStore
-    from agl_bench.bench.controls import Control
     from agl_bench.bench.recorder import Recorder
-    from agl_bench.bench.result import Result
-    from agl_bench.bench.run import Bench, Event, Failed, Stopped
+    from agl_bench.bench.run import Bench
     from agl_bench.bench.spec import Campaign
-    from agl_bench.bench.table import Summary
-    from agl_bench.bench.tune import Study, StudyDone
+    from agl_bench.bench.tune import Study
     from agl_bench.registry.plugins import Plugins
 
 INTERRUPTED = 75  # EX_TEMPFAIL: try again
@@ -208,7 +205,7 @@ def run(
     below = {spec.key for spec, _ in further}
     cells += [(spec, plan) for spec, plan in further if spec.key not in asked]
     bench = Bench(plugins, root, torch_device, prepared)
-    console = _console()
+    console = make_console()
     _say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
         preflight(cells, bench, store, again=again, retry_failed=retry_failed)
@@ -218,7 +215,7 @@ def run(
             cells, bench, store, recorder, again=again, retry_failed=retry_failed, checkpoint_every=checkpoint_every,
             time_limit=limit, stop=signals.asked,
         )  # fmt: skip
-        results, failures, stopped = _follow(events, len(cells), console)
+        results, failures, stopped = follow(events, len(cells), console)
     if signals.asked():
         raise KeyboardInterrupt
     place = {spec.key: number for number, (spec, _) in enumerate(cells)}
@@ -229,14 +226,14 @@ def run(
     found = controls_of(fixed, [r for r in results if r.spec.key in below])
     notes = notes_on(fixed, found, bounds)
     if own:
-        _show_table(own, campaign, console, found, bounds, notes)
+        show_table(own, campaign, console, found, bounds, notes)
     if json_file is not None:
         from agl_bench.bench.controls import controls_as_json
         from agl_bench.bench.table import as_json
 
         content = as_json(own) | controls_as_json(found, notes, bounds)
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _show_end(work, tracking, recorder, failures, console)
+    show_end(work, tracking, recorder, failures, console)
     if stopped:
         sentence = f"{len(stopped)} of {len(cells)} cells reached the time limit of {time_limit}"
         _stop(f"{sentence}; the same command continues them", INTERRUPTED)
@@ -258,7 +255,7 @@ def status(work: Path, json_: bool) -> None:
         return
     from rich.table import Table
 
-    console = _console()
+    console = make_console()
     table = Table(title=f"cells of {work}", title_justify="left", title_style="bold")
     for column in ("dataset", "evaluation", "backbone", "selector"):
         table.add_column(column, no_wrap=True)
@@ -330,11 +327,11 @@ def audit(
     if not campaign.folds:
         first = {(spec.dataset.label, spec.evaluation): plan for spec, plan in reversed(cells)}
         cells = [(s, plan) for s, plan in cells if first[s.dataset.label, s.evaluation] == plan]
-    console = _console()
+    console = make_console()
     _say_left_out(campaign, cells)
     with console.status("building and training three times each"):
         findings = list(audit(cells, plugins, root, torch_device))
-    _show_findings(findings, campaign.preset, console)
+    show_findings(findings, campaign.preset, console)
     if json_file is not None:
         json_file.write_text(json.dumps(as_json(findings, campaign.protocol), indent=1), encoding="utf-8")
     if any(f.is_bad for f in findings):
@@ -426,7 +423,7 @@ def tune(
     )  # fmt: skip
     trial_storage = open_storage(work, storage)
     bench = Bench(plugins, root, torch_device, prepared)
-    console = _console()
+    console = make_console()
     _say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
         preflight([cell for study in found for cell in study.cells], bench, store, again=True)
@@ -470,7 +467,7 @@ def _tune_all(
             elif isinstance(event, StudyDone):
                 selector = study.spec.selector.name
                 written.append(write_entry(out, selector, event.entry))
-                _show_study(event, console)
+                show_study_end(event, console)
                 if tracking != "none":
                     from agl_bench.bench.mlflow_studies import show_study
 
@@ -491,31 +488,6 @@ def _tune_all(
     return failed
 
 
-def _show_study(done: StudyDone, console: Console) -> None:
-    """The outcome of a study: the best settings, and how much each mattered."""
-    from rich.table import Table
-
-    entry = done.entry
-    table = Table(
-        title=f"{done.study.title}: validation PCC {entry.validation_pcc:.4f}, best of {entry.points} trials"
-        + (f", {entry.pruned} of them pruned" if entry.pruned else ""),
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("setting")
-    for column in ("fixed", "tuned", "importance"):
-        table.add_column(column, justify="right")
-    for name, value in entry.settings.items():
-        share = done.importances.get(name)
-        fixed, tuned = (
-            "–" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v)
-            for v in (done.study.start.get(name), value)
-        )
-        table.add_row(name, fixed, tuned, "–" if share is None else f"{share:.2f}")
-    if entry.settings:
-        console.print("", table)
-
-
 @cli.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @_PLUGIN
@@ -530,7 +502,7 @@ def list_(files: tuple[Path, ...], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    console = _console()
+    console = make_console()
     for kind in ("selector", "backbone", "dataset"):
         table = Table(title=f"{kind}s", title_justify="left", title_style="bold", box=None, pad_edge=False)
         for column in ("name", "what it is", "provided by"):
@@ -555,7 +527,7 @@ def show(name: str, files: tuple[Path, ...]) -> None:
     from agl_bench.interfaces.tunable import tunables
     from agl_bench.protocol import Protocol, load_preset, preset_names
 
-    console = _console()
+    console = make_console()
     if name in preset_names():
         preset = load_preset(name)
         console.print(f"[bold]{name}[/]  preset")
@@ -599,7 +571,7 @@ def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
     plugins = _discover(files)
     part = one_part(plugins, name, "dataset", assignments)
     dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
-    console = _console()
+    console = make_console()
     if dataset.licence:
         console.print(f"{name}: {dataset.citation} Licence: {dataset.licence}.", markup=False, highlight=False)
     with naming_the_dataset(part):
@@ -678,7 +650,7 @@ def folds(
     reports = list(report_folds(sections, protocol, dataset=dataset, evaluations=evaluations, seeds=roots))
     if not reports:
         raise BadSpec(f"protocol.fold_file = '{protocol.fold_file}' has no fold for --evaluation {evaluations[0]}")
-    console = _console()
+    console = make_console()
     for name in dict.fromkeys(r.evaluation for r in reports):
         here = [r for r in reports if r.evaluation == name]
         table = Table(title=f"{dataset} · {name}-batch", title_justify="left", title_style="bold")
@@ -747,7 +719,7 @@ def prepare(
     sees, side = seen_by(plugins, one_part(plugins, backbone, "backbone", of_backbone))
     seen = px is not None or sees == "patches"
     size = PatchSize(px or side, um or Protocol().patch_um) if seen else None
-    console = _console()
+    console = make_console()
     with console.status(f"preparing {name}"):
         bring(part, dataset, root)
         cache, count, total = _cache(work), 0, 0
@@ -816,7 +788,7 @@ def describe(
     if as_json:
         click.echo(json.dumps(card | {"sections": cards, "pictures": [str(p) for p in pictures]}, indent=1))
     else:
-        _show_card(card, cards)
+        show_card(card, cards)
         for picture in pictures:
             click.echo(f"wrote {picture}")
 
@@ -839,7 +811,7 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
     else:
         plugins = _discover(files)
         entries = [plugins.entry(name.partition(":")[0])]
-    console = _console()
+    console = make_console()
     broken = 0
     for entry in entries:
         word = name if name.startswith(f"{entry.name}:") else entry.name
@@ -872,7 +844,7 @@ def sync(work: Path, tracking: str | None) -> None:
     if tracking == "none":
         raise BadSpec("--tracking none: there is nothing to sync to; name a tracking URI or leave the option out")
     store = _existing(work)
-    console = _console()
+    console = make_console()
     recorder = _recorder(work, tracking, console)
     added = kept = 0
     for result in store:
@@ -913,7 +885,7 @@ def doctor(files: tuple[Path, ...], root: Path, work: Path) -> None:
     """Say what this machine has and what is missing."""
     from agl_bench.bench.doctor import diagnose
 
-    console = _console()
+    console = make_console()
     findings = diagnose(_discover(files, warn=False), root, work)
     for finding in findings:
         mark = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "problem": "[red]FAIL[/]"}[finding.level]
@@ -993,13 +965,6 @@ def _seconds(text: str) -> float:
     if not seconds:
         raise BadSpec(f"--time-limit {text} is no duration; write e.g. 90s, 30m, 2h or 1h30m")
     return float(seconds)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # A pipe or a log has no width of its own: do not fold tables there.
-    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def _discover(files: Sequence[Path], *, warn: bool = True) -> Plugins:
@@ -1110,336 +1075,3 @@ def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:
             if (dataset, evaluation) not in made:
                 why = "has no such fold in protocol.fold_file" if campaign.protocol.fold_file else "has one section"
                 click.echo(f"agl-bench: {dataset} {why}: no {evaluation}-batch evaluation of it", err=True)
-
-
-def _follow(events: Any, total: int, console: Console) -> tuple[list[Result], list[Failed], list[Stopped]]:
-    """Show events as they come: two bars on a terminal, plain lines elsewhere."""
-    from agl_bench.bench.run import Failed, Finished, Stopped
-
-    results: list[Result] = []
-    failures: list[Failed] = []
-    stopped: list[Stopped] = []
-    show = _Bars(total, console) if console.is_terminal else _Lines(total)
-    with show:
-        for event in events:
-            if isinstance(event, Finished):
-                results.append(event.result)
-            elif isinstance(event, Failed):
-                failures.append(event)
-            elif isinstance(event, Stopped):
-                stopped.append(event)
-            show.take(event)
-    return results, failures, stopped
-
-
-class _Lines:
-    """One plain line for each cell."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.number, self.kept = total, 0, 0
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.kept:
-            click.echo(f"{self.kept} cells were finished before and kept")
-
-    def take(self, event: Event) -> None:
-        """Print what is worth a line."""
-        from agl_bench.bench.run import Finished
-
-        if isinstance(event, Finished) and event.kept:
-            self.number += 1
-            self.kept += 1
-            return
-        text, is_end = _line(event)
-        self.number += is_end
-        if text:
-            click.echo(f"[{self.number}/{self.total}] {text}" if is_end else text)
-
-
-class _Bars:
-    """A bar for the grid and one for the epochs of the cell at hand."""
-
-    def __init__(self, total: int, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-        )
-        self.grid = self.progress.add_task("cells", total=total)
-        self.cell = self.progress.add_task("epochs", total=None, visible=False)
-
-    def __enter__(self) -> _Bars:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.update(self.cell, visible=False)
-        self.progress.stop()
-
-    def take(self, event: Event) -> None:
-        """Move the bars."""
-        from agl_bench.bench.run import EpochDone, Failed, Finished, Started
-
-        if isinstance(event, Started):
-            self.progress.reset(self.cell, total=event.spec.protocol.epochs, description=event.spec.title, visible=True)
-        elif isinstance(event, EpochDone):
-            self.progress.advance(self.cell)
-        text, is_end = _line(event)
-        if is_end:
-            self.progress.advance(self.grid)
-        if text and not (isinstance(event, Finished) and event.kept):
-            style = "red" if isinstance(event, Failed) else None
-            self.progress.console.print(text, style=style, highlight=False, markup=False)
-
-
-def _line(event: Event) -> tuple[str, bool]:
-    """What an event is worth to say, "" if nothing, and whether a cell has ended with it."""
-    from agl_bench.bench.run import Failed, Finished, Noted, Stopped, Waiting
-
-    if isinstance(event, Finished):
-        return _outcome(event.result), True
-    if isinstance(event, Failed):
-        how = f"{event.status} before and not tried again" if event.kept else event.status.upper()
-        return f"{event.spec.title}: {how}, {event.sentence}", True
-    if isinstance(event, Stopped):
-        return f"{event.spec.title}: INTERRUPTED, {event.why}", True
-    if isinstance(event, Noted):
-        return f"{event.spec.title}: {event.sentence}", False
-    if isinstance(event, Waiting):
-        by = ", ".join(f"process {o.pid} on {o.host}" for o in event.holders) or "other processes"
-        return f"waiting for {event.cells} cells that others work on: {by}", False
-    return "", False
-
-
-def _outcome(result: Result) -> str:
-    return (
-        f"{result.spec.title}: PCC {result.pcc:.3f}, best epoch {result.best_epoch} of {len(result.epochs)}, "
-        f"k {result.epochs['selected'].iloc[result.best_epoch]}, {result.cost['seconds']:.1f} s"
-    )
-
-
-def _show_card(card: dict[str, Any], sections: list[dict[str, Any]]) -> None:
-    """A dataset and its sections."""
-    from rich.table import Table
-
-    console = _console()
-    console.print(f"[bold]{card['dataset']}[/]  dataset of {card['provider']}", highlight=False)
-    for word in ("technology", "tissue", "citation", "licence", "revision", "fingerprint"):
-        if card[word]:
-            console.print(f"  {word}: {card[word]}", markup=False, highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for column in ("section", "donor"):
-        table.add_column(column)
-    for column in ("spots", "dropped", "genes", "µm / px", "pitch µm", "spot µm", "median UMI", "sparsity"):
-        table.add_column(column, justify="right")
-    table.add_column("to see")
-    for line in sections:
-        table.add_row(
-            line["section"], line["donor"] or "–", f"{line['spots']:,}", f"{line['dropped_spots']:,}",
-            f"{line['genes']:,}", f"{line['um_per_px']:.4g}", *(
-                "–" if line[length] is None else f"{line[length]:.0f}" for length in ("pitch_um", "spot_um")
-            ), f"{line['median_umi']:,.0f}", f"{line['sparsity']:.2f}", ", ".join(line["sees"]),
-        )  # fmt: skip
-    console.print("", table)
-    facts = [(line["section"], "; ".join(f"{k}: {v}" for k, v in line["facts"].items())) for line in sections]
-    for section, text in facts:
-        if text:
-            console.print(f"{section}  {text}", markup=False, highlight=False)
-
-
-def _show_table(
-    results: list[Result],
-    campaign: Campaign,
-    console: Console,
-    controls: Sequence[Control],
-    bounds: frozenset[str],
-    notes: Sequence[str],
-) -> None:
-    """Selectors × datasets, one table for each evaluation and backbone, with what bounds it below it.
-
-    Fixed and tuned settings have tables of their own.
-
-    Args:
-        results: of the cells that were asked for.
-        campaign: what was asked for.
-        console: where to.
-        controls: of all tables.
-        bounds: selectors that are controls: marked, and never best.
-        notes: on results outside their controls.
-    """
-    import statistics
-
-    from rich.table import Table
-
-    from agl_bench.bench.fold_report import fold_line
-    from agl_bench.bench.table import BASELINE, FEW_SEEDS, spread, summarise
-
-    summaries = summarise(results)
-    points = {
-        (r.spec.selector.name, r.spec.tuning.label): r.spec.tuning.points
-        for r in results
-        if r.spec.tuning and r.spec.tuning.points < r.spec.tuning.trials
-    }
-    any_tuned = any(s.tuning for s in summaries)
-    for evaluation, backbone, tuning in dict.fromkeys((s.evaluation, s.backbone, s.tuning) for s in summaries):
-        here = [s for s in summaries if (s.evaluation, s.backbone, s.tuning) == (evaluation, backbone, tuning)]
-        budget = f" · {tuning or 'fixed settings'}" if any_tuned else ""
-        best: dict[str, float | None] = {}
-        for dataset in dict.fromkeys(s.dataset for s in here):
-            lines = [s for s in here if s.dataset == dataset and s.selector not in bounds]
-            comparable = len({frozenset(s.units) for s in lines}) == 1  # means over different folds have no best
-            best[dataset] = max(statistics.fmean(s.pcc) for s in lines) if comparable else None
-        table = Table(
-            title=f"{evaluation}-batch · backbone {backbone} · preset {campaign.preset}{budget}",
-            title_justify="left",
-            title_style="bold",
-        )
-        table.add_column("selector", no_wrap=True)
-        for dataset in best:
-            heading = f"{dataset}, {tuning}" if tuning else dataset
-            table.add_column(f"{heading}\nPCC mean ± sd", justify="right", no_wrap=True)
-            table.add_column(f"\nΔ {BASELINE} ± sd", justify="right", no_wrap=True)
-            table.add_column("\nk", justify="right", no_wrap=True)
-            table.add_column("\ncells", justify="right", no_wrap=True)
-        for selector in dict.fromkeys(s.selector for s in here):
-            row = [f"{selector} (control)" if selector in bounds else selector]
-            if (selector, tuning) in points:  # its search space has no more
-                number = points[selector, tuning]
-                row = [f"{selector} ({number} point{'s' if number > 1 else ''})"]
-            for dataset in best:
-                line = next((s for s in here if (s.dataset, s.selector) == (dataset, selector)), None)
-                if line is None:
-                    row += ["–"] * 4
-                    continue
-                mean = statistics.fmean(line.pcc)
-                pcc = f"{mean:.3f}{_plus_minus(spread(line.pcc))}"
-                difference = "–"
-                if line.difference and selector != BASELINE:
-                    difference = f"{statistics.fmean(line.difference):+.3f}{_plus_minus(spread(line.difference))}"
-                    if len(line.difference) < len(line.pcc):
-                        difference += f" ({len(line.difference)})"
-                k = f"{statistics.fmean(line.selected):,.0f}"
-                is_best = mean == best[dataset] and selector not in bounds
-                row += [f"[bold]{pcc}[/]" if is_best else pcc, difference, k, str(len(line.pcc))]
-            table.add_row(*row)
-        below = {
-            (c.dataset, c.name): c
-            for c in controls
-            if (c.evaluation, c.backbone) == (evaluation, backbone) and not tuning
-        }
-        if below:
-            table.add_section()
-            table.add_row("[dim]controls[/]")
-        for name in dict.fromkeys(name for _, name in below):
-            row = [name]
-            for dataset in best:
-                values = list(below[dataset, name].pcc.values()) if (dataset, name) in below else []
-                pcc = f"{statistics.fmean(values):.3f}{_plus_minus(spread(values))}" if values else "–"
-                row += [pcc, "–", "–", str(len(values)) if values else "–"]
-            table.add_row(*row)
-        console.print("", table)
-        _show_against_truth(here, console)
-        for dataset in best:
-            folds = {}
-            for result in results:
-                place = (result.spec.dataset.label, result.spec.evaluation, result.spec.backbone.name)
-                if place == (dataset, evaluation, backbone) and result.fold:
-                    folds[result.spec.fold, result.spec.seed] = (result.counts, result.fold)
-            if folds:
-                console.print(f"{dataset}: {fold_line(list(folds.values()))}.", markup=False, highlight=False)
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
-    seeds = len(campaign.seeds)
-    console.print(
-        f"PCC: mean over primary genes within a section, then over sections; sd over folds and seeds; "
-        f"{seeds} seed{'s' if seeds > 1 else ''}; k: auxiliary genes with more than half the weight of a primary one.",
-        highlight=False,
-    )
-    if seeds < FEW_SEEDS:
-        console.print(
-            f"Fewer than {FEW_SEEDS} seeds: no ranking can be concluded from this table (--seeds 0,1,2).",
-            highlight=False,
-        )
-
-
-def _show_against_truth(summaries: list[Summary], console: Console) -> None:
-    """On planted data: how each selection compares with the truth."""
-    import statistics
-
-    from rich.table import Table
-
-    from agl_bench.bench.table import BOUND, spread
-
-    for dataset in dict.fromkeys(s.dataset for s in summaries if s.against_truth):
-        table = Table(title=f"{dataset}: selection against the planted truth", title_justify="left")
-        table.add_column("selector", no_wrap=True)
-        for name in ("precision", "recall", "k − k*", f"regret to {BOUND} ± sd"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for line in (s for s in summaries if s.dataset == dataset):
-            row = [line.selector]
-            for name, form in (("precision", ".2f"), ("recall", ".2f"), ("k_minus_planted", "+,.0f")):
-                score = line.against_truth.get(f"selection_{name}")
-                row.append("–" if score is None else f"{score:{form}}")
-            regret = f"{statistics.fmean(line.regret):+.3f}{_plus_minus(spread(line.regret))}" if line.regret else "–"
-            table.add_row(*row, regret)
-        console.print(table)
-
-
-def _show_findings(findings: Sequence[Finding], preset: str, console: Console) -> None:
-    """Stages × sets of spots, one table for each fold, and what is declared."""
-    from rich.table import Table
-
-    from agl_bench.bench.audit import SETS
-
-    words = {
-        "same": "same",
-        "meant": "changed, as meant",
-        "declared": "[yellow]CHANGED, declared[/]",
-        "LEAK": "[bold red]CHANGED: LEAK[/]",
-        "BLIND": "[bold red]same: the audit is blind[/]",
-    }
-    for place in dict.fromkeys((f.dataset, f.evaluation, f.backbone, f.fold) for f in findings):
-        dataset, evaluation, backbone, fold = place
-        table = Table(
-            title=f"{dataset} · {evaluation}-batch · fold {fold} · backbone {backbone} · preset {preset}",
-            title_justify="left",
-            title_style="bold",
-        )
-        for column in ("selector", "stage", *(f"other {spots} expression" for spots in SETS)):
-            table.add_column(column, no_wrap=True)
-        here = [f for f in findings if (f.dataset, f.evaluation, f.backbone, f.fold) == place]
-        for selector in dict.fromkeys(f.selector for f in here):
-            table.add_section()
-            name = selector or "(all)"
-            for finding in (f for f in here if f.selector == selector):
-                table.add_row(name, finding.stage, *(words[finding.verdict[spots]] for spots in SETS))
-                name = ""
-        console.print("", table)
-    for reason in dict.fromkeys(reason for f in findings for reason in f.reasons):
-        console.print(reason, highlight=False, markup=False)
-    bad = [f for f in findings if f.is_bad]
-    for finding in bad:
-        where = f"{finding.dataset}, {finding.evaluation}-batch, fold {finding.fold}"
-        spots = ", ".join(s for s, verdict in finding.verdict.items() if verdict in ("LEAK", "BLIND"))
-        console.print(f"{where}: {finding.selector or 'all selectors'}: {finding.stage} ({spots})", highlight=False)
-    end = f"{len(bad)} stages leak or could not be audited." if bad else ""
-    console.print(end or "Nothing leaks that the protocol does not declare.", highlight=False)
-
-
-def _plus_minus(sd: float | None) -> str:
-    return "" if sd is None else f" ± {sd:.3f}"
-
-
-def _show_end(work: Path, tracking: str | None, recorder: Recorder, failures: list[Failed], console: Console) -> None:
-    for failure in failures:
-        where = f" (details: {failure.details})" if failure.details else ""
-        click.echo(f"agl-bench: {failure.status}: {failure.spec.title}: {failure.sentence}{where}", err=True)
-    if failures:
-        click.echo("agl-bench: --retry-failed tries failed cells again", err=True)
-    if recorder.dead:
-        click.echo(f"agl-bench: MLflow is incomplete; `agl-bench sync --work {work}` brings it up to date", err=True)
-    elif tracking != "none":
-        console.print(f"Results: {work}/cells; in the browser: agl-bench ui --work {work}", highlight=False)

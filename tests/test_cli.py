@@ -807,7 +807,7 @@ def test_doctor(agl, tmp_path):
 def test_doctor_says_what_is_broken(agl, tmp_path):
     (tmp_path / "late.py").write_text(
         "from agl_bench import hookimpl\n\n@hookimpl\ndef register_selectors():\n"
-        "    return {'late': 'agl_bench.cli:_Lines'}\n"
+        "    return {'late': 'agl_bench.terminal:_Lines'}\n"
     )
     said = agl("doctor", "--plugin", "late.py")
     assert said.status == 1
