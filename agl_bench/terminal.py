@@ -318,16 +318,20 @@ def _show_against_truth(summaries: list[Summary], console: Console) -> None:
 
     for dataset in dict.fromkeys(s.dataset for s in summaries if s.against_truth):
         table = Table(title=f"{dataset}: selection against the planted truth", title_justify="left")
+        lines = [s for s in summaries if s.dataset == dataset]
         table.add_column("selector", no_wrap=True)
-        for name in ("precision", "recall", "k − k*", f"regret to {BOUND} ± sd"):
+        for name in ("precision", "recall", "k − k*"):
             table.add_column(name, justify="right", no_wrap=True)
-        for line in (s for s in summaries if s.dataset == dataset):
+        has_regret = any(line.regret for line in lines)  # where the bound ran
+        if has_regret:
+            table.add_column(f"regret to {BOUND} ± sd", justify="right", no_wrap=True)
+        for line in lines:
             row = [line.selector]
             for name, form in (("precision", ".2f"), ("recall", ".2f"), ("k_minus_planted", "+,.0f")):
                 score = line.against_truth.get(f"selection_{name}")
                 row.append("–" if score is None else f"{score:{form}}")
             regret = f"{statistics.fmean(line.regret):+.3f}{_plus_minus(spread(line.regret))}" if line.regret else "–"
-            table.add_row(*row, regret)
+            table.add_row(*row, *([regret] if has_regret else []))
         console.print(table)
 
 
