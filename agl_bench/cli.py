@@ -203,7 +203,7 @@ def run(
     asked = {spec.key for spec, _ in cells}
     further = control_cells(campaign, plugins, root, device=torch_device.type, fingerprint=known) if controls else []
     below = {spec.key for spec, _ in further}
-    cells += [(spec, plan) for spec, plan in further if spec.key not in asked]
+    cells = _joined(cells, further)
     bench = Bench(plugins, root, torch_device, prepared)
     console = make_console()
     _say_left_out(campaign, cells)
@@ -570,7 +570,7 @@ def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
 
     plugins = _discover(files)
     part = one_part(plugins, name, "dataset", assignments)
-    dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
+    dataset = make_dataset(plugins, part)
     console = make_console()
     if dataset.licence:
         console.print(f"{name}: {dataset.citation} Licence: {dataset.licence}.", markup=False, highlight=False)
@@ -715,7 +715,7 @@ def prepare(
     backbone = backbone or "tiny"
     of_backbone = [a for a in assignments if a.strip().startswith(f"{backbone}.")]
     part = one_part(plugins, name, "dataset", [a for a in assignments if a not in of_backbone])
-    dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
+    dataset = make_dataset(plugins, part)
     sees, side = seen_by(plugins, one_part(plugins, backbone, "backbone", of_backbone))
     seen = px is not None or sees == "patches"
     size = PatchSize(px or side, um or Protocol().patch_um) if seen else None
@@ -765,7 +765,7 @@ def describe(
 
     plugins = _discover(files)
     part = one_part(plugins, name, "dataset", assignments)
-    dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
+    dataset = make_dataset(plugins, part)
     card = dataset_card(part, dataset, root, Preparation(root, _cache(work)).digests)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -821,7 +821,7 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
         elif entry.kind == "backbone":
             verdicts = check_backbone(entry.load(), part.settings)
         else:
-            verdicts = check_dataset(make_dataset(entry, part), root)
+            verdicts = check_dataset(make_dataset(plugins, part), root)
         console.print(f"[bold]{entry.name}[/]  {entry.kind} of {entry.provider}")
         for verdict in verdicts:
             mark = "[green]ok[/]  " if verdict.problem is None else "[red]FAIL[/]"
@@ -1048,9 +1048,7 @@ def _show_grid(
     cells = campaign.cells(plugins, root, device=device, fingerprint=known)
     cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
     if controls:
-        asked = {spec.key for spec, _ in cells}
-        further = control_cells(campaign, plugins, root, device=device, fingerprint=known)
-        cells += [(spec, plan) for spec, plan in further if spec.key not in asked]
+        cells = _joined(cells, control_cells(campaign, plugins, root, device=device, fingerprint=known))
     count = {"done": 0, "failed": 0, "diverged": 0, "todo": 0}
     for spec, _ in cells:
         failure = store.failure(spec.key) if store else None
@@ -1063,6 +1061,12 @@ def _show_grid(
         + (f", {failed} failed (--retry-failed)" if failed else "")
         + f"; preset {campaign.preset}"
     )
+
+
+def _joined(cells: list[Any], further: list[Any]) -> list[Any]:
+    """Cells and those of `further` that are not among them."""
+    known = {spec.key for spec, _ in cells}
+    return cells + [(spec, plan) for spec, plan in further if spec.key not in known]
 
 
 def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:

@@ -111,7 +111,7 @@ def trained(bench: Bench, spec: RunSpec, plan: FoldPlan) -> measure.Row:
     records = list(trainer)
     columns = setting.genes.primary.nonzero().squeeze(1)
     prediction = predict(model, setting.test, torch.arange(len(setting.test)), columns)
-    dataset = make_dataset(bench.plugins.entry(spec.dataset.name, "dataset"), spec.dataset)
+    dataset = make_dataset(bench.plugins, spec.dataset)
     position = {name: column for column, name in enumerate(dataset.truth(NOWHERE) or {})}
     noise_free = dataset.log_mean(NOWHERE, TESTED[0])  # type: ignore[attr-defined]
     assert len(noise_free) == len(setting.test), "the fold is the whole section, in order"

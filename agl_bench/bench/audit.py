@@ -178,7 +178,7 @@ _NOBODY = Part("", {}, "", "")
 
 def _read(part: Part, bench: Bench) -> list[Section]:
     """The sections as the dataset gives them, and not as they were prepared: it may have kept them, or leak itself."""
-    dataset = make_dataset(bench.plugins.entry(part.name, "dataset"), part)
+    dataset = make_dataset(bench.plugins, part)
     with naming_the_dataset(part):
         sections = dataset.load(bench.root)
     for section in sections:

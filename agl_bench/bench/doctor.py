@@ -80,7 +80,7 @@ def _dataset(plugins: Plugins, name: str, root: Path) -> Finding:
     entry = plugins.entry(name, "dataset")
     try:
         part = Part(name, resolve(name, tunables(entry.load()), {}), entry.provider, "")
-        sections = make_dataset(entry, part).sections(root)
+        sections = make_dataset(plugins, part).sections(root)
     except MissingData as error:
         return Finding("note", f"dataset {name}", str(error))
     except AglBenchError as error:

@@ -173,7 +173,7 @@ class Bench:
         if self._sections is None or self._sections[0] != part:
             # Let go of the old before reading the new.
             self._sections = self._table = self._setting = self._features = None
-            dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
+            dataset = make_dataset(self.plugins, part)
             sections = [p.section for p in self.prepared.sections(part, dataset, size)]
             check_dataset(part.name, sections)
             self._sections = (part, sections)
@@ -222,7 +222,7 @@ class Bench:
 
     def truth(self, part: Part, genes: GeneSplit) -> Tensor | None:
         """What each gene of a fold is worth as an auxiliary one, (genes,); None where nobody knows."""
-        dataset = make_dataset(self.plugins.entry(part.name, "dataset"), part)
+        dataset = make_dataset(self.plugins, part)
         with naming_the_dataset(part):
             known = dataset.truth(self.root)
         return None if known is None else utilities(known, genes)
@@ -611,7 +611,7 @@ def fingerprints(
     found, digests = {}, digests or FileDigests()
     for name in campaign.datasets:
         part = campaign.part(plugins, name, "dataset")
-        found[name] = fingerprint(part, make_dataset(plugins.entry(part.name, "dataset"), part), root, digests)
+        found[name] = fingerprint(part, make_dataset(plugins, part), root, digests)
     return found
 
 

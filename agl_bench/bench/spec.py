@@ -18,7 +18,7 @@ from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.tunable import Value, resolve, tunables
 from agl_bench.protocol import Preset, Protocol, load_preset, read_toml
-from agl_bench.registry.plugins import Entry, Plugins
+from agl_bench.registry.plugins import Plugins
 
 # Libraries that decide results; those that decide pixels alone are in the key of a prepared section.
 DECIDING = ("torch", "numpy", "scipy", "pandas", "scanpy", "scikit-misc", "pillow")
@@ -288,7 +288,7 @@ class Campaign:
         backbones = [self.part(plugins, b, "backbone") for b in self.backbones]
         for name in self.datasets:
             part = self.part(plugins, name, "dataset")
-            dataset = make_dataset(plugins.entry(part.name, "dataset"), part)
+            dataset = make_dataset(plugins, part)
             donors = dataset.sections(root)
             for evaluation in self.evaluations:
                 if evaluation == "inter" and len(donors) < 2 and "intra" in self.evaluations:
@@ -368,9 +368,9 @@ def seeds_of(words: Sequence[str]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_seed(word) for word in _some("seeds", _names(words))))
 
 
-def make_dataset(entry: Entry, part: Part) -> Dataset:
+def make_dataset(plugins: Plugins, part: Part) -> Dataset:
     """An instance with the settings of the part."""
-    dataset: Dataset = entry.load()(**part.settings)
+    dataset: Dataset = plugins.entry(part.name, "dataset").load()(**part.settings)
     return dataset
 
 

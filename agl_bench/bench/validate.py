@@ -46,7 +46,7 @@ def find_dataset(plugins: Plugins, text: str, assignments: Sequence[str]) -> tup
     names = plugins.names("dataset")
     if text.partition(":")[0] in names:
         part = one_part(plugins, text, "dataset", assignments)
-        return part.label, make_dataset(plugins.entry(part.name, "dataset"), part)
+        return part.label, make_dataset(plugins, part)
     try:
         path = Path(text).expanduser().absolute()
     except RuntimeError:
@@ -56,7 +56,7 @@ def find_dataset(plugins: Plugins, text: str, assignments: Sequence[str]) -> tup
     entry = _recognised([plugins.entry(name, "dataset") for name in names], path)
     given = [f"{entry.name}.{key}={value}" for key, value in entry.load().settings_at(path).items()]  # type: ignore[attr-defined]
     part = one_part(plugins, entry.name, "dataset", [*given, *assignments])
-    return entry.name, make_dataset(entry, part)
+    return entry.name, make_dataset(plugins, part)
 
 
 def _recognised(entries: Sequence[Entry], path: Path) -> Entry:
