@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from agl_bench.bench.checkpoints import Partial, flush, replace_text
 from agl_bench.bench.leases import Leases, Owner, is_stale
@@ -105,6 +106,26 @@ class CellStore:
             result = self.read(folder.name)
             if result is not None:
                 yield result
+
+    def glances(self) -> Iterator[dict[str, Any]]:
+        """What `result.json` says of every finished cell, with "key", and "selected" and "epochs" of its epochs.
+
+        Light: of the tables only one column is read, and their digests are left to `read`. Cells that cannot be read
+        are left out.
+        """
+        for folder in sorted(self.cells.iterdir()):
+            if folder.name.startswith("."):
+                continue
+            try:
+                content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+                if content["format"] != FORMAT:
+                    continue
+                selected = pq.read_table(folder / "epochs.parquet", columns=["selected"])["selected"]
+                content["selected"] = int(selected[content["best_epoch"]].as_py())
+                content["epochs"] = len(selected)
+            except (OSError, ValueError, KeyError, IndexError, TypeError):
+                continue  # being written, damaged or of another version
+            yield content | {"key": folder.name}
 
     def write(self, result: Result) -> None:
         """Keep a finished cell, in place of an older one.
@@ -204,6 +225,15 @@ class CellStore:
             return Failure(status, str(content["sentence"]), folder / "error.txt")
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def failures(self) -> Iterator[tuple[str, dict[str, Any], Failure]]:
+        """Key, spec as JSON and failure of every cell that failed, in the order of their keys."""
+        for folder in sorted(self.failed.iterdir()):
+            failure = self.failure(folder.name)
+            with contextlib.suppress(OSError, ValueError):  # being written
+                spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+                if failure is not None:
+                    yield folder.name, spec, failure
 
     def forget_failure(self, key: str) -> None:
         """The cell is tried again."""
