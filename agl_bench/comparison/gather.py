@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,16 +124,25 @@ def _labels(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]
             seen = settings.setdefault(spec["selector"]["name"], {})
             for key, value in spec["selector"]["settings"].items():
                 seen.setdefault(key, set()).add(json.dumps(value))
-    conditions: dict[str, dict[str, str]] = {}
+    selectors = tuple({f"{spec['selector']['name']}.": None for spec in specs.values()})
+    conditions: dict[tuple[str, ...], dict[str, str]] = {}
     labels = {}
     for key, spec in specs.items():
         name, own = spec["selector"]["name"], spec["selector"]["settings"]
         differing = [] if "tuning" in spec else [k for k in own if len(settings[name][k]) > 1]
         selector = f"{name}({', '.join(f'{k}={_plain(own[k])}' for k in differing)})" if differing else name
-        known = conditions.setdefault(f"{spec['preset']} {spec['dataset']['label']} {spec['backbone']['name']}", {})
+        preset = _preset(spec["preset"], selectors)
+        known = conditions.setdefault((preset, spec["dataset"]["label"], spec["backbone"]["name"]), {})
         made = known.setdefault(_conditions(spec), "" if not known else f" #{len(known) + 1}")
-        labels[key] = (selector, spec["preset"] + made)
+        labels[key] = (selector, preset + made)
     return labels
+
+
+def _preset(label: str, selectors: tuple[str, ...]) -> str:
+    """The label of a preset without what it says of settings of selectors, whose own labels say them."""
+    name, _, changed = label.partition(" with ")
+    kept = [item for item in re.split(r", (?=[\w.]+=)", changed) if item and not item.startswith(selectors)]
+    return name + (f" with {', '.join(kept)}" if kept else "")
 
 
 def _plain(value: object) -> str:

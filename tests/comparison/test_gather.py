@@ -18,7 +18,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("work")
     for words in (
         ["--selectors", "pgl,agl"],
-        ["--selectors", "hvg_k", "--set", "hvg_k.k=10"],
+        ["--selectors", "hvg_k,random_k", "--set", "hvg_k.k=10"],
         ["--selectors", "hvg_k", "--set", "hvg_k.k=20"],
         ["--selectors", "pgl", "--set", "protocol.epochs=1"],
     ):
@@ -33,7 +33,7 @@ def test_every_cell_has_its_line_and_unit(work: Path) -> None:
     found = gather(store)
     assert sorted(found.cells["key"]) == sorted(r.spec.key for r in store)
     assert not found.cells.duplicated([*LINE, *UNIT]).any()
-    assert set(found.cells["selector"]) == {"pgl", "agl", "hvg_k(k=10)", "hvg_k(k=20)"}
+    assert set(found.cells["selector"]) == {"pgl", "agl", "random_k", "hvg_k(k=10)", "hvg_k(k=20)"}
     assert len(set(found.cells["preset"])) == 2  # other epochs are other conditions
     for row in found.cells.itertuples():
         result = found.result(row.key)
