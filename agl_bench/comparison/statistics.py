@@ -7,7 +7,7 @@ mean over its folds. Intervals draw units and seeds: they speak of further secti
 seeds. Sign flips, effect and probabilities speak of further sections and take the seeds as they are, which is why a
 verdict asks the interval too. `p_corrected` of an intra-batch evaluation speaks of the sections at hand.
 
-Simulations of all of it: benchmarks/statistics.md.
+Simulations of all of it: benchmarks/inference.md.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def _draws(present: np.ndarray, resamples: int, rng: np.random.Generator) -> np.
     """Weight of each (unit, seed) in each resample: (resamples, units × seeds); each row sums to 1.
 
     Seeds are drawn once for all units, because all units of a seed start from the same weights: the pigeonhole
-    bootstrap of Owen (2007, Annals of Applied Statistics 1, 386-411). A unit takes no part if none of its seeds is drawn.
+    bootstrap of Owen (2007, Annals of Applied Statistics 1, 386-411). A unit without a drawn seed takes no part.
 
     Args:
         present: (units, seeds) bool.
