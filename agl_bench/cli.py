@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from agl_bench.bench.executors import EXECUTORS, Options
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, UnknownName
 from agl_bench.terminal import follow, make_console, show_card, show_end, show_findings, show_study_end, show_table
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.recorder import Recorder
-    from agl_bench.bench.run import Bench
+    from agl_bench.bench.run import Bench, Event
     from agl_bench.bench.spec import Campaign
     from agl_bench.bench.tune import Study
     from agl_bench.registry.plugins import Plugins
@@ -59,6 +61,41 @@ _SET = click.option(
     metavar="NAME.KEY=VALUE",
     help="A setting of a plug-in or of the protocol, e.g. dkgsb.temperature=0.02 or protocol.epochs=50; repeatable.",
 )
+
+
+_EXECUTOR = (
+    click.option(
+        "--executor",
+        type=click.Choice(EXECUTORS),
+        default="serial",
+        show_default=True,
+        help="Who runs cells: this process, processes of this machine, Ray (one machine or a cluster), Slurm jobs.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1), metavar="N", help="Of an executor, at a time.  [default: one per core]"
+    ),
+    click.option("--ray-address", metavar="ADDRESS", help="A Ray cluster that is there.  [default: one of our own]"),
+    click.option("--gpus-per-cell", type=float, metavar="X", help="Of ray and slurm, e.g. 0.5.  [default: 1 on CUDA]"),
+    click.option("--slurm-partition", metavar="NAME", help="Where Slurm's jobs go."),
+    click.option(
+        "--slurm-time", metavar="TIME", help="That a Slurm job may take; then it queues again.  [default: 1h]"
+    ),
+)
+
+
+def _executor_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of executors, which reach the command as one: `executor`."""
+
+    @functools.wraps(command)
+    def bundled(slurm_time: str | None, **values: Any) -> None:
+        names = ("executor", "workers", "ray_address", "gpus_per_cell", "slurm_partition")
+        limit = None if slurm_time is None else _seconds("--slurm-time", slurm_time)
+        executor = Options(**{name: values.pop(name) for name in names}, slurm_time=limit)
+        command(executor=executor, **values)
+
+    for option in reversed(_EXECUTOR):
+        bundled = option(bundled)
+    return bundled
 
 
 class _Commands(click.Group):
@@ -140,6 +177,7 @@ def cli() -> None:
     help="Also run every selector with the settings that `tune` wrote there; tables keep tuned and fixed apart.",
 )
 @click.option("--transfer", is_flag=True, help="With --tuned: also settings found on other data or protocols.")
+@_executor_options
 @click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table with per-fold values.")
 @click.option(
@@ -167,6 +205,7 @@ def run(
     controls: bool,
     tuned: Path | None,
     transfer: bool,
+    executor: Options,
     dry_run: bool,
     json_file: Path | None,
     tracking: str | None,
@@ -180,7 +219,8 @@ def run(
     """
     from agl_bench.bench.spec import Campaign
 
-    limit = None if time_limit is None else _seconds(time_limit)
+    limit = None if time_limit is None else _seconds("--time-limit", time_limit)
+    executor.check(device)
     plugins = _discover(files)
     if precision is not None:
         assignments = (*assignments, f"protocol.precision={precision}")
@@ -189,27 +229,29 @@ def run(
 
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import control_cells, control_selectors, controls_of, notes_on
+    from agl_bench.bench.jobs import Job, run_on
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
 
-    torch_device = choose_device(device)
+    # Workers elsewhere have other devices; their data are looked at here, on the CPU.
+    torch_device = choose_device("cpu" if executor.is_elsewhere else device)
+    on = "cuda" if executor.is_elsewhere and (device == "cuda" or executor.gpus_per_cell) else torch_device.type
     if transfer and tuned is None:
         raise BadSpec("--transfer says which tuned settings may be taken; name their folder with --tuned")
     if dry_run:
-        _show_grid(campaign, plugins, root, work, torch_device.type, controls=controls, tuned=tuned, transfer=transfer)
+        _show_grid(campaign, plugins, root, work, on, controls=controls, tuned=tuned, transfer=transfer)
         return
-    if campaign.protocol.precision == "tf32" and torch_device.type != "cuda":
-        raise BadSpec(
-            f"protocol.precision = tf32 needs a CUDA device, and this run is on the {torch_device.type}; use fp32"
-        )
+    if campaign.protocol.precision == "tf32" and on != "cuda":
+        raise BadSpec(f"protocol.precision = tf32 needs a CUDA device, and this run is on the {on}; use fp32")
+    engine = None if executor.executor == "serial" else executor.engine(on)
     store = CellStore(work, warn=_warn)
     prepared = Preparation(root, _cache(work))
     known = fingerprints(campaign, plugins, root, prepared.digests)
     prepared.digests.keep()
-    cells = campaign.cells(plugins, root, device=torch_device.type, fingerprint=known)
+    cells = campaign.cells(plugins, root, device=on, fingerprint=known)
     cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
     asked = {spec.key for spec, _ in cells}
-    further = control_cells(campaign, plugins, root, device=torch_device.type, fingerprint=known) if controls else []
+    further = control_cells(campaign, plugins, root, device=on, fingerprint=known) if controls else []
     below = {spec.key for spec, _ in further}
     cells = _joined(cells, further)
     bench = Bench(plugins, root, torch_device, prepared)
@@ -219,10 +261,18 @@ def run(
         preflight(cells, bench, store, again=again, retry_failed=retry_failed)
     recorder = _recorder(work, tracking, console)
     with _Signals() as signals:
-        events = run_cells(
-            cells, bench, store, recorder, again=again, retry_failed=retry_failed, checkpoint_every=checkpoint_every,
-            time_limit=limit, stop=signals.asked, keep=keep,
-        )  # fmt: skip
+        events: Iterator[Event]
+        if engine is None:
+            events = run_cells(
+                cells, bench, store, recorder, again=again, retry_failed=retry_failed,
+                checkpoint_every=checkpoint_every, time_limit=limit, stop=signals.asked, keep=keep,
+            )  # fmt: skip
+        else:
+            del bench  # workers have their own
+            job = Job(work, root, _cache(work), files, on, checkpoint_every, limit, keep)
+            events = run_on(
+                engine, cells, job, store, recorder, again=again, retry_failed=retry_failed, stop=signals.asked
+            )
         results, failures, stopped = follow(events, len(cells), console)
     if signals.asked():
         raise KeyboardInterrupt
@@ -966,12 +1016,12 @@ def _warn(sentence: str) -> None:
     click.echo(f"agl-bench: {sentence}", err=True)
 
 
-def _seconds(text: str) -> float:
+def _seconds(option: str, text: str) -> float:
     """A duration such as 90s, 30m, 2h or 1h30m."""
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
     seconds = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
     if not seconds:
-        raise BadSpec(f"--time-limit {text} is no duration; write e.g. 90s, 30m, 2h or 1h30m")
+        raise BadSpec(f"{option} {text} is no duration; write e.g. 90s, 30m, 2h or 1h30m")
     return float(seconds)
 
 

@@ -11,6 +11,7 @@ AglBenchError
 ├── NotKept            a finished cell has not kept what is asked for
 ├── BadWorkFolder      the work folder cannot be written, or holds something unreadable
 ├── TrackerUnavailable the MLflow server does not answer
+├── ExecutorFailed     an engine that runs cells is not there, or its workers cannot run them
 └── Diverged           training produced a non-finite loss
 
 The command line prints the sentence and exits with status 2; it never shows a traceback for one of these.
@@ -78,6 +79,10 @@ class BadWorkFolder(AglBenchError):
 
 class TrackerUnavailable(AglBenchError):
     """The tracking server does not answer or refuses."""
+
+
+class ExecutorFailed(AglBenchError):
+    """An engine that runs cells elsewhere: which one, what it lacks or says, what to do."""
 
 
 class Diverged(AglBenchError):

@@ -446,7 +446,7 @@ def run_cells(
     time_limit: float | None = None,
     stop: Callable[[], str] = lambda: "",
     keep: Keep = "predictions",
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Run what is not finished, one cell after the other.
 
     A finished or failed cell is kept, an interrupted one is continued, and a failure of one cell is recorded and costs
@@ -474,7 +474,7 @@ def run_cells(
             for spec, plan in left:
                 if stop():
                     return
-                known = _known(spec, store, again=again, retry_failed=retry_failed)
+                known = outcome_before(spec, store, again=again, retry_failed=retry_failed)
                 if known is not None and store.leases.holder(spec.key) is not None:
                     held.append((spec, plan))  # its process is still busy with showing it
                     continue
@@ -482,7 +482,7 @@ def run_cells(
                 if lease is not None:
                     with lease:
                         # Another process may have finished it a moment ago.
-                        known = _known(spec, store, again=again, retry_failed=retry_failed)
+                        known = outcome_before(spec, store, again=again, retry_failed=retry_failed)
                         if known is None:
                             yield Started(spec)
                             keeper = Keeper(
@@ -509,7 +509,7 @@ def run_cells(
             left = held
 
 
-def _known(spec: RunSpec, store: CellStore, *, again: bool, retry_failed: bool) -> Finished | Failed | None:
+def outcome_before(spec: RunSpec, store: CellStore, *, again: bool, retry_failed: bool) -> Finished | Failed | None:
     """How a cell ended before; None if it is to be run."""
     if again:
         return None
@@ -611,7 +611,7 @@ def preflight(
     """
     built = set()
     for spec, plan in cells:
-        if _known(spec, store, again=again, retry_failed=retry_failed) is not None:
+        if outcome_before(spec, store, again=again, retry_failed=retry_failed) is not None:
             continue
         setting = bench.setting(spec, plan)
         combination = (spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name)
