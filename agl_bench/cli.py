@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, UnknownName
-from agl_bench.terminal import follow, make_console, show_card, show_end, show_findings, show_study_end, show_table
+from agl_bench.terminal import (
+    follow,
+    make_console,
+    show_card,
+    show_end,
+    show_findings,
+    show_merge,
+    show_study_end,
+    show_table,
+)
 
 # Read by OpenMP when torch is imported. By default an idle thread spins for milliseconds before it sleeps; where
 # another process wants its core, every small operation waits for that, and a cell takes forty times as long.
@@ -257,20 +266,22 @@ def status(work: Path, json_: bool) -> None:
 
     console = make_console()
     table = Table(title=f"cells of {work}", title_justify="left", title_style="bold")
-    for column in ("dataset", "evaluation", "backbone", "selector"):
+    columns = ["dataset", "evaluation", "backbone", "selector"]
+    if any(place.settings != "fixed" for place in found.counts):
+        columns.append("settings")
+    for column in columns:
         table.add_column(column, no_wrap=True)
     for column in STATUSES:
         table.add_column(column, justify="right", no_wrap=True)
     for place, count in found.counts.items():
-        table.add_row(*vars(place).values(), *(str(count[name] or "–") for name in STATUSES))
+        words = (getattr(place, column) for column in columns)
+        table.add_row(*words, *(str(count[name] or "–") for name in STATUSES))
     total = {name: sum(count[name] for count in found.counts.values()) for name in STATUSES}
     table.add_section()
-    table.add_row("all", "", "", "", *(str(total[name] or "–") for name in STATUSES))
+    table.add_row("all", *[""] * (len(columns) - 1), *(str(total[name] or "–") for name in STATUSES))
     console.print(table)
     for cell in found.running:
-        what = (
-            f"{' · '.join(vars(cell.place).values())} · fold {cell.fold} · seed {cell.seed}" if cell.place else cell.key
-        )
+        what = f"{cell.place.title} · fold {cell.fold} · seed {cell.seed}" if cell.place else cell.key
         done = "before its first epoch"
         if cell.progress is not None:
             done = f"{cell.progress[0] + 1} of {cell.progress[1]} epochs"
@@ -875,6 +886,44 @@ def ui(work: Path, port: int, tracking: str | None) -> None:
 
     click.echo("starting the MLflow server …")
     serve(work, tracking, port=port, ready=ready)
+
+
+@cli.command()
+@click.argument("stores", nargs=-1, required=True, metavar="A B …", type=click.Path(path_type=Path))
+@click.option(
+    "--prefer",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="A",
+    help="Where stores differ, take what A has; repeatable, the first that has it decides.",
+)
+@_WORK
+def merge(stores: tuple[Path, ...], prefer: tuple[Path, ...], work: Path) -> None:
+    """Join the work folders A, B … of several machines into --work, which may be one of them.
+
+    Finished cells, failures, folds, checkpoints of unfinished cells (the furthest) and tuned settings are copied, each
+    whole or not at all; A, B … stay as they are. Stores that differ in a cell are refused before anything is copied.
+    The same command continues a merge that was stopped.
+    """
+    from agl_bench.bench.merge import Outcome, merge, plan_merge
+    from agl_bench.errors import BadWorkFolder
+
+    console = make_console()
+    with console.status("comparing the stores"):
+        plan = plan_merge(stores, work, prefer)
+    if plan.conflicts:
+        for conflict in plan.conflicts:
+            click.echo(f"agl-bench: conflict: {conflict}", err=True)
+        count = len(plan.conflicts)
+        raise BadWorkFolder(
+            f"the stores contradict each other in the {count} point{'s' if count > 1 else ''} above, and nothing was "
+            f"copied; --prefer {stores[0]} takes what that one has"
+        )
+    outcome = Outcome({}, [])
+    with console.status("copying") as said:
+        for done in merge(plan, outcome):
+            said.update(f"copying {done} of {plan.steps}")
+    show_merge(plan, outcome, console)
 
 
 @cli.command()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 
     from agl_bench.bench.audit import Finding
     from agl_bench.bench.controls import Control
+    from agl_bench.bench.merge import Outcome, Plan
     from agl_bench.bench.recorder import Recorder
     from agl_bench.bench.result import Result
     from agl_bench.bench.run import Event, Failed, Stopped
@@ -391,3 +392,28 @@ def show_end(work: Path, tracking: str | None, recorder: Recorder, failures: lis
         click.echo(f"agl-bench: MLflow is incomplete; `agl-bench sync --work {work}` brings it up to date", err=True)
     elif tracking != "none":
         console.print(f"Results: {work}/cells; in the browser: agl-bench ui --work {work}", highlight=False)
+
+
+def show_merge(plan: Plan, outcome: Outcome, console: Console) -> None:
+    """What came from which store, what was left out, and what to do next."""
+    from rich.table import Table
+
+    from agl_bench.bench.merge import WHAT
+
+    table = Table(title=f"merged into {plan.work}", title_justify="left", title_style="bold")
+    table.add_column("store", overflow="fold")
+    for column in WHAT:
+        table.add_column(column, justify="right", no_wrap=True)
+    for work, count in outcome.counts.items():
+        own = work == plan.work
+        table.add_row(
+            str(work), *("–" if own and name not in ("cells", "left out") else str(count[name] or "–") for name in WHAT)
+        )
+    console.print(table)
+    for note in outcome.notes:
+        click.echo(f"note: {note}")
+    copied = sum(count["copied"] for count in outcome.counts.values())
+    click.echo(
+        f"{copied} finished cell{'s' if copied != 1 else ''} copied into {plan.work}; show them in MLflow: "
+        f"agl-bench sync --work {plan.work}"
+    )
