@@ -23,6 +23,7 @@ from agl_bench.terminal import (
     show_end,
     show_findings,
     show_merge,
+    show_plan,
     show_study_end,
     show_table,
 )
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.recorder import Recorder
     from agl_bench.bench.run import Bench
-    from agl_bench.bench.spec import Campaign
+    from agl_bench.bench.spec import Campaign, RunSpec
     from agl_bench.bench.tune import Study
     from agl_bench.registry.plugins import Plugins
 
@@ -888,6 +889,72 @@ def ui(work: Path, port: int, tracking: str | None) -> None:
     serve(work, tracking, port=port, ready=ready)
 
 
+@cli.command(params=[p for p in run.params if p.name not in ("dry_run", "json_file", "workers")])
+@click.option(
+    "--from",
+    "others",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="WORK",
+    help="Judge by the finished cells of this work folder too; repeatable.",
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time.")
+@click.option("--json", "json_", is_flag=True, help="For programs.")
+def plan(
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+    config: Path | None,
+    preset: str | None,
+    assignments: tuple[str, ...],
+    device: str,
+    precision: str | None,
+    again: bool,
+    retry_failed: bool,
+    controls: bool,
+    tuned: Path | None,
+    transfer: bool,
+    others: tuple[Path, ...],
+    workers: int,
+    json_: bool,
+    **words: Any,
+) -> None:
+    """Say what a run would cost, from what past cells have cost. Trains nothing.
+
+    Takes the words of `run`, so that `plan` can be put in its place; those that change no cost are ignored. Past cells
+    of the same line count, else cells of the same selector, backbone and evaluation, scaled; what is unknown is said.
+    """
+    from agl_bench.bench.spec import Campaign
+
+    plugins = _discover(files)
+    if precision is not None:
+        assignments = (*assignments, f"protocol.precision={precision}")
+    lists = {name: words[name] for name in ("selectors", "datasets", "backbone", "evaluation", "seeds", "fold")}
+    campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
+    for other in others:
+        _check_work_folder(other)
+
+    from agl_bench.bench.plan import as_json, estimate, machine_of, past_cells, training_spots
+    from agl_bench.bench.run import Bench, choose_device, provenance
+
+    torch_device = choose_device(device)
+    console = make_console()
+    cells = _standing(
+        campaign, plugins, root, work, torch_device.type, controls=controls, tuned=tuned, transfer=transfer
+    )
+    bench = Bench(plugins, root, torch_device)
+    past = past_cells([*([work] if (work / "cells").is_dir() else []), *others])
+    with console.status("looking at past cells"):
+        found = estimate(
+            cells, past, lambda specs: training_spots(specs, bench), machine=machine_of(provenance(torch_device)),
+            workers=workers, again=again, retry_failed=retry_failed,
+        )  # fmt: skip
+    if json_:
+        click.echo(json.dumps(as_json(found), indent=1))
+    else:
+        show_plan(found, campaign.preset, console)
+
+
 @cli.command()
 @click.argument("stores", nargs=-1, required=True, metavar="A B …", type=click.Path(path_type=Path))
 @click.option(
@@ -1087,8 +1154,34 @@ def _show_grid(
     transfer: bool,
 ) -> None:
     """The cells that a run would go through, one line each, and whether they are finished."""
+    cells = _standing(campaign, plugins, root, work, device, controls=controls, tuned=tuned, transfer=transfer)
+    count = {"done": 0, "failed": 0, "diverged": 0, "todo": 0}
+    for spec, status in cells:
+        count[status] += 1
+        click.echo(f"{spec.key}  {status}  {spec.title}")
+    failed = count["failed"] + count["diverged"]
+    click.echo(
+        f"{len(cells)} cells, {count['done']} finished, {count['todo']} to run"
+        + (f", {failed} failed (--retry-failed)" if failed else "")
+        + f"; preset {campaign.preset}"
+    )
+
+
+def _standing(
+    campaign: Campaign,
+    plugins: Plugins,
+    root: Path,
+    work: Path,
+    device: str,
+    *,
+    controls: bool,
+    tuned: Path | None,
+    transfer: bool,
+) -> list[tuple[RunSpec, str]]:
+    """The cells that a run would go through, and how each stands; nothing is written."""
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import control_cells
+    from agl_bench.bench.plan import standing
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import fingerprints
 
@@ -1098,18 +1191,7 @@ def _show_grid(
     cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
     if controls:
         cells = _joined(cells, control_cells(campaign, plugins, root, device=device, fingerprint=known))
-    count = {"done": 0, "failed": 0, "diverged": 0, "todo": 0}
-    for spec, _ in cells:
-        failure = store.failure(spec.key) if store else None
-        status = "done" if store and store.read(spec.key) is not None else failure.status if failure else "todo"
-        count[status] += 1
-        click.echo(f"{spec.key}  {status}  {spec.title}")
-    failed = count["failed"] + count["diverged"]
-    click.echo(
-        f"{len(cells)} cells, {count['done']} finished, {count['todo']} to run"
-        + (f", {failed} failed (--retry-failed)" if failed else "")
-        + f"; preset {campaign.preset}"
-    )
+    return list(standing((spec for spec, _ in cells), store))
 
 
 def _joined(cells: list[Any], further: list[Any]) -> list[Any]:

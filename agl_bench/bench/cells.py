@@ -114,19 +114,7 @@ class CellStore:
         Light: of the tables only one column is read, and their digests are left to `read`. Cells that cannot be read
         are left out.
         """
-        for folder in sorted(self.cells.iterdir()):
-            if folder.name.startswith("."):
-                continue
-            try:
-                content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-                if content["format"] != FORMAT:
-                    continue
-                selected = pq.read_table(folder / "epochs.parquet", columns=["selected"])["selected"]
-                content["selected"] = int(selected[content["best_epoch"]].as_py())
-                content["epochs"] = len(selected)
-            except (OSError, ValueError, KeyError, IndexError, TypeError):
-                continue  # being written, damaged or of another version
-            yield content | {"key": folder.name}
+        return glances(self.cells)
 
     def write(self, result: Result) -> None:
         """Keep a finished cell, in place of an older one.
@@ -298,6 +286,23 @@ def read_failure(folder: Path) -> Failure | None:
         return Failure(status, str(content["sentence"]), folder / "error.txt")
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def glances(cells: Path) -> Iterator[dict[str, Any]]:
+    """See `CellStore.glances`; of any store's folder `cells`, which stays as it is."""
+    for folder in sorted(cells.iterdir()):
+        if folder.name.startswith("."):
+            continue
+        try:
+            content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                continue
+            selected = pq.read_table(folder / "epochs.parquet", columns=["selected"])["selected"]
+            content["selected"] = int(selected[content["best_epoch"]].as_py())
+            content["epochs"] = len(selected)
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            continue  # being written, damaged or of another version
+        yield content | {"key": folder.name}
 
 
 class Unreadable(Exception):
