@@ -18,7 +18,17 @@ import click
 
 from agl_bench.bench.executors import EXECUTORS, Options
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, UnknownName
-from agl_bench.terminal import follow, make_console, show_card, show_end, show_findings, show_study_end, show_table
+from agl_bench.terminal import (
+    follow,
+    make_console,
+    show_card,
+    show_end,
+    show_findings,
+    show_merge,
+    show_plan,
+    show_study_end,
+    show_table,
+)
 
 # Read by OpenMP when torch is imported. By default an idle thread spins for milliseconds before it sleeps; where
 # another process wants its core, every small operation waits for that, and a cell takes forty times as long.
@@ -30,7 +40,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.recorder import Recorder
     from agl_bench.bench.run import Bench, Event
-    from agl_bench.bench.spec import Campaign
+    from agl_bench.bench.spec import Campaign, RunSpec
     from agl_bench.bench.tune import Study
     from agl_bench.registry.plugins import Plugins
 
@@ -315,20 +325,22 @@ def status(work: Path, json_: bool) -> None:
 
     console = make_console()
     table = Table(title=f"cells of {work}", title_justify="left", title_style="bold")
-    for column in ("dataset", "evaluation", "backbone", "selector"):
+    columns = ["dataset", "evaluation", "backbone", "selector"]
+    if any(place.settings != "fixed" for place in found.counts):
+        columns.append("settings")
+    for column in columns:
         table.add_column(column, no_wrap=True)
     for column in STATUSES:
         table.add_column(column, justify="right", no_wrap=True)
     for place, count in found.counts.items():
-        table.add_row(*vars(place).values(), *(str(count[name] or "–") for name in STATUSES))
+        words = (getattr(place, column) for column in columns)
+        table.add_row(*words, *(str(count[name] or "–") for name in STATUSES))
     total = {name: sum(count[name] for count in found.counts.values()) for name in STATUSES}
     table.add_section()
-    table.add_row("all", "", "", "", *(str(total[name] or "–") for name in STATUSES))
+    table.add_row("all", *[""] * (len(columns) - 1), *(str(total[name] or "–") for name in STATUSES))
     console.print(table)
     for cell in found.running:
-        what = (
-            f"{' · '.join(vars(cell.place).values())} · fold {cell.fold} · seed {cell.seed}" if cell.place else cell.key
-        )
+        what = f"{cell.place.title} · fold {cell.fold} · seed {cell.seed}" if cell.place else cell.key
         done = "before its first epoch"
         if cell.progress is not None:
             done = f"{cell.progress[0] + 1} of {cell.progress[1]} epochs"
@@ -935,6 +947,110 @@ def ui(work: Path, port: int, tracking: str | None) -> None:
     serve(work, tracking, port=port, ready=ready)
 
 
+@cli.command(params=[p for p in run.params if p.name not in ("dry_run", "json_file", "workers")])
+@click.option(
+    "--from",
+    "others",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="WORK",
+    help="Judge by the finished cells of this work folder too; repeatable.",
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time.")
+@click.option("--json", "json_", is_flag=True, help="For programs.")
+def plan(
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+    config: Path | None,
+    preset: str | None,
+    assignments: tuple[str, ...],
+    device: str,
+    precision: str | None,
+    again: bool,
+    retry_failed: bool,
+    controls: bool,
+    tuned: Path | None,
+    transfer: bool,
+    others: tuple[Path, ...],
+    workers: int,
+    json_: bool,
+    **words: Any,
+) -> None:
+    """Say what a run would cost, from what past cells have cost. Trains nothing.
+
+    Takes the words of `run`, so that `plan` can be put in its place; those that change no cost are ignored. Past cells
+    of the same line count, else cells of the same selector, backbone and evaluation, scaled; what is unknown is said.
+    """
+    from agl_bench.bench.spec import Campaign
+
+    plugins = _discover(files)
+    if precision is not None:
+        assignments = (*assignments, f"protocol.precision={precision}")
+    lists = {name: words[name] for name in ("selectors", "datasets", "backbone", "evaluation", "seeds", "fold")}
+    campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
+    for other in others:
+        _check_work_folder(other)
+
+    from agl_bench.bench.plan import as_json, estimate, machine_of, past_cells, training_spots
+    from agl_bench.bench.run import Bench, choose_device, provenance
+
+    torch_device = choose_device(device)
+    console = make_console()
+    cells = _standing(
+        campaign, plugins, root, work, torch_device.type, controls=controls, tuned=tuned, transfer=transfer
+    )
+    bench = Bench(plugins, root, torch_device)
+    past = past_cells([*([work] if (work / "cells").is_dir() else []), *others])
+    with console.status("looking at past cells"):
+        found = estimate(
+            cells, past, lambda specs: training_spots(specs, bench), machine=machine_of(provenance(torch_device)),
+            workers=workers, again=again, retry_failed=retry_failed,
+        )  # fmt: skip
+    if json_:
+        click.echo(json.dumps(as_json(found), indent=1))
+    else:
+        show_plan(found, campaign.preset, console)
+
+
+@cli.command()
+@click.argument("stores", nargs=-1, required=True, metavar="A B …", type=click.Path(path_type=Path))
+@click.option(
+    "--prefer",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="A",
+    help="Where stores differ, take what A has; repeatable, the first that has it decides.",
+)
+@_WORK
+def merge(stores: tuple[Path, ...], prefer: tuple[Path, ...], work: Path) -> None:
+    """Join the work folders A, B … of several machines into --work, which may be one of them.
+
+    Finished cells, failures, folds, checkpoints of unfinished cells (the furthest) and tuned settings are copied, each
+    whole or not at all; A, B … stay as they are. Stores that differ in a cell are refused before anything is copied.
+    The same command continues a merge that was stopped.
+    """
+    from agl_bench.bench.merge import Outcome, merge, plan_merge
+    from agl_bench.errors import BadWorkFolder
+
+    console = make_console()
+    with console.status("comparing the stores"):
+        plan = plan_merge(stores, work, prefer)
+    if plan.conflicts:
+        for conflict in plan.conflicts:
+            click.echo(f"agl-bench: conflict: {conflict}", err=True)
+        count = len(plan.conflicts)
+        raise BadWorkFolder(
+            f"the stores contradict each other in the {count} point{'s' if count > 1 else ''} above, and nothing was "
+            f"copied; --prefer {stores[0]} takes what that one has"
+        )
+    outcome = Outcome({}, [])
+    with console.status("copying") as said:
+        for done in merge(plan, outcome):
+            said.update(f"copying {done} of {plan.steps}")
+    show_merge(plan, outcome, console)
+
+
 @cli.command()
 @_PLUGIN
 @_DATA
@@ -1096,8 +1212,34 @@ def _show_grid(
     transfer: bool,
 ) -> None:
     """The cells that a run would go through, one line each, and whether they are finished."""
+    cells = _standing(campaign, plugins, root, work, device, controls=controls, tuned=tuned, transfer=transfer)
+    count = {"done": 0, "failed": 0, "diverged": 0, "todo": 0}
+    for spec, status in cells:
+        count[status] += 1
+        click.echo(f"{spec.key}  {status}  {spec.title}")
+    failed = count["failed"] + count["diverged"]
+    click.echo(
+        f"{len(cells)} cells, {count['done']} finished, {count['todo']} to run"
+        + (f", {failed} failed (--retry-failed)" if failed else "")
+        + f"; preset {campaign.preset}"
+    )
+
+
+def _standing(
+    campaign: Campaign,
+    plugins: Plugins,
+    root: Path,
+    work: Path,
+    device: str,
+    *,
+    controls: bool,
+    tuned: Path | None,
+    transfer: bool,
+) -> list[tuple[RunSpec, str]]:
+    """The cells that a run would go through, and how each stands; nothing is written."""
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import control_cells
+    from agl_bench.bench.plan import standing
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import fingerprints
 
@@ -1107,18 +1249,7 @@ def _show_grid(
     cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
     if controls:
         cells = _joined(cells, control_cells(campaign, plugins, root, device=device, fingerprint=known))
-    count = {"done": 0, "failed": 0, "diverged": 0, "todo": 0}
-    for spec, _ in cells:
-        failure = store.failure(spec.key) if store else None
-        status = "done" if store and store.read(spec.key) is not None else failure.status if failure else "todo"
-        count[status] += 1
-        click.echo(f"{spec.key}  {status}  {spec.title}")
-    failed = count["failed"] + count["diverged"]
-    click.echo(
-        f"{len(cells)} cells, {count['done']} finished, {count['todo']} to run"
-        + (f", {failed} failed (--retry-failed)" if failed else "")
-        + f"; preset {campaign.preset}"
-    )
+    return list(standing((spec for spec, _ in cells), store))
 
 
 def _joined(cells: list[Any], further: list[Any]) -> list[Any]:

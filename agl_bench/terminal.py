@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 
     from agl_bench.bench.audit import Finding
     from agl_bench.bench.controls import Control
+    from agl_bench.bench.merge import Outcome, Plan
+    from agl_bench.bench.plan import Estimate
     from agl_bench.bench.recorder import Recorder
     from agl_bench.bench.result import Result
     from agl_bench.bench.run import Event, Failed, Stopped
@@ -391,3 +393,91 @@ def show_end(work: Path, tracking: str | None, recorder: Recorder, failures: lis
         click.echo(f"agl-bench: MLflow is incomplete; `agl-bench sync --work {work}` brings it up to date", err=True)
     elif tracking != "none":
         console.print(f"Results: {work}/cells; in the browser: agl-bench ui --work {work}", highlight=False)
+
+
+def show_merge(plan: Plan, outcome: Outcome, console: Console) -> None:
+    """What came from which store, what was left out, and what to do next."""
+    from rich.table import Table
+
+    from agl_bench.bench.merge import WHAT
+
+    table = Table(title=f"merged into {plan.work}", title_justify="left", title_style="bold")
+    table.add_column("store", overflow="fold")
+    for column in WHAT:
+        table.add_column(column, justify="right", no_wrap=True)
+    for work, count in outcome.counts.items():
+        own = work == plan.work
+        table.add_row(
+            str(work), *("–" if own and name not in ("cells", "left out") else str(count[name] or "–") for name in WHAT)
+        )
+    console.print(table)
+    for note in outcome.notes:
+        click.echo(f"note: {note}")
+    copied = sum(count["copied"] for count in outcome.counts.values())
+    click.echo(
+        f"{copied} finished cell{'s' if copied != 1 else ''} copied into {plan.work}; show them in MLflow: "
+        f"agl-bench sync --work {plan.work}"
+    )
+
+
+def show_plan(found: Estimate, preset: str, console: Console) -> None:
+    """What each line of a grid costs, all of them together, and what that rests on."""
+    from rich.table import Table
+
+    lines = found.lines
+    table = Table(title=f"plan · preset {preset}", title_justify="left", title_style="bold")
+    names = ["dataset", "evaluation", "backbone", "selector"]
+    if any(line.place.settings != "fixed" for line in lines):
+        names.append("settings")
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    failed = any(line.count["failed"] + line.count["diverged"] for line in lines)
+    for name in ("cells", "done", *(["failed"] if failed else []), "to do", "s per cell", "total", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("judged by", overflow="fold")
+    for line in lines:
+        cost, count = line.cost, line.count
+        numbers = [count.total(), count["done"], *([count["failed"] + count["diverged"]] if failed else []), line.left]
+        each, total, memory, basis = "–", "–", "–", ""
+        if cost is not None:
+            each = f"{cost.seconds:,.1f}" + (f" ({cost.low:,.1f}–{cost.high:,.1f})" if cost.low is not None else "")
+            total, basis = duration(line.total("seconds") or 0.0), cost.basis
+            memory = "–" if cost.peak_memory_mb is None else f"{cost.peak_memory_mb:,.0f}"
+        elif line.left:
+            each, total, memory, basis = "unknown", "unknown", "unknown", "nothing alike has been run"
+        words = (getattr(line.place, name) for name in names)
+        table.add_row(*words, *(str(n or "–") for n in numbers), each, total, memory, basis)
+    console.print(table)
+    click.echo(_plan_line(found))
+    if any(line.cost and line.cost.low is not None for line in lines):
+        click.echo("s per cell: median (10–90 %) of the past cells; cells that have begun are counted whole.")
+
+
+def _plan_line(found: Estimate) -> str:
+    """The grid in one sentence."""
+    cells, left = (sum(n) for n in zip(*((line.count.total(), line.left) for line in found.lines), strict=True))
+    text = f"{cells} cell{'s' if cells != 1 else ''}, {left} to do"
+    known = left - found.unknown
+    if known:
+        span = f" ({duration(found.low)} to {duration(found.high)})" if found.high > found.low else ""
+        who = f"{found.workers} workers that do not slow each other" if found.workers > 1 else "one worker"
+        text += f": {'at least' if found.unknown else 'about'} {duration(found.elapsed)}{span} with {who}"
+        if found.peak_memory_mb is not None:
+            text += f", peak memory {found.peak_memory_mb:,.0f} MB" + (" each" if found.workers > 1 else "")
+    if found.unknown:
+        text += f"; {found.unknown} of unknown cost" + (", not counted" if known else ": run one of each line first")
+    return f"{text}."
+
+
+def duration(seconds: float) -> str:
+    """For people: seconds below two minutes, else minutes, hours or days with the next smaller unit."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 or seconds == 0 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
