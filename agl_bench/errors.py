@@ -12,7 +12,8 @@ AglBenchError
 ├── BadWorkFolder      the work folder cannot be written, or holds something unreadable
 ├── TrackerUnavailable the MLflow server does not answer
 ├── ExecutorFailed     an engine that runs cells is not there, or its workers cannot run them
-└── Diverged           training produced a non-finite loss
+├── Diverged           training produced a non-finite loss
+└── TooLittleMemory    a batch does not fit into the memory of the device and must not be parted
 
 The command line prints the sentence and exits with status 2; it never shows a traceback for one of these.
 """
@@ -87,3 +88,7 @@ class ExecutorFailed(AglBenchError):
 
 class Diverged(AglBenchError):
     """Training produced a non-finite loss: epoch and first non-finite gene."""
+
+
+class TooLittleMemory(AglBenchError):
+    """A batch that must not be parted does not fit into the device: how many spots fit, and what to set."""

@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -43,8 +43,9 @@ from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable, panel, tabulate
+from agl_bench.data.room import Room
 from agl_bench.data.shuffled import shuffle_patches
-from agl_bench.data.store import SpotStore, budget, fit
+from agl_bench.data.store import MEMORY, SpotStore, budget, fit
 from agl_bench.data.targets import fit_targets
 from agl_bench.digests import FileDigests
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, Diverged
@@ -236,8 +237,8 @@ class Bench:
 
     def train(
         self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None, *, keep: Keep = "predictions"
-    ) -> Iterator[EpochRecord | Result]:
-        """Train one cell: its epochs, then its result.
+    ) -> Iterator[EpochRecord | Result | str]:
+        """Train one cell: its epochs, then its result; between them sentences where memory did not suffice.
 
         With a keeper, from where the cell was left; the epochs up to there are yielded as well. What is kept beside the
         tables changes nothing in them.
@@ -249,14 +250,20 @@ class Bench:
         trainer = self.trainer(spec, plan, setting)
         records = keeper.resume(trainer) if keeper else []
         yield from records
+        rooms = trainer.rooms
         for record in trainer:
+            if trainer.rooms != rooms:
+                yield _of_rooms(rooms, trainer.rooms)
+                rooms = trainer.rooms
             records.append(record)
             if keeper:
                 keeper.follow(trainer, records)
             yield record
         model, development = trainer.whole, trainer.whole_store
         test = self.seen(spec, plan, setting, model.backbone, "test")
-        scores = self.scores(model, test, development, setting)
+        scores = self.scores(model, test, development, setting, trainer.evaluation_room)
+        if trainer.rooms != rooms:
+            yield _of_rooms(rooms, trainer.rooms)
         self._check_untouched(setting, spec)
         if not np.isfinite(scores.pearson).any(1).all():
             raise BadSpec(
@@ -285,7 +292,9 @@ class Bench:
                 "seconds": keeper.seconds if keeper else time.perf_counter() - started,
                 "peak_memory_mb": _peak_memory_mb(self.device),
             },
-            provenance=provenance(self.device) | {"hypergradient": trainer.fit.hypergradient},
+            provenance=provenance(self.device)
+            | {"hypergradient": trainer.fit.hypergradient}
+            | ({"micro_batch": trainer.rooms} if trainer.rooms else {}),
             fold=setting.report.record,
             predictions=predictions,
             model=kept_model,
@@ -312,12 +321,19 @@ class Bench:
             raise BadPlugin(f"backbone '{spec.backbone.name}' is frozen and sees no patches: nothing to encode")
         return self._encoded(spec, plan, setting, backbone, spots)
 
-    def scores(self, model: Model, test: SpotStore, development: SpotStore, setting: Setting) -> Scores:
-        """Test scores of a trained model."""
+    def scores(
+        self,
+        model: Model,
+        test: SpotStore,
+        development: SpotStore,
+        setting: Setting,
+        room: Room | None = None,
+    ) -> Scores:
+        """Test scores of a trained model; `room` as in `evaluate`."""
         training_rows, validation_rows = (
             torch.from_numpy(rows).to(self.device) for rows in (setting.rows.train, setting.rows.validation)
         )
-        return evaluate(model, test, development, training_rows, setting.genes.primary, validation_rows)
+        return evaluate(model, test, development, training_rows, setting.genes.primary, validation_rows, room)
 
     def _encoded(
         self,
@@ -546,7 +562,9 @@ def _run_cell(
             if is_new and keeper.found is not None:
                 yield Noted(spec, f"continued after epoch {keeper.found}")
             is_new = False
-            if isinstance(item, Result):
+            if isinstance(item, str):
+                yield Noted(spec, item)
+            elif isinstance(item, Result):
                 keeper.lease.check()
                 store.write(item)
                 item = replace(item, predictions=None, model=None)  # in the store: a table of many cells stays small
@@ -572,9 +590,24 @@ def _run_cell(
     return True
 
 
+def _of_rooms(before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    """What a person is told where the memory of the device has not sufficed."""
+    said = {
+        "training": "a batch is trained on {} spots at a time, with the gradient of the whole",
+        "evaluation": "{} spots are predicted at a time, which changes no score",
+    }
+    changes = [text.format(now[name]) for name, text in said.items() if now.get(name) != before.get(name)]
+    return f"out of device memory: {'; '.join(changes)}"
+
+
 def _failure(spec: RunSpec, error: BaseException, store: CellStore, keeper: Keeper) -> Failed:
     """Record why a cell failed."""
     sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        sentence = (
+            "out of device memory beside any batch; end other processes on the device, use a smaller backbone, or set "
+            f"{MEMORY} lower, which keeps data on the host"
+        )
     is_full = isinstance(error, OSError) and error.errno in FULL
     if is_full:
         sentence = (
