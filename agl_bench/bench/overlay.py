@@ -109,10 +109,18 @@ def tissue(section: Section) -> tuple[np.ndarray | None, tuple[float, float, flo
     return canvas, (float(left), float(left + width * scale), float(top + height * scale), float(top))
 
 
-def around(positions: np.ndarray, extent: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """The part of the picture that has spots, with a good margin: (left, right, bottom, top) in pixels."""
+def around(
+    positions: np.ndarray, extent: tuple[float, float, float, float], margin: float = _CONTEXT
+) -> tuple[float, float, float, float]:
+    """The part of the picture that has spots, with a margin: (left, right, bottom, top) in pixels.
+
+    Args:
+        positions: (spots, 2) in pixels.
+        extent: (left, right, bottom, top) of the picture.
+        margin: around the spots, of their longer side.
+    """
     low, high = positions.min(axis=0), positions.max(axis=0)
-    edge = _CONTEXT * float((high - low).max())
+    edge = margin * float((high - low).max())
     left, right, bottom, top = extent
     return (
         max(left, low[0] - edge) if edge else left,

@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from agl_bench.bench.table import BASELINE
 from agl_bench.comparison.figures.standing import key
 from agl_bench.comparison.figures.style import QUIET, NotDrawn, canvas, colour, in_order, plain_axes, short, styles
 
@@ -83,8 +82,8 @@ def _round_marks(largest: float, smallest: float) -> list[float]:
 def trajectories(courses: Mapping[str, list[pd.DataFrame]], title: str) -> Figure:
     """k and validation PCC over outer iterations (Fig. 4 of Shiku et al. 2026), one column per learning selector.
 
-    Thin lines are cells, the thick one their median while at least half of them still run; a dot is the pass whose
-    state was tested.
+    Thin lines are cells, the thick one their median, for which cells that have ended keep their last value: else it
+    would jump where one ends. A dot is the pass whose state was tested.
 
     Args:
         courses: selector -> for each cell its `Result.outer` with a column best (True at the tested state).
@@ -98,7 +97,7 @@ def trajectories(courses: Mapping[str, list[pd.DataFrame]], title: str) -> Figur
     if not courses:
         raise NotDrawn("no selector of these cells learns from outer steps")
     figure = canvas(1.2 + 3.6 * max(len(courses), 2), 5.2, title)
-    grid = figure.subplots(2, len(courses), sharex="col", squeeze=False)
+    grid = figure.subplots(2, len(courses), sharex="col", sharey="row", squeeze=False)
     for (upper, lower), (selector, cells) in zip(grid.T, courses.items(), strict=True):
         own = colour(selector)
         for axes, column in ((upper, "selected"), (lower, "validation_pcc")):
@@ -112,25 +111,21 @@ def trajectories(courses: Mapping[str, list[pd.DataFrame]], title: str) -> Figur
             axes.plot(np.arange(1, len(middle) + 1), middle, color="black", linewidth=2)
         upper.set_title(f"{short(selector)}, {len(cells)} cells", fontsize=10, loc="left")
         upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        upper.set_ylim(bottom=0)
         lower.set_xlabel("outer iteration (pass of outer steps)")
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[0, 0].set_ylim(bottom=0)
     grid[0, 0].set_ylabel("auxiliary genes selected, k")
     grid[1, 0].set_ylabel("validation PCC")
     return figure
 
 
 def _median(curves: list[np.ndarray]) -> np.ndarray:
-    """Median over cells at each pass that at least half of them reach."""
+    """Median over cells at each pass; a cell that has ended keeps its last value."""
     longest = max(map(len, curves))
-    table = np.full((len(curves), longest), np.nan)
-    for line, curve in zip(table, curves, strict=True):
-        line[: len(curve)] = curve
-    reached = np.array([len(c) for c in curves])[:, None] > np.arange(longest)
-    shared = table[:, : int((reached.mean(0) >= 0.5).sum())]
-    known = np.isfinite(shared).any(axis=0)
-    middle = np.full(shared.shape[1], np.nan)
-    middle[known] = np.nanmedian(shared[:, known], axis=0)
+    table = np.stack([np.pad(curve, (0, longest - len(curve)), mode="edge") for curve in curves])
+    known = np.isfinite(table).any(axis=0)
+    middle = np.full(longest, np.nan)
+    middle[known] = np.nanmedian(table[:, known], axis=0)
     return middle
 
 
@@ -152,12 +147,14 @@ def weight_by_rank(genes: pd.DataFrame, title: str) -> Figure:
     means = rows.groupby(["selector", "key", bins], observed=True)["weight"].mean()
     spread = rows.groupby(["selector", bins], observed=True)["weight"].quantile([0.1, 0.9]).unstack()
     selectors = in_order(str(s) for s in rows["selector"].unique())
-    columns = min(len(selectors), _COLUMNS)
-    lines = -(-len(selectors) // columns)
+    lines = -(-len(selectors) // _COLUMNS)
+    columns = -(-len(selectors) // lines)
     figure = canvas(1.0 + 2.5 * max(columns, 2), 0.9 + 2.2 * lines, title)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(selectors) :]:
         axes.set_visible(False)
+    for axes in grid.flat[max(len(selectors) - columns, 0) : len(selectors)]:
+        axes.tick_params(labelbottom=True)  # also where nothing stands below
     for axes, selector in zip(grid.flat, selectors, strict=False):
         _weights(axes, means.loc[selector], spread.loc[selector], width, colour(selector))
         axes.set_title(short(selector), fontsize=10, loc="left")

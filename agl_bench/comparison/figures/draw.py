@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,22 +15,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from agl_bench.bench.controls import control_backbones
-from agl_bench.bench.prepare import Preparation
-from agl_bench.bench.spec import RunSpec, make_dataset
+from agl_bench.bench.prepare import naming_the_dataset
+from agl_bench.bench.spec import Part, RunSpec, make_dataset
 from agl_bench.bench.table import BASELINE
 from agl_bench.comparison import selection, statistics
 from agl_bench.comparison.figures import choice, maps, reading, standing
 from agl_bench.comparison.figures.style import NotDrawn, look, where, write
 from agl_bench.comparison.gather import LINE, PLACE, Gathered
+from agl_bench.data.check import check_section
 from agl_bench.errors import AglBenchError
-from agl_bench.interfaces.spots import Section
 from agl_bench.registry.plugins import Plugins
 
-ROPE = 0.005  # PCC; as `statistics.pairs`
 CELLS = 24  # of a selector in one place that are read for genes and courses
 PLACES = 8  # that are drawn one by one
 _ROWS = 3  # selectors beside the baseline in maps of predictions
-_ACROSS = [p for p in PLACE if p != "dataset"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def draw_all(
     gathered: Gathered,
     folder: Path,
     *,
-    prepared: Preparation | None = None,
+    root: Path | None = None,
     pairs: pd.DataFrame | None = None,
     ranks: pd.DataFrame | None = None,
     places: int = PLACES,
@@ -69,7 +69,7 @@ def draw_all(
     Args:
         gathered: the cells.
         folder: for the files; made if it is not there.
-        prepared: sections of datasets, for maps on the tissue; None = such maps say that there is no section.
+        root: folder of the datasets, for maps on the tissue; None = such maps say that there is no section.
         pairs: `statistics.pairs` against the baseline, where it is known already.
         ranks: `statistics.ranks`, likewise.
         places: at most so many places (dataset, evaluation, backbone, preset, tuning) are drawn, those with most cells.
@@ -83,18 +83,18 @@ def draw_all(
         return []
     folder.mkdir(parents=True, exist_ok=True)
     if pairs is None:
-        pairs = statistics.pairs(cells, baseline=BASELINE, rope=ROPE)
+        pairs = statistics.pairs(cells, baseline=BASELINE)
     if ranks is None:
         ranks = statistics.ranks(cells)
-    sheet = _Sheet(folder)
+    sheet, tissues = _Sheet(folder), _Tissues(plugins, root)
     with look():
-        for _, members in cells.groupby(_ACROSS, sort=False):
+        for _, members in cells.groupby(statistics.ACROSS, sort=False):
             _draw_across(sheet, members, ranks)
         sizes = cells.groupby(PLACE, sort=False).size()
         drawn = set(sizes.sort_values(ascending=False, kind="stable").index[:places])
         for key, members in cells.groupby(PLACE, sort=False):
             if key in drawn:
-                _Place(sheet, gathered, members, _rows_of(pairs, members), plugins, prepared).draw()
+                _Place(sheet, gathered, members, _rows_of(pairs, members), tissues).draw()
         if left := len(sizes) - len(drawn):
             sheet.absent(
                 "further-places", "Further places", {},
@@ -136,7 +136,7 @@ class _Sheet:
 
 def _draw_across(sheet: _Sheet, cells: pd.DataFrame, ranks: pd.DataFrame) -> None:
     """The table as bars, and ranks over datasets."""
-    place = cells.iloc[0][_ACROSS].to_dict()
+    place = cells.iloc[0][statistics.ACROSS].to_dict()
     lost = int(cells["pcc"].isna().sum())
     sheet.add(
         "results", "Test PCC", place,
@@ -145,16 +145,43 @@ def _draw_across(sheet: _Sheet, cells: pd.DataFrame, ranks: pd.DataFrame) -> Non
         + (f" {lost} cells without a PCC are left out." if lost else ""),
         lambda title: standing.results(cells, title),
     )  # fmt: skip
-    own = ranks[(ranks[_ACROSS] == pd.Series(place)).all(axis=1)] if len(ranks) else ranks
-    own.attrs = ranks.attrs
-    p = ranks.attrs.get("p", float("nan"))
+    own = ranks[(ranks[statistics.ACROSS] == pd.Series(place)).all(axis=1)]
+    test = ranks.attrs["tests"].get(tuple(place.values()), {})
     sheet.add(
         "critical-difference", "Ranks over datasets", place,
         "Mean rank of each selector over datasets with its 95 % bootstrap interval; a black bar joins selectors whose "
         "ranks differ by less than Nemenyi's critical difference at .05. Friedman test over "
-        f"{ranks.attrs.get('blocks', 0)} datasets: p = {p:.3g}.",
-        lambda title: standing.critical_difference(own, title),
+        f"{test.get('blocks', 0):.0f} datasets: p = {test.get('p', math.nan):.3g}.",
+        lambda title: standing.critical_difference(own, title, width=test.get("critical_difference", math.nan)),
     )  # fmt: skip
+
+
+class _Tissues:
+    """Sections that maps are drawn on, each read once: the whole slide is seen, not what is prepared of it."""
+
+    def __init__(self, plugins: Plugins, root: Path | None) -> None:
+        self.plugins, self.root = plugins, root
+        self._found: dict[tuple[str, str], tuple[maps.Ground | None, str]] = {}
+
+    def of(self, part: Part, section: str) -> tuple[maps.Ground | None, str]:
+        """A section of a dataset by its name, "" = the first one; or None and a sentence that says why."""
+        key = (json.dumps([part.name, part.settings]), section)
+        if key not in self._found:
+            self._found[key] = self._read(part, section)
+        return self._found[key]
+
+    def _read(self, part: Part, section: str) -> tuple[maps.Ground | None, str]:
+        if self.root is None:
+            return None, "the folder of the datasets is not known, so no section can be read"
+        try:
+            dataset = make_dataset(self.plugins, part)
+            with naming_the_dataset(part):
+                names = list(dataset.sections(self.root))
+                found = dataset.read(self.root, section if section in names else names[0])
+            check_section(found)
+            return maps.Ground.of(found), ""
+        except AglBenchError as error:
+            return None, str(error)
 
 
 class _Place:
@@ -166,11 +193,9 @@ class _Place:
         gathered: Gathered,
         cells: pd.DataFrame,
         pairs: pd.DataFrame,
-        plugins: Plugins,
-        prepared: Preparation | None,
+        tissues: _Tissues,
     ) -> None:
-        self.sheet, self.gathered, self.cells, self.pairs = sheet, gathered, cells, pairs
-        self.plugins, self.prepared = plugins, prepared
+        self.sheet, self.gathered, self.cells, self.pairs, self.tissues = sheet, gathered, cells, pairs, tissues
         self.place: dict[str, Any] = cells.iloc[0][PLACE].to_dict()
         self.shown = reading.sampled(cells, CELLS)
         self.genes = reading.genes_of(gathered, self.shown)
@@ -181,9 +206,12 @@ class _Place:
         """All of them."""
         self._standing()
         self._choice()
-        section, why = self._section()
-        self._choices(section, why)
-        self._predictions(section)
+        tables = self._tables()
+        name = next((str(t["section"].iloc[0]) for t in tables.values()), "")
+        spec = RunSpec.from_json(self.gathered.specs[self.cells["key"].iloc[0]])
+        ground, why = self.tissues.of(spec.dataset, name)
+        self._choices(ground, why)
+        self._predictions(tables, ground)
 
     def _add(self, kind: str, title: str, caption: str, make: Callable[[str], Figure]) -> None:
         self.sheet.add(kind, title, self.place, caption, make)
@@ -193,17 +221,18 @@ class _Place:
         units = int(pairs["units"].max()) if len(pairs) else 0
         self._add(
             "forest", f"Difference to {BASELINE}",
-            f"Mean difference of test PCC to {BASELINE} on the same folds and seeds ({units} of them); lines are 95 % "
-            "intervals of the hierarchical bootstrap over sections, folds and seeds. The band, "
-            f"±{ROPE:g} PCC, counts as no difference. Filled markers are decided, p is Holm-corrected over the pairs.",
-            lambda title: standing.forest(pairs, title, rope=ROPE),
+            f"Mean difference of test PCC to {BASELINE} on the same folds and seeds; lines are 95 % intervals of a "
+            f"hierarchical bootstrap over units (tested sections or donors, n = {units}) and the seeds within them. "
+            f"The band, ±{statistics.ROPE:g} PCC, counts as no difference. Filled markers are better or worse by a "
+            "sign-flip test of units, whose p is Holm-corrected over the pairs of the place.",
+            lambda title: standing.forest(pairs, title, rope=statistics.ROPE),
         )  # fmt: skip
         number = self.per_gene["gene"].nunique()
         self._add(
             "genes", "PCC of single primary genes",
             f"Each dot is a primary gene ({number} in all: folds differ in theirs), mean over the cells where it is "
-            "primary; the box holds the quartiles, the line the 5th to the 95th percentile. Genes are not independent of "
-            f"each other: this is a description, no test.{self._sample()}",
+            "primary; the box holds the quartiles, the line the 5th to the 95th percentile. Genes are not independent "
+            f"of each other: this is a description, no test.{self._sample()}",
             lambda title: standing.gene_distributions(self.per_gene, title),
         )  # fmt: skip
         on_cpu = set(cells["device"]) == {"cpu"}
@@ -232,42 +261,31 @@ class _Place:
         )  # fmt: skip
         self._add(
             "trajectories", "k and validation PCC over outer iterations",
-            "Thin lines are cells, the black line their median while at least half of them run, dots the pass whose "
-            f"model was tested. Validation PCC is the mean over primary genes on the validation spots.{self._sample()}",
+            "Thin lines are cells, the black line their median, where cells that have ended keep their last value; "
+            "dots are the pass whose model was tested. Validation PCC is the mean over primary genes on the validation "
+            f"spots.{self._sample()}",
             lambda title: choice.trajectories(self.courses, title),
         )  # fmt: skip
         self._add(
             "weights", "Weight against rank",
             "Effective weight of auxiliary genes, 1 = that of a primary gene; above the dotted line a gene counts as "
-            "selected. Black: mean over cells; thin lines: single cells, averaged over neighbouring ranks; band: 10th to "
-            f"90th percentile over genes and cells.{self._sample()}",
+            "selected. Black: mean over cells; thin lines: single cells, averaged over neighbouring ranks; band: 10th "
+            f"to 90th percentile over genes and cells.{self._sample()}",
             lambda title: choice.weight_by_rank(self.genes, title),
         )  # fmt: skip
 
-    def _section(self) -> tuple[Section | None, str]:
-        """The section of the dataset with most spots; or why there is none."""
-        if self.prepared is None:
-            return None, "the sections of the dataset are not at hand (--data names their folder)"
-        spec = RunSpec.from_json(self.gathered.specs[self.cells["key"].iloc[0]])
-        try:
-            dataset = make_dataset(self.plugins, spec.dataset)
-            found = [p.section for p in self.prepared.sections(spec.dataset, dataset)]
-        except AglBenchError as error:
-            return None, str(error)
-        return max(found, key=lambda s: s.counts.n_obs), ""
-
-    def _choices(self, section: Section | None, why: str) -> None:
+    def _choices(self, ground: maps.Ground | None, why: str) -> None:
         means = self.cells[self.cells["selector"].isin(self.courses)].groupby("selector")["pcc"].mean()
         best = list(means.sort_values(ascending=False, kind="stable").index[:2])
 
         def make(title: str) -> Figure:
             if len(best) < 2:
                 raise NotDrawn(f"only {' and '.join(best) or 'no selector'} learned its choice here: two are needed")
-            if section is None:
+            if ground is None:
                 raise NotDrawn(why)
-            return maps.choices(section, maps.genes_apart(self.genes, *best), title)
+            return maps.choices(ground, maps.genes_apart(self.genes, *best), title)
 
-        name = section.name if section else ""
+        name = ground.section.name if ground else ""
         self._add(
             "choices", f"What {' and '.join(best) or 'learning selectors'} choose apart",
             "Auxiliary genes that one selector takes and the other does not, those with the largest difference between "
@@ -276,28 +294,28 @@ class _Place:
             make,
         )  # fmt: skip
 
-    def _predictions(self, section: Section | None) -> None:
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        """Predictions of the baseline and the selectors with the best mean PCC."""
         means = self.cells.groupby("selector")["pcc"].mean().sort_values(ascending=False, kind="stable")
         others = [str(s) for s in means.index if s != BASELINE][:_ROWS]
         wanted = [*([BASELINE] if BASELINE in means.index else []), *others]
-        tables = reading.predictions_of(self.gathered, self.cells, wanted)
+        return reading.predictions_of(self.gathered, self.cells, wanted)
+
+    def _predictions(self, tables: dict[str, pd.DataFrame], ground: maps.Ground | None) -> None:
         genes = reading.shown_genes(tables, self.per_gene)
-        name = next((str(t["section"].iloc[0]) for t in tables.values()), "")
-        folds = next((t["fold"].nunique() for t in tables.values()), 0)
-        spots = next((len(t) for t in tables.values()), 0)
+        first = next(iter(tables.values()), pd.DataFrame({"section": [], "fold": []}))
+        name = str(first["section"].iloc[0]) if len(first) else ""
 
         def make(title: str) -> Figure:
             if not tables:
                 raise NotDrawn("these cells keep no predictions: `agl-bench rerun KEY --keep predictions` adds them")
-            return maps.predictions(
-                tables, genes, title, section=section if section is not None and section.name == name else None
-            )
+            return maps.predictions(tables, genes, title, ground=ground)
 
         self._add(
             "predictions", "Predicted against measured",
-            f"The {spots:,} test spots of section {name} ({folds} folds of one seed): the best, the middle and the worst "
-            "of the primary genes by mean PCC. Every map is standardised within a fold, since the correlation loss leaves "
-            "scale and offset free; PCC is over all spots shown.",
+            f"The {len(first):,} test spots of section {name} ({first['fold'].nunique()} folds of one seed): the best, "
+            "the middle and the worst of the primary genes by mean PCC. Every map is standardised within a fold, since "
+            "the correlation loss leaves scale and offset free; PCC is over all spots shown.",
             make,
         )  # fmt: skip
 

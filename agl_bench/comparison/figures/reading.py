@@ -46,11 +46,11 @@ def genes_of(gathered: Gathered, cells: pd.DataFrame) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame(columns=["selector", "key", *UNIT, *_GENES])
     whole = pd.concat(parts, ignore_index=True)
-    return whole.astype({name: "category" for name in ("selector", "key", "fold", "gene")})
+    return whole.astype(dict.fromkeys(("selector", "key", "fold", "gene"), "category"))
 
 
 def per_gene(genes: pd.DataFrame, *, baseline: str = BASELINE) -> pd.DataFrame:
-    """For each selector and primary gene: pearson (mean over cells) and difference to the baseline on the same units."""
+    """For each selector and primary gene: pearson, mean over cells, and difference to the baseline, same units."""
     primary = genes.loc[genes["primary"].astype(bool), ["selector", *UNIT, "gene", "pearson"]]
     primary = primary.astype({"selector": str, "fold": str, "gene": str})
     own = primary[primary["selector"] == baseline].drop(columns="selector").rename(columns={"pearson": "base"})

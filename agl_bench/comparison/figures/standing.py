@@ -74,31 +74,31 @@ def forest(pairs: pd.DataFrame, title: str, *, baseline: str = BASELINE, rope: f
     for x, head in ((0.0, "difference [95 % interval]"), (0.5, "p (Holm)"), (0.7, "verdict")):
         words.text(x, top, head, color=QUIET, fontsize=8, va="bottom")
     for y, row in enumerate(rows.itertuples()):
-        words.text(0.0, y, f"{row.difference:+.3f} [{_signed(row.low)}, {_signed(row.high)}]", va="center")
+        words.text(0.0, y, f"{_signed(row.difference)} [{_signed(row.low)}, {_signed(row.high)}]", va="center")
         words.text(0.5, y, _p(row.p_holm), va="center")
         weight = "bold" if row.verdict in _VERDICTS else "normal"
         words.text(0.7, y, row.verdict, va="center", color=_VERDICTS.get(row.verdict, QUIET), weight=weight)
     return figure
 
 
-def critical_difference(ranks: pd.DataFrame, title: str) -> Figure:
+def critical_difference(ranks: pd.DataFrame, title: str, *, width: float) -> Figure:
     """Mean ranks over datasets on one axis; a bar joins selectors that differ by less than the critical difference.
 
     As Demšar (2006), with the interval of each rank beside it.
 
     Args:
-        ranks: of `statistics.ranks`, rows of one evaluation, backbone, preset and tuning; `attrs` of the Friedman test.
+        ranks: of `statistics.ranks`, rows of one evaluation, backbone, preset and tuning.
         title: of the figure.
+        width: Nemenyi's critical difference; NaN = there is none.
 
     Raises:
         NotDrawn: if there are fewer than two datasets or selectors, or no critical difference.
     """
     rows = ranks[np.isfinite(ranks["mean_rank"].astype(float))].sort_values(["mean_rank", "selector"])
     if len(rows) < 2:
-        raise NotDrawn("ranks need at least two selectors that were run on the same datasets")
-    width = float(ranks.attrs.get("critical_difference", math.nan))
+        raise NotDrawn("ranks need at least two selectors")
     if not math.isfinite(width):
-        raise NotDrawn("ranks over datasets need results on at least two datasets")
+        raise NotDrawn("ranks need at least two datasets on which the same selectors were run")
     look, n = styles(rows["selector"]), len(rows)
     groups = _cliques(rows["mean_rank"].to_numpy(float), width)
     figure = canvas(8.6, 1.7 + 0.12 * len(groups) + 0.3 * n, title)
@@ -157,7 +157,7 @@ def results(cells: pd.DataFrame, title: str) -> Figure:
     table = finite.groupby(["dataset", "selector"])["pcc"].agg(["mean", "std", "count"])
     columns = min(len(datasets), _COLUMNS)
     rows = -(-len(datasets) // columns)
-    figure = canvas(2.2 + 2.6 * max(columns, 2), 0.75 + rows * (0.75 + 0.3 * len(selectors)), title)
+    figure = canvas(max(1.6 + 3.3 * columns, 6.2), 0.75 + rows * (0.75 + 0.3 * len(selectors)), title)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes in grid.flat[len(datasets) :]:
         axes.set_visible(False)
@@ -177,7 +177,7 @@ def _bars(axes: Any, rows: pd.DataFrame, look: dict[str, Style]) -> None:
     means, sds = rows["mean"].to_numpy(float), np.nan_to_num(rows["std"].to_numpy(float))
     low, high = float(np.nanmin([0.0, *(means - sds)])), float(np.nanmax([0.0, *(means + sds)]))
     span = max(high - low, 1e-3)
-    axes.set_xlim(low - 0.03 * span, high + 0.85 * span)  # the right part is for numbers
+    axes.set_xlim(low - 0.03 * span, high + 0.6 * span)  # the right part is for numbers
     axes.set_xticks([t for t in MaxNLocator(4).tick_values(low, high) if low - 0.03 * span <= t <= high + 0.02 * span])
     axes.axvline(0, color=QUIET, linewidth=1)
     best = float(np.nanmax(means)) if np.isfinite(means).any() else math.nan
@@ -274,6 +274,7 @@ def cost(lines: pd.DataFrame, title: str, *, memory: str) -> Figure:
             )  # fmt: skip
         axes.set_xlabel(label)
         axes.margins(0.12)
+    right.set_xlim(left=0)
     left.set_xscale("log")
     left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     left.xaxis.set_minor_formatter(FuncFormatter(_log_minor(rows["seconds"])))
@@ -301,7 +302,8 @@ def key(figure: Figure, selectors: Sequence[str], look: dict[str, Style]) -> Non
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}" if math.isfinite(value) else "–"
+    """With the minus sign that axes have."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "–"
 
 
 def _p(value: float) -> str:

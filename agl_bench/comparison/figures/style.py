@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from agl_bench.bench.table import BASELINE
 from agl_bench.registry.hooks import PROJECT
@@ -148,6 +150,13 @@ def look() -> Any:
 
 
 def write(figure: Figure, png: Path, svg: Path) -> None:
-    """Both files, without dates in them."""
-    figure.savefig(png, dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    """Both files, without dates in them; the PNG with 256 colours, which makes it three times smaller."""
+    figure.set_dpi(DPI)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it has placed everything: once is enough for two files
     figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": "agl-bench"})
+    figure.canvas.draw()
+    pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    # Coverage, not frequency: the colours of few spots count as much as those of the tissue below them.
+    few = pixels.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(png, optimize=True)
