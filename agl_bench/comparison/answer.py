@@ -1,4 +1,4 @@
-"""The answer in one plain sentence for each dataset and evaluation: which selector, by how much, how sure, what cost."""
+"""The answer for each dataset and evaluation in plain words: which selector, by how much, how sure, at what cost."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def _add(
     values = zip(rows["fold"], rows["seed"], rows[column], strict=True)
     pcc = {(fold, int(seed)): float(value) for fold, seed, value in values if math.isfinite(value)}
     if pcc:
-        found.setdefault(place, []).append(Control(*place[:3], name, pcc))
+        found.setdefault(place, []).append(Control(place[0], place[1], place[2], name, pcc))
 
 
 def _at(rows: pd.DataFrame, place: Mapping[str, str]) -> pd.DataFrame:
@@ -129,7 +129,11 @@ def _at(rows: pd.DataFrame, place: Mapping[str, str]) -> pd.DataFrame:
 
 def _unshuffled(preset: str) -> str:
     """The label of the preset whose control this is."""
-    for said, instead in ((", patches=shuffled", ""), (" with patches=shuffled, ", " with "), (" with patches=shuffled", "")):
+    for said, instead in (
+        (", patches=shuffled", ""),
+        (" with patches=shuffled, ", " with "),
+        (" with patches=shuffled", ""),
+    ):
         preset = preset.replace(said, instead)
     return preset
 
@@ -206,7 +210,9 @@ def _outside(
         members = _at(cells[~cells["shuffled"].astype(bool)], dict(zip(PLACE, place, strict=True)))
         lines = [
             Summary(
-                *place[:3],
+                dataset=place[0],
+                evaluation=place[1],
+                backbone=place[2],
                 selector=str(line["name"].iloc[0]) if line["name"].iloc[0] in bounds else str(selector),
                 tuning="",
                 preset=place[3],

@@ -17,13 +17,12 @@ import jinja2
 import pandas as pd
 
 from agl_bench import __version__
-from agl_bench.bench.prepare import Preparation
 from agl_bench.bench.table import BASELINE
 from agl_bench.bench.tuned import Entry, read_entries
 from agl_bench.comparison import figures, selection, statistics, tables
 from agl_bench.comparison.answer import answer
 from agl_bench.comparison.figures import Drawn
-from agl_bench.comparison.gather import LINE, PLACE, Gathered
+from agl_bench.comparison.gather import PLACE, Gathered
 from agl_bench.comparison.quality import Quality, controls, known_controls, methods, quality
 from agl_bench.comparison.tables import Table
 from agl_bench.errors import BadSpec, UnknownName
@@ -103,7 +102,7 @@ def write_report(
     plugins: Plugins,
     *,
     baseline: str = BASELINE,
-    prepared: Preparation | None = None,
+    root: Path | None = None,
 ) -> Report:
     """Write OUT/report.html, OUT/tables/ and OUT/figures/.
 
@@ -113,7 +112,7 @@ def write_report(
         out: where to.
         plugins: who says which selectors and backbones are controls.
         baseline: selector that the others are compared with.
-        prepared: sections of datasets, for maps on the tissue.
+        root: folder of the datasets, for maps on the tissue.
 
     Raises:
         BadSpec: if no cell is finished.
@@ -121,7 +120,7 @@ def write_report(
         OSError: if it cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    report = assemble(gathered, work, out / "figures", plugins, baseline=baseline, prepared=prepared)
+    report = assemble(gathered, work, out / "figures", plugins, baseline=baseline, root=root)
     tables.write(report.tables, out / "tables")
     (out / "report.html").write_text(render(report), encoding="utf-8")
     return report
@@ -134,7 +133,7 @@ def assemble(
     plugins: Plugins,
     *,
     baseline: str = BASELINE,
-    prepared: Preparation | None = None,
+    root: Path | None = None,
 ) -> Report:
     """Everything a report says; figures are drawn into a folder. See `write_report`."""
     bounds, backbones = known_controls(gathered.cells, plugins)
@@ -161,12 +160,14 @@ def assemble(
         for place in named
     ]  # fmt: skip
     drawn = figures.draw_all(
-        own, drawings, prepared=prepared, ranks=ranks,
+        own, drawings, root=root, ranks=ranks,
         pairs=against if baseline == BASELINE else None,
     )  # fmt: skip
     across = _across(cells, lines, ranks, bounds, baseline)
     parts = [
-        Section("results", "Results", _RESULTS, [tables.by_fold(named[k], g) for k, g in _grouped(cells) if k in named]),
+        Section(
+            "results", "Results", _RESULTS, [tables.by_fold(named[k], g) for k, g in _grouped(cells) if k in named]
+        ),
         Section("statistics", "Every pair of selectors", _PAIRS, by_place.pair_tables()),
         Section("across", "Across datasets", _ACROSS, across),
         Section("selection", "Which genes are selected", _SELECTION, _selection(own, named)),
@@ -249,7 +250,9 @@ def _across(
         found.append(tables.overview(name, here, bounds, baseline=baseline))
         if len(ranked):
             found.append(
-                tables.rank_table(name, ranked, gained, dict(zip(ACROSS, place, strict=True)), ranks.attrs["tests"][place])
+                tables.rank_table(
+                    name, ranked, gained, dict(zip(ACROSS, place, strict=True)), ranks.attrs["tests"][place]
+                )
             )
     return found
 
@@ -309,18 +312,25 @@ def _quality_section(found: Quality) -> Section:
     own = []
     if len(found.gaps):
         own.append(
-            tables.listing("quality-gaps", "Lines that lack cells", "Cells that other lines of the same place have, or that failed.", found.gaps)
+            tables.listing(
+                "quality-gaps",
+                "Lines that lack cells",
+                "Cells that other lines of the same place have, or that failed.",
+                found.gaps,
+            )
         )
     if len(found.failed):
         own.append(
-            tables.listing("quality-failed", "Cells that failed", "`agl-bench run … --retry-failed` runs them anew.", found.failed)
+            tables.listing(
+                "quality-failed", "Cells that failed", "`agl-bench run … --retry-failed` runs them anew.", found.failed
+            )
         )
     if len(found.nan_genes):
         own.append(
             tables.listing(
                 "quality-nan-genes", "Primary genes without a PCC",
-                "A gene that is constant in measurement or prediction has no PCC and is left out of means; `most` is the "
-                "largest number in one cell. Scores that count them as 0 are among the cells' scores.",
+                "A gene that is constant in measurement or prediction has no PCC and is left out of means; most: in "
+                "one cell. Every cell also has a score that counts them as 0.",
                 found.nan_genes,
             )
         )  # fmt: skip
@@ -355,8 +365,8 @@ def _tuning(work: Path) -> list[Table]:
     )  # fmt: skip
     found = [
         tables.listing(
-            "tuning-budget", "Studies", "The budget is the same for every selector of a table; a trial trains each fold "
-            "with each seed once, and its score is the mean of their best validation PCC.", budget,
+            "tuning-budget", "Studies", "The budget is the same for every selector of a table; a trial trains each "
+            "fold with each seed once, and its score is the mean of their best validation PCC.", budget,
         )
     ]  # fmt: skip
     if len(settings):
@@ -455,8 +465,8 @@ def _embedded(drawn: Drawn) -> str:
 
 
 _RESULTS = (
-    "Intra-batch: test spots are of sections that were trained on. Inter-batch: of sections that were not. The two, and "
-    "tuned and fixed settings, have tables of their own."
+    "Intra-batch: test spots are of sections that were trained on. Inter-batch: of sections that were not. The two "
+    "have tables of their own, and so have tuned and fixed settings."
 )
 _PAIRS = (
     "Each pair once, the one with the higher mean first; pairs on the same folds and seeds. The files hold both "
@@ -464,8 +474,8 @@ _PAIRS = (
 )
 _ACROSS = "Ranks need the same selectors on all datasets."
 _SELECTION = (
-    "A gene is selected if it weighs more than half as much as a primary gene. Stability is over all pairs of cells, so "
-    "that it holds what folds and seeds change."
+    "A gene is selected if it weighs more than half as much as a primary gene. Stability is over pairs of cells: it "
+    "holds what folds and seeds change."
 )
 _TRANSFER = "Which primary genes are predicted worse with auxiliary genes than without."
 _COST = "Score against what it takes to train."
@@ -498,7 +508,7 @@ METHODS = (
     ),
     (
         "p NB",
-        "Corrected resampled t test (Nadeau and Bengio 2003), whose variance allows for folds that share training spots.",
+        "Corrected resampled t test (Nadeau and Bengio 2003): its variance allows for folds that share training spots.",
     ),
     ("effect", "Mean difference over its standard deviation over units, with Hedges' correction."),
     (
@@ -522,6 +532,7 @@ METHODS = (
     ("regret", "On planted data: PCC of the bound, which knows what is planted, minus that of the selector."),
     (
         "seconds, memory",
-        "Wall-clock time to train and test one cell and its peak memory: of the process on a CPU, of the device on a GPU.",
+        "Wall-clock time to train and test one cell, and its peak memory: of the process on a CPU, of the device on a "
+        "GPU.",
     ),
 )

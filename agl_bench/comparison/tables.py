@@ -253,8 +253,11 @@ def main_table(
     ]
     if has_regret:
         columns.append(Column("regret", f"PCC of {BOUND}, which knows what is planted, minus this one's"))
-    columns += [Column(c.removeprefix(TRUTH).replace("k_minus_planted", "k − k*"), "against the truth") for c in planted]
-    rows, below = [], []
+    columns += [
+        Column(c.removeprefix(TRUTH).replace("k_minus_planted", "k − k*"), "against the truth") for c in planted
+    ]
+    rows: list[list[Entry]] = []
+    below: list[list[Entry]] = []
     for row in lines.to_dict("records"):
         is_bound = row["name"] in bounds
         entries = [
@@ -296,7 +299,8 @@ def overview(name: str, lines: pd.DataFrame, bounds: frozenset[str], *, baseline
     datasets = list(dict.fromkeys(lines["dataset"]))
     best = {d: best_of(lines[lines["dataset"] == d], bounds) for d in datasets}
     columns = [Column("selector", numeric=False), *(Column(d, "test PCC, mean ± sd") for d in datasets)]
-    rows, below = [], []
+    rows: list[list[Entry]] = []
+    below: list[list[Entry]] = []
     by_line = {(r["selector"], r["dataset"]): r for r in lines.to_dict("records")}
     for selector in dict.fromkeys(lines["selector"]):
         entries, is_bound = [], False
@@ -414,8 +418,8 @@ def rank_table(
     if math.isfinite(test["p"]):
         p = p_text(test["p"])
         caption = (
-            f"Friedman test over {test['blocks']:.0f} datasets: p {p if p.startswith('<') else f'= {p}'}; ranks that differ by less than "
-            f"{test['critical_difference']:.2f} (Nemenyi, .05) are not told apart."
+            f"Friedman test over {test['blocks']:.0f} datasets: p {p if p.startswith('<') else f'= {p}'}; ranks that "
+            f"differ by less than {test['critical_difference']:.2f} (Nemenyi, .05) are not told apart."
         )
     else:
         caption = "Too few datasets or selectors for a Friedman test."
@@ -473,9 +477,7 @@ def overlap_table(name: str, place: Mapping[str, str], overlap: pd.DataFrame) ->
     return Table(f"overlap-{name}", f"Overlap · {place_title(place)}", caption, columns, rows, overlap.reset_index())
 
 
-def transfer_table(
-    name: str, place: Mapping[str, str], transfer: pd.DataFrame, *, baseline: str = BASELINE
-) -> Table:
+def transfer_table(name: str, place: Mapping[str, str], transfer: pd.DataFrame, *, baseline: str = BASELINE) -> Table:
     """Primary genes that a selector harms or helps, from `selection.negative_transfer`."""
     columns = [
         Column("selector", numeric=False),
@@ -536,9 +538,7 @@ def cost_table(name: str, costs: pd.DataFrame) -> Table:
     return Table(f"cost-{name}", place_title(costs.iloc[0]), caption, columns, rows, costs)
 
 
-def listing(
-    name: str, title: str, caption: str, frame: pd.DataFrame, hints: Mapping[str, str] | None = None
-) -> Table:
+def listing(name: str, title: str, caption: str, frame: pd.DataFrame, hints: Mapping[str, str] | None = None) -> Table:
     """A frame as it is."""
     numeric = {c: pd.api.types.is_numeric_dtype(frame[c]) for c in frame}
     columns = [Column(str(c).replace("_", " "), (hints or {}).get(c, ""), numeric[c]) for c in frame]
@@ -598,11 +598,12 @@ def _md_entry(entry: Entry) -> str:
     return (f"**{text}**" if entry.best else text) + "".join(f"\\{sign}" for sign in entry.mark)
 
 
+# Brackets and stars would be options of the end of the line before.
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}", "−": "$-$",
-    "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "×": r"$\times$", "≈": r"$\approx$", "≤": r"$\leq$", "µ": r"$\mu$", "·": r"$\cdot$",
-    "→": r"$\rightarrow$", "[": "{[}", "]": "{]}", "*": "{*}",  # the last three would be options of a line's end
+    "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "×": r"$\times$", "≈": r"$\approx$", "≤": r"$\leq$",
+    "µ": r"$\mu$", "·": r"$\cdot$", "→": r"$\rightarrow$", "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip
 
 
