@@ -31,6 +31,7 @@ from agl_bench.registry.plugins import Plugins
 ACROSS = [name for name in PLACE if name != "dataset"]
 _PAGE = Path(__file__).parent / "page"
 _MOST_OPEN = 6  # places whose details are unfolded from the beginning
+_MOST_SVG = 150_000  # bytes of a drawing that is put into the page as such, else as PNG
 _FIGURES = {  # where a figure stands, by the beginning of its name; others are at the end
     "results": "results",
     "forest": "statistics",
@@ -457,11 +458,13 @@ def render(report: Report) -> str:
 
 
 def _embedded(drawn: Drawn) -> str:
-    """The smaller of the two files of a figure as a data address; an image in a page runs no script."""
-    kinds = {"image/svg+xml": drawn.svg, "image/png": drawn.png}
-    there = {kind: path for kind, path in kinds.items() if path is not None}
-    kind, path = min(there.items(), key=lambda item: item[1].stat().st_size)
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    """A figure as a data address, sharp at any size unless that takes too much; an image in a page runs no script."""
+    if drawn.svg is not None and (drawn.png is None or drawn.svg.stat().st_size <= _MOST_SVG):
+        kind, content = "svg+xml", drawn.svg.read_bytes()
+    else:
+        assert drawn.png is not None
+        kind, content = "png", drawn.png.read_bytes()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 _RESULTS = (

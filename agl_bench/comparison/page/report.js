@@ -24,6 +24,7 @@
     folds.forEach((fold) => { fold.open = open; });
     unfold.textContent = open ? "Fold all" : "Unfold all";
   });
+  if (/(?:^#|&)unfold\b/.test(location.hash)) unfold.click(); // report.html#unfold
   const reveal = () => {
     const target = document.getElementById(location.hash.slice(1));
     const fold = target && target.querySelector("details");
