@@ -1052,6 +1052,63 @@ def merge(stores: tuple[Path, ...], prefer: tuple[Path, ...], work: Path) -> Non
 
 
 @cli.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: WORK/report]")
+@click.option("--baseline", default="pgl", show_default=True, help="Selector that the others are compared with.")
+@click.option("--partial", is_flag=True, help="Cells that are still to come or failed are no error.")
+@_PLUGIN
+@_DATA
+@_WORK
+def report(files: tuple[Path, ...], root: Path, work: Path, out: Path | None, baseline: str, partial: bool) -> None:
+    """Write what the finished cells say: OUT/report.html, which opens from disk, OUT/tables and OUT/figures.
+
+    The exit status is 0 if every cell of the grid is there, 1 if some are missing or failed (the report says which, and
+    --partial makes it 0), 2 if there is nothing to report.
+    """
+    from agl_bench.comparison.gather import gather
+
+    store = _existing(work)
+    plugins = _discover(files)
+    out = out or work / "report"
+    console = make_console()
+    with console.status("reading the cells"):
+        gathered = gather(store)
+    with console.status("comparing, drawing and writing"):
+        from agl_bench.comparison.report import write_report
+
+        made = write_report(gathered, work, out, plugins, baseline=baseline, root=root)
+    for sentence in [*made.answers, f"Report: {out / 'report.html'}"]:
+        console.print(sentence, markup=False, highlight=False)
+    if not made.quality.is_whole:
+        _warn(made.quality.sentence)
+        if not partial:
+            sys.exit(1)
+
+
+@cli.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--json", "json_", is_flag=True, help="For programs.")
+@_WORK
+def compare(a: str, b: str, work: Path, json_: bool) -> None:
+    """Compare two selectors of the work folder, or two work folders: A − B on the folds and seeds that both have.
+
+    Selectors are named as in tables. A and B are work folders where both are folders with cells.
+    """
+    from agl_bench.comparison.duel import as_json, two_folders, two_selectors
+    from agl_bench.comparison.gather import gather
+    from agl_bench.terminal import show_comparison
+
+    if all((Path(name) / "cells").is_dir() for name in (a, b)):
+        pairs = two_folders(gather(_existing(Path(a))).cells, gather(_existing(Path(b))).cells, (a, b))
+    else:
+        pairs = two_selectors(gather(_existing(work)).cells, a, b)
+    if json_:
+        click.echo(json.dumps(as_json(pairs), indent=1))
+        return
+    show_comparison(pairs, a, b, make_console())
+
+
+@cli.command()
 @_PLUGIN
 @_DATA
 @_WORK

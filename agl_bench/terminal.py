@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
+    import pandas as pd
     from rich.console import Console
 
     from agl_bench.bench.audit import Finding
@@ -335,6 +336,44 @@ def _show_against_truth(summaries: list[Summary], console: Console) -> None:
             regret = f"{statistics.fmean(line.regret):+.3f}{_plus_minus(spread(line.regret))}" if line.regret else "–"
             table.add_row(*row, *([regret] if has_regret else []))
         console.print(table)
+
+
+def show_comparison(pairs: pd.DataFrame, a: str, b: str, console: Console) -> None:
+    """A − B, one line for each place, from `comparison.duel`."""
+    from rich.table import Table
+
+    from agl_bench.comparison.tables import interval, number, p_text
+
+    table = Table(title=f"{a} − {b}", title_justify="left", title_style="bold")
+    shared = [c for c in ("dataset", "evaluation", "backbone", "preset", "tuning", "selector") if c in pairs]
+    telling = [c for c in shared if c in ("dataset", "evaluation", "selector") or pairs[c].nunique() > 1]
+    for column in telling:
+        table.add_column(column)
+    for column in ("difference", "95 % interval", "p", "effect", "P(A > B)", "units", "folds", "seeds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("A is", no_wrap=True)
+    for row in pairs.to_dict("records"):
+        table.add_row(
+            *(str(row[c]) or "fixed settings" for c in telling), number(row["difference"], "+.3f").text,
+            interval(row["low"], row["high"]).text, p_text(row["p"]), number(row["effect"], ".2f").text,
+            number(row["superiority"], ".2f").text, *(f"{row[c]:,}" for c in ("units", "folds", "seeds")),
+            row["verdict"],
+        )  # fmt: skip
+    console.print(table)
+    alike = " · ".join(f"{c} {pairs[c].iloc[0] or 'fixed settings'}" for c in shared if c not in telling)
+    console.print(
+        f"{alike}. Difference of test PCC, mean over units: tested sections (intra-batch) or folds (inter-batch); "
+        "hierarchical bootstrap; sign-flip test over units.",
+        markup=False, highlight=False,
+    )  # fmt: skip
+    few = pairs[pairs["verdict"] == "too few units"]
+    if len(few):
+        least = few["least_p"].max()
+        console.print(
+            f"Too few units: {few['units'].min()} units and {few['seeds'].min()} seeds allow no p below {least:.3g} or "
+            "leave the luck of seeds open, so that nothing is concluded.",
+            markup=False, highlight=False,
+        )  # fmt: skip
 
 
 def show_findings(findings: Sequence[Finding], preset: str, console: Console) -> None:

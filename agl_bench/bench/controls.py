@@ -16,7 +16,7 @@ from typing import Any
 
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import Campaign, RunSpec
-from agl_bench.bench.table import BASELINE, spread, summarise, unit, without_nan
+from agl_bench.bench.table import BASELINE, Summary, spread, summarise, unit, without_nan
 from agl_bench.data.folds import FoldPlan
 from agl_bench.errors import AglBenchError
 from agl_bench.interfaces.backbone import Backbone
@@ -117,10 +117,15 @@ def controls_of(results: Sequence[Result], others: Sequence[Result]) -> list[Con
 
 
 def notes_on(results: Sequence[Result], controls: Sequence[Control], bounds: frozenset[str]) -> list[str]:
+    """`notes_about` the results of a campaign."""
+    return notes_about(summarise(results), controls, bounds)
+
+
+def notes_about(lines: Sequence[Summary], controls: Sequence[Control], bounds: frozenset[str]) -> list[str]:
     """One sentence for each result that lies outside its controls.
 
     Args:
-        results: of the campaign.
+        lines: of tables.
         controls: from `controls_of`.
         bounds: selectors that are controls themselves, of which nothing is expected.
     """
@@ -136,7 +141,7 @@ def notes_on(results: Sequence[Result], controls: Sequence[Control], bounds: fro
                 "0): something other than the tissue at the spot predicts expression"
             )
         below = []
-        for line in summarise(results):
+        for line in lines:
             if (line.dataset, line.evaluation, line.backbone) != place or line.selector in bounds:
                 continue
             shared = [pcc - control.pcc[u] for pcc, u in zip(line.pcc, line.units, strict=True) if u in control.pcc]
