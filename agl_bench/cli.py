@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.run import Bench, Event
     from agl_bench.bench.spec import Campaign, RunSpec
     from agl_bench.bench.tune import Study
+    from agl_bench.comparison.gather import Gathered
+    from agl_bench.comparison.reproduce import Grid
     from agl_bench.registry.plugins import Plugins
 
 INTERRUPTED = 75  # EX_TEMPFAIL: try again
@@ -1109,6 +1111,87 @@ def compare(a: str, b: str, work: Path, json_: bool) -> None:
 
 
 @cli.command()
+@click.argument("what")
+@click.option("--on", metavar="DATASET", help="Instead of the paper's data: the same grid under the conditions of run.")
+@click.option("--preset", help="Conditions.  [default: those of the paper; elsewhere those of run]")
+@click.option("--backbone", help="Image encoder.  [default: that of the paper; elsewhere that of run]")
+@click.option("--evaluation", multiple=True, metavar="A,B", help="Only intra or inter.")
+@click.option("--seeds", multiple=True, metavar="0,1", help="Roots of all randomness.  [default: see --dry-run]")
+@click.option("--fold", multiple=True, metavar="A,B", help="Only these folds.")
+@_SET
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--retry-failed", is_flag=True, help="Run failed and diverged cells anew.")
+@click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables as CSV.")
+@click.option("--tracking", metavar="URI", help="MLflow as for run: a tracking URI, or none.")
+@_PLUGIN
+@_DATA
+@_WORK
+def reproduce(
+    what: str,
+    on: str | None,
+    preset: str | None,
+    backbone: str | None,
+    evaluation: tuple[str, ...],
+    seeds: tuple[str, ...],
+    fold: tuple[str, ...],
+    assignments: tuple[str, ...],
+    device: str,
+    retry_failed: bool,
+    dry_run: bool,
+    out: Path | None,
+    tracking: str | None,
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+) -> None:
+    """Run the grid of a paper's table or figure and print its numbers, ours and the difference.
+
+    WHAT is table1, table2, fig1b, fig3, fig4 or fig5 of Shiku et al. (AAAI 2026). The cells are those of `run`: kept,
+    shared with it, continued where they were stopped. The exit status is that of `run`, too.
+    """
+    from agl_bench.comparison.reproduce import load_target, make_grid
+
+    plugins = _discover(files)
+    target = load_target(what, on=on, evaluations=_words(evaluation))
+
+    from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.prepare import Preparation
+    from agl_bench.bench.run import Bench, choose_device, preflight, run_cells
+    from agl_bench.comparison.gather import gather
+    from agl_bench.terminal import show_planned, show_target
+
+    torch_device = choose_device(device)
+    prepared = Preparation(root, _cache(work))
+    grid = make_grid(
+        target, plugins, root, device=torch_device.type, digests=prepared.digests, preset=preset, backbone=backbone,
+        seeds=seeds, folds=_words(fold), assignments=assignments,
+    )  # fmt: skip
+    console = make_console()
+    show_target(grid, plugins, console)
+    if dry_run:
+        show_planned(grid, CellStore(work) if (work / "cells").is_dir() else None, console)
+        return
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    store = CellStore(work, warn=_warn)
+    prepared.digests.keep()
+    bench = Bench(plugins, root, torch_device, prepared)
+    with console.status("reading and checking the data"):
+        preflight(grid.cells, bench, store, retry_failed=retry_failed)
+    recorder = _recorder(work, tracking, console)
+    with _Signals() as signals:
+        events = run_cells(grid.cells, bench, store, recorder, retry_failed=retry_failed, stop=signals.asked)
+        _, failures, _ = follow(events, len(grid.cells), console)
+    if signals.asked():
+        raise KeyboardInterrupt
+    _show_reproduced(grid, gather(store), out, console)
+    show_end(work, tracking, recorder, failures, console)
+    if failures:
+        sys.exit(1)
+
+
+@cli.command()
 @_PLUGIN
 @_DATA
 @_WORK
@@ -1313,6 +1396,34 @@ def _joined(cells: list[Any], further: list[Any]) -> list[Any]:
     """Cells and those of `further` that are not among them."""
     known = {spec.key for spec, _ in cells}
     return cells + [(spec, plan) for spec, plan in further if spec.key not in known]
+
+
+def _words(options: Sequence[str]) -> list[str]:
+    """Comma-separated words of a repeatable option."""
+    return [word.strip() for option in options for word in option.split(",") if word.strip()]
+
+
+def _show_reproduced(grid: Grid, gathered: Gathered, out: Path | None, console: Console) -> None:
+    """What a paper prints, what came out, and the same as CSV files."""
+    from agl_bench.comparison.reproduce import compare, ends, only_one_takes, taken_genes, trajectories
+    from agl_bench.terminal import show_ends, show_genes, show_lines
+
+    name = grid.target.name
+    tables = {name: compare(grid, gathered)}
+    show_lines(grid, tables[name], console)
+    if grid.target.shows == "trajectories":
+        tables[f"{name}-trajectories"] = trajectories(grid, gathered)
+        show_ends(ends(tables[f"{name}-trajectories"]), console)
+    if grid.target.shows == "genes":
+        tables[f"{name}-genes"] = taken_genes(grid, gathered)
+        tables[f"{name}-one-takes"] = only_one_takes(tables[f"{name}-genes"])
+        show_genes(grid, tables[f"{name}-genes"], tables[f"{name}-one-takes"], console)
+    for sentence in grid.target.says:
+        console.print(sentence, markup=False, highlight=False)
+    if out is not None:
+        for stem, table in tables.items():
+            table.to_csv(out / f"{stem}.csv", index=False)
+            console.print(f"wrote {out / stem}.csv", markup=False, highlight=False)
 
 
 def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:

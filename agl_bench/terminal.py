@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from rich.console import Console
 
     from agl_bench.bench.audit import Finding
+    from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import Control
     from agl_bench.bench.merge import Outcome, Plan
     from agl_bench.bench.plan import Estimate
@@ -23,6 +25,8 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.spec import Campaign
     from agl_bench.bench.table import Summary
     from agl_bench.bench.tune import StudyDone
+    from agl_bench.comparison.reproduce import Grid
+    from agl_bench.registry.plugins import Plugins
 
 
 def make_console() -> Console:
@@ -415,6 +419,144 @@ def show_findings(findings: Sequence[Finding], preset: str, console: Console) ->
         console.print(f"{where}: {finding.selector or 'all selectors'}: {finding.stage} ({spots})", highlight=False)
     end = f"{len(bad)} stages leak or could not be audited." if bad else ""
     console.print(end or "Nothing leaks that the protocol does not declare.", highlight=False)
+
+
+def show_target(grid: Grid, plugins: Plugins, console: Console) -> None:
+    """What is about to be reproduced, under which conditions, and at what cost."""
+    target = grid.target
+    console.print(f"[bold]{target.title}[/] ({target.source})", highlight=False)
+    changed = f" with {', '.join(grid.assignments)}" if grid.assignments else ""
+    for preset, backbone, device in dict.fromkeys(
+        (s.preset.partition(" with ")[0], s.backbone.name, s.device) for s, _ in grid.cells
+    ):
+        console.print(f"preset {preset}{changed} · backbone {backbone} · {device}", markup=False, highlight=False)
+    if target.is_elsewhere:
+        console.print("The paper has no numbers for these data: its columns show –.", highlight=False)
+    else:
+        console.print(
+            f"The whole of {target.name} takes some {target.gpu_hours:,g} h on one GPU: a rough estimate, see "
+            "benchmarks/reproduce.md.",
+            highlight=False,
+        )
+    for row in target.absent(plugins):
+        console.print(f"{row.name}: no selector '{row.selector}' is installed, it is left out.", highlight=False)
+
+
+def show_planned(grid: Grid, store: CellStore | None, console: Console) -> None:
+    """The lines of a grid, and how many of their cells are finished."""
+    total = done = 0
+    for column in grid.target.columns:
+        for row in grid.target.rows:
+            keys = grid.keys(column, row)
+            if keys:
+                finished = sum(store is not None and store.read(key) is not None for key in keys)
+                name = f"{column.name} · {row.name}" + (f" · {row.preset}" if row.preset else "")
+                console.print(f"{name}: {len(keys)} cells, {finished} finished", markup=False, highlight=False)
+                total, done = total + len(keys), done + finished
+    console.print(f"{total} cells, {done} finished, {total - done} to run", highlight=False)
+
+
+def show_lines(grid: Grid, table: pd.DataFrame, console: Console) -> None:
+    """Paper's number, ours and the difference: one table for each column of the paper's."""
+    from rich.table import Table
+
+    from agl_bench.bench.table import BASELINE
+
+    few = False
+    for column in grid.target.columns:
+        here = table[table["column"] == column.name]
+        shown = Table(title=column.name, title_justify="left", title_style="bold")
+        presets = here["preset"].nunique() > 1
+        has_gain, has_k = here["gain"].notna().any(), here["paper_selected"].notna().any()
+        gains = (f"paper's Δ {BASELINE}", f"our Δ {BASELINE} \\[95 %]") if has_gain else ()
+        shown.add_column("method", no_wrap=True)
+        for heading in (
+            "paper's PCC ± sd", "ours \\[95 %]", "ours − paper's \\[95 %]", *gains, *(["paper's k"] if has_k else []),
+            "our k", "cells",
+        ):  # fmt: skip
+            shown.add_column(heading, justify="right", no_wrap=True)
+        for line in here.to_dict("records"):
+            few = few or line["cells"] < line["expected"]
+            row = [line["method"] + (f" ({line['preset']})" if presets else "")]
+            row.append(
+                _number(line["paper"], ".3f") + ("" if math.isnan(line["paper_sd"]) else f" ± {line['paper_sd']:.3f}")
+            )
+            row += [_interval(line, "pcc", ".3f"), _interval(line, "difference", "+.3f")]
+            if has_gain:
+                row += [_number(line["paper_gain"], "+.3f"), _interval(line, "gain", "+.3f")]
+            row += [_number(line["paper_selected"], ",.0f")] if has_k else []
+            done = str(line["cells"]) if line["cells"] == line["expected"] else f"{line['cells']} of {line['expected']}"
+            shown.add_row(*row, _number(line["selected"], ",.0f"), done)
+        console.print("", shown)
+    console.print(
+        "PCC: test PCC, mean over primary genes, then folds and seeds, then sections; \\[95 %]: bootstrap over "
+        "sections and, within them, seeds, which deal new folds; of one section, over seeds alone. The paper's number "
+        f"is taken as printed. Δ {BASELINE}: on the same folds and seeds.",
+        highlight=False,
+    )
+    if few:
+        console.print("Cells are missing: means over different folds are not comparable.", highlight=False)
+
+
+def show_ends(table: pd.DataFrame, console: Console) -> None:
+    """Where k and the validation PCC begin and end."""
+    from rich.table import Table
+
+    shown = Table(title="over outer iterations, mean over folds and seeds", title_justify="left", title_style="bold")
+    for heading in ("column", "method", "preset"):
+        shown.add_column(heading, no_wrap=True)
+    for heading in ("cells", "iterations", "k first", "k last", "of all", "PCC first", "best", "last"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for line in table.to_dict("records"):
+        shown.add_row(
+            line["column"], line["method"], line["preset"] or "–", str(line["cells"]), f"{line['iterations']:,.0f}",
+            f"{line['first']:,.0f}", f"{line['last']:,.0f}", f"{line['last_share']:.1%}",
+            *(f"{line[name]:.3f}" for name in ("first_pcc", "best_pcc", "last_pcc")),
+        )  # fmt: skip
+    console.print("", shown)
+    console.print("PCC here is that of validation.", highlight=False)
+
+
+def show_genes(grid: Grid, genes: pd.DataFrame, table: pd.DataFrame, console: Console, most: int = 10) -> None:
+    """Genes that one method takes and the others do not, and those that the paper names."""
+    from rich.table import Table
+
+    for column in grid.target.columns:
+        shown = Table(title=f"{column.name}: genes that one takes", title_justify="left", title_style="bold")
+        for heading in ("method", "gene"):
+            shown.add_column(heading, no_wrap=True)
+        for heading in ("takes it in", "another in", "weight ahead by"):
+            shown.add_column(heading, justify="right", no_wrap=True)
+        here = table[table["column"] == column.name]
+        for method, lines in here.groupby("method", sort=False):
+            shown.add_section()
+            for line in lines.head(most).itertuples():
+                shown.add_row(
+                    method, line.gene, f"{line.taken:.0%} of cells", f"{line.others:.0%}", f"{line.margin:+.2f}"
+                )
+            if len(lines) > most:
+                shown.add_row(method, f"… and {len(lines) - most:,} more", "", "", "")
+        console.print("", shown)
+        if grid.target.is_elsewhere:
+            continue
+        for row in grid.target.rows:
+            for gene in row.genes:
+                found = genes[(genes["column"] == column.name) & (genes["gene"] == gene)]
+                ours = ", ".join(f"{f.method} takes it in {f.taken:.0%} of {f.cells} cells" for f in found.itertuples())
+                sentence = f"{gene}: the paper says {row.name} only; here {ours or 'it is no auxiliary gene'}."
+                console.print(sentence, markup=False, highlight=False)
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else f"{value:{form}}"
+
+
+def _interval(line: dict[str, Any], name: str, form: str) -> str:
+    """A value with its interval, e.g. .514 [.498, .530]."""
+    value, low, high = (line[n] for n in (name, f"{name}_low", f"{name}_high"))
+    if math.isnan(value):
+        return "–"
+    return f"{value:{form}}" + ("" if math.isnan(low) else f" \\[{low:{form}}, {high:{form}}]")
 
 
 def _plus_minus(sd: float | None) -> str:
