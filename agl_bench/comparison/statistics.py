@@ -61,7 +61,8 @@ def pairs(
         units, folds, seeds: shared sections or donors, folds, and seeds.
         difference: of test PCC, a − b, mean over units.
         low, high: 95 % percentile interval of a bootstrap that draws units, and seeds for all of them alike (Owen
-            2007), widened for few units (Hesterberg 2015): below five, nearly the range of units. With one unit it speaks of seeds only, with one seed of units only; NaN with one of both.
+            2007), widened for few units (Hesterberg 2015): below five, nearly their range. With one unit it speaks of
+            seeds only, with one seed of units only; NaN with one of both.
         p: two-sided sign flip of whole units, exact up to 13 and else random with the observed one counted in.
         p_corrected: corrected resampled t (Nadeau and Bengio 2003), whose variance is larger by test / training spots
             because folds share training spots. Intra-batch over folds and seeds within each section, then averaged
