@@ -321,7 +321,8 @@ def document(tables: dict[str, Rows], seconds: dict[str, float], options: argpar
         (__doc__ or "").partition("\n\n    ")[2].partition("\n\n")[2].strip(),
         f"{here['processor']}, {here['cores']} cores, {here['threads']} threads, device {here['device']}, torch "
         f"{here['torch']}, commit {here['commit'] or 'unknown'}; {options.simulations} simulations of each row, "
-        f"{options.simulations // 4} of six selectors ({spent}). {SEEDS} seeds, {FOLDS} folds of a section; standard deviation of a fold {FOLD}, of noise {NOISE}.",
+        f"{options.simulations // 4} of six selectors ({spent}). {SEEDS} seeds, {FOLDS} folds "
+        f"of a section; standard deviation of a fold {FOLD}, of noise {NOISE}.",
     ]
     for title, rows in tables.items():
         parts += [f"## {title}", measure.table(rows, markdown=True)]
