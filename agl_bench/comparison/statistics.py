@@ -29,7 +29,7 @@ ALPHA = 0.05
 ROPE = 0.005  # PCC: what is closer is equal for practical purposes
 EXACT = 13  # units up to which all sign flips are tried
 ACROSS = [name for name in PLACE if name != "dataset"]  # within what datasets are compared
-FEW_UNITS = 6  # below that no two-sided sign flip reaches .05, and percentile intervals are too narrow
+FEW_UNITS = 6  # below that no two-sided sign flip reaches .05
 _CHUNK = 256  # pairs that are resampled at a time
 _PAIR = [
     "a", "b", "units", "folds", "seeds", "difference", "low", "high", "p", "p_corrected", "p_holm", "least_p",
@@ -245,8 +245,8 @@ def interval(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarr
         if present.sum() < 2:
             continue
         n = present.any(1).sum() if present.any(1).sum() > 1 else present.sum()
-        # Percentiles are too narrow as the variance is without its n − 1, and the normal beside t: Hesterberg (2015,
-        # The American Statistician 69, 371-386), "expanded percentile".
+        # Plain percentiles are too narrow for few units: by √((n − 1)/n), and as the normal is beside t. Hesterberg
+        # (2015, The American Statistician 69, 371-386): "expanded percentile".
         level = stats.norm.cdf(stats.t.ppf(ALPHA / 2, n - 1) * np.sqrt(n / (n - 1)))
         weights = _draws(present, resamples, np.random.default_rng(seed_for(seed, "statistics", "bootstrap")))
         for start in range(0, len(rows), _CHUNK):
