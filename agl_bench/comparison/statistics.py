@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from scipy.special import gammaln
-from statsmodels.stats.multitest import multipletests
 
 from agl_bench.bench.table import BASELINE, BOUND, FEW_SEEDS
 from agl_bench.comparison.gather import PLACE
@@ -30,7 +29,7 @@ ALPHA = 0.05
 ROPE = 0.005  # PCC: what is closer is equal for practical purposes
 EXACT = 13  # units up to which all sign flips are tried
 ACROSS = [name for name in PLACE if name != "dataset"]  # within what datasets are compared
-FEW_UNITS = 6  # below that no two-sided sign flip reaches .05, and percentile intervals are too narrow
+FEW_UNITS = 6  # below that no two-sided sign flip reaches .05
 _CHUNK = 256  # pairs that are resampled at a time
 _PAIR = [
     "a", "b", "units", "folds", "seeds", "difference", "low", "high", "p", "p_corrected", "p_holm", "least_p",
@@ -62,7 +61,8 @@ def pairs(
         units, folds, seeds: shared sections or donors, folds, and seeds.
         difference: of test PCC, a − b, mean over units.
         low, high: 95 % percentile interval of a bootstrap that draws units, and seeds for all of them alike (Owen
-            2007). With one unit it speaks of seeds only, with one seed of units only; NaN with one of both.
+            2007), widened for few units (Hesterberg 2015): below five, nearly their range. With one unit it speaks of
+            seeds only, with one seed of units only; NaN with one of both.
         p: two-sided sign flip of whole units, exact up to 13 and else random with the observed one counted in.
         p_corrected: corrected resampled t (Nadeau and Bengio 2003), whose variance is larger by test / training spots
             because folds share training spots. Intra-batch over folds and seeds within each section, then averaged
@@ -130,12 +130,14 @@ def _places(cells: pd.DataFrame) -> Iterator[_Place]:
         pcc = np.full((len(selectors), len(units), int(within.max()) + 1, len(seeds)), np.nan)
         at = selectors.get_indexer(members["selector"]), unit_at[fold_at], within[fold_at]
         pcc[(*at, seeds.get_indexer(members["seed"]))] = members["pcc"]
-        spots = members.groupby(unit_at[fold_at])[["test_spots", "train_spots"]].mean()
+        tested, trained = (
+            np.bincount(unit_at[fold_at], members[f"{kind}_spots"], len(units)) for kind in ("test", "train")
+        )
         yield _Place(
             key=key,
             selectors=tuple(selectors),
             pcc=pcc,
-            overlap=(spots["test_spots"] / spots["train_spots"]).to_numpy(float),
+            overlap=tested / trained,
             resampled=any(unit != fold for unit, fold in zip(owner, folds, strict=True)),
         )
 
@@ -164,7 +166,7 @@ def _pairs(place: _Place, baseline: str | None, resamples: int, seed: int, rope:
     holm, family = np.empty(len(p)), np.empty(len(p), dtype=int)
     for own in (with_bound, ~with_bound):
         if own.any():
-            holm[own], family[own] = multipletests(p[own], method="holm")[1], own.sum()
+            holm[own], family[own] = holm_corrected(p[own]), own.sum()
     overlap = 0.0 if place.resampled else float(place.overlap.mean())
     above, within, below = _probabilities(by_unit, overlap, rope)
     seeds = np.isfinite(apart).any((1, 2)).sum(1)
@@ -215,8 +217,19 @@ def _mirrored(frame: pd.DataFrame) -> pd.DataFrame:
     return turned[frame.columns]
 
 
+def holm_corrected(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction of the p of one family: (n,) -> (n,).
+
+    As statsmodels' `multipletests`, which collects all garbage of the process at every call.
+    """
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return corrected
+
+
 def interval(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of the mean over units, by drawing units and seeds.
+    """95 % interval of the mean over units, by drawing units and seeds.
 
     Args:
         values: (rows, units, seeds), NaN where there is none. Rows that have the same ones see the same draws.
@@ -231,10 +244,14 @@ def interval(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarr
     for rows, present in _patterns(np.isfinite(values)):
         if present.sum() < 2:
             continue
+        n = present.any(1).sum() if present.any(1).sum() > 1 else present.sum()
+        # Plain percentiles are too narrow for few units: by √((n − 1)/n), and as the normal is beside t. Hesterberg
+        # (2015, The American Statistician 69, 371-386): "expanded percentile".
+        level = stats.norm.cdf(stats.t.ppf(ALPHA / 2, n - 1) * np.sqrt(n / (n - 1)))
         weights = _draws(present, resamples, np.random.default_rng(seed_for(seed, "statistics", "bootstrap")))
         for start in range(0, len(rows), _CHUNK):
             some = rows[start : start + _CHUNK]
-            low[some], high[some] = np.quantile(flat[some] @ weights.T, [ALPHA / 2, 1 - ALPHA / 2], axis=1)
+            low[some], high[some] = np.quantile(flat[some] @ weights.T, [level, 1 - level], axis=1)
     return low, high
 
 
@@ -339,8 +356,8 @@ def _probabilities(by_unit: np.ndarray, overlap: float, rope: float) -> tuple[np
     """
     n, mean, deviation = _moments(by_unit)
     scale = deviation * np.sqrt(1 / n + overlap)
-    tiny = np.finfo(float).tiny  # of identical units: all mass at their value
-    posterior = stats.t(np.maximum(n - 1, 1), mean, np.maximum(scale, tiny))
+    some_scale = np.maximum(scale, np.finfo(float).smallest_normal)  # of equal units: all mass at their value
+    posterior = stats.t(np.maximum(n - 1, 1), mean, some_scale)
     above, below = posterior.sf(rope), posterior.cdf(-rope)
     some = np.where(n > 1, 1.0, np.nan)
     return above * some, (1 - above - below) * some, below * some
@@ -540,10 +557,44 @@ def _cautions(place: _Place) -> Iterator[str]:
         )
     if not place.resampled and units > 1:
         yield "the folds share training sections, for which p does not allow and p_corrected does"
+    if BASELINE in place.selectors and (moved := _moved_by_seeds(place)):
+        yield (
+            f"a seed moves {', '.join(moved)} against {BASELINE} alike on all {unit}s, for which p does not allow and "
+            "the interval does: more seeds are needed"
+        )
     full = there.any(0).sum()
     own = dict(zip(place.selectors, there.sum((1, 2, 3)), strict=True))
     if missing := [f"{name} {full - count} of {full}" for name, count in own.items() if count < full]:
         yield f"cells (fold × seed) are missing: {', '.join(missing)}"
+
+
+def _moved_by_seeds(place: _Place) -> list[str]:
+    """Selectors whose difference to the baseline depends on the seed, at .05 after Holm's correction."""
+    others = [i for i, name in enumerate(place.selectors) if name not in (BASELINE, BOUND)]
+    apart = _mean(place.pcc[others] - place.pcc[place.selectors.index(BASELINE)], 2)
+    p = seed_effect(apart)
+    told = np.flatnonzero(np.isfinite(p))
+    return [place.selectors[others[i]] for i in told[holm_corrected(p[told]) <= ALPHA]]
+
+
+def seed_effect(values: np.ndarray) -> np.ndarray:
+    """p that seeds have no effect common to all units: F of a two-way analysis of variance without repetition.
+
+    Args:
+        values: (rows, units, seeds).
+
+    Returns:
+        (rows,); NaN where a cell is missing, and with fewer than two units or seeds.
+    """
+    _, units, seeds = values.shape
+    if units < 2 or seeds < 2:
+        return np.full(len(values), np.nan)
+    of_seed, of_unit = values.mean(1, keepdims=True), values.mean(2, keepdims=True)
+    rest = values - of_seed - of_unit + values.mean((1, 2), keepdims=True)
+    freedom = (units - 1) * (seeds - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = units * of_seed[:, 0].var(1, ddof=1) / ((rest**2).sum((1, 2)) / freedom)
+    return np.asarray(stats.f.sf(ratio, seeds - 1, freedom))
 
 
 def _where(place: _Place) -> str:
