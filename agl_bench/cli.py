@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, UnknownName
-from agl_bench.terminal import follow, make_console, show_card, show_end, show_findings, show_study_end, show_table
+from agl_bench.terminal import (
+    follow,
+    make_console,
+    show_card,
+    show_end,
+    show_findings,
+    show_repetition,
+    show_study_end,
+    show_table,
+)
 
 # Read by OpenMP when torch is imported. By default an idle thread spins for milliseconds before it sleeps; where
 # another process wants its core, every small operation waits for that, and a cell takes forty times as long.
@@ -883,6 +892,74 @@ def ui(work: Path, port: int, tracking: str | None) -> None:
 
     click.echo("starting the MLflow server …")
     serve(work, tracking, port=port, ready=ready)
+
+
+@cli.command()
+@click.argument("cell")
+@click.option(
+    "--keep",
+    type=click.Choice(["predictions", "model"]),
+    help="If the result is the same, add this to the kept cell; model adds both.",
+)
+@click.option("--replace", "replaces", is_flag=True, help="Put the new result in place of the kept one.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: the cell's own]")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every difference.")
+@_PLUGIN
+@_DATA
+@_WORK
+def rerun(
+    cell: str,
+    keep: Any,
+    replaces: bool,
+    device: str | None,
+    json_file: Path | None,
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+) -> None:
+    """Make a finished cell once more and report the difference. CELL is its key, or the beginning of it.
+
+    The kept result stays unless --replace says otherwise. The exit status is 0 if both results are the same bit for
+    bit, 1 if they differ, 2 if the input is wrong.
+    """
+    from dataclasses import asdict
+
+    from agl_bench.bench.prepare import Preparation
+    from agl_bench.bench.rerun import (
+        check_can_be_written,
+        compare,
+        keep_more,
+        prepare_repetition,
+        repeat,
+        replace_result,
+    )
+    from agl_bench.bench.result import Result
+
+    store, console, plugins = _existing(work), make_console(), _discover(files)
+    _check_writable("--json", json_file)
+    prepared = Preparation(root, _cache(work))
+    repetition = prepare_repetition(store, cell, plugins, prepared, device=device)
+    check_can_be_written(repetition, keeps=keep is not None, replaces=replaces)
+    with console.status(f"making {repetition.spec.title} again"):
+        needed: Any = keep or ("predictions" if replaces else "nothing")
+        *_, result = repeat(repetition, plugins, prepared, keep=needed)
+    assert isinstance(result, Result)
+    found = compare(repetition.before, result)
+    show_repetition(repetition.key, repetition.spec.title, found, console)
+    if json_file is not None:
+        content = asdict(found) | {"cell": repetition.key, "identical": found.is_identical}
+        json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    if replaces:
+        replace_result(store, repetition, result)
+        console.print("It is in place of the kept one now.")
+    elif keep is not None and found.is_identical:
+        keep_more(store, repetition, result)
+        what = "predictions" if keep == "predictions" else "predictions and its model"
+        console.print(f"The kept cell has its {what} now.")
+    elif keep is not None:
+        console.print("Nothing was added to the kept cell; --replace puts the new one in its place.")
+    if not found.is_identical:
+        sys.exit(1)
 
 
 @cli.command()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.audit import Finding
     from agl_bench.bench.controls import Control
     from agl_bench.bench.recorder import Recorder
+    from agl_bench.bench.rerun import Comparison
     from agl_bench.bench.result import Result
     from agl_bench.bench.run import Event, Failed, Stopped
     from agl_bench.bench.spec import Campaign
@@ -374,6 +375,38 @@ def show_findings(findings: Sequence[Finding], preset: str, console: Console) ->
         console.print(f"{where}: {finding.selector or 'all selectors'}: {finding.stage} ({spots})", highlight=False)
     end = f"{len(bad)} stages leak or could not be audited." if bad else ""
     console.print(end or "Nothing leaks that the protocol does not declare.", highlight=False)
+
+
+def show_repetition(key: str, title: str, comparison: Comparison, console: Console) -> None:
+    """How a cell that was made again differs from the kept one."""
+    from rich.table import Table
+
+    console.print(f"cell {key}: {title}", markup=False, highlight=False)
+    for sentence in comparison.conditions:
+        console.print(f"other conditions: {sentence}", markup=False, highlight=False)
+    if not comparison.conditions:
+        console.print("the conditions are the same", highlight=False)
+    if comparison.is_identical:
+        console.print("The result is the same bit for bit.", highlight=False)
+        return
+    for what, differences in (("test scores", comparison.scores), ("columns of the table of genes", comparison.genes)):
+        if not differences:
+            continue
+        of_genes = differences is comparison.genes
+        table = Table(title=f"{what} that differ", title_justify="left")
+        table.add_column("column" if of_genes else "score", no_wrap=True)
+        for column in ("before", "now", "difference"):
+            table.add_column(column, justify="right", no_wrap=True)
+        if of_genes:
+            table.add_column("largest at", no_wrap=True)
+            table.add_column("genes that differ", justify="right", no_wrap=True)
+        for d in differences:
+            row = [d.name, f"{d.before:.6g}", f"{d.after:.6g}", f"{d.after - d.before:+.3g}"]
+            table.add_row(*row, *([d.gene, f"{d.genes:,}"] if of_genes else []))
+        console.print("", table)
+    for sentence in comparison.tables:
+        console.print(sentence, markup=False, highlight=False)
+    console.print("The result is NOT the same.", highlight=False)
 
 
 def _plus_minus(sd: float | None) -> str:

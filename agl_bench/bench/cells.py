@@ -102,6 +102,20 @@ class CellStore:
         except (KeyError, TypeError, AglBenchError):
             return None
 
+    def read_of_any_version(self, key: str) -> Result:
+        """A finished cell, also where this version would call it by another key.
+
+        Raises:
+            BadWorkFolder: if it cannot be read.
+        """
+        try:
+            return _read(self.cells / key, of_this_version=False)
+        except (_Damaged, KeyError, TypeError, AglBenchError) as error:
+            raise BadWorkFolder(
+                f"cell {key} in {self.cells} cannot be read ({type(error).__name__}: {error}): it is damaged, or of a "
+                "version of agl-bench that is too different; run its campaign again"
+            ) from None
+
     def __iter__(self) -> Iterator[Result]:
         """Every finished cell that can be read, in the order of their keys."""
         for folder in sorted(self.cells.iterdir()):
@@ -335,7 +349,7 @@ class _Damaged(Exception):
     """What was written is not what is there."""
 
 
-def _read(folder: Path) -> Result:
+def _read(folder: Path, *, of_this_version: bool = True) -> Result:
     try:
         content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
@@ -347,7 +361,9 @@ def _read(folder: Path) -> Result:
         if not path.is_file() or file_digest(path, DIGEST) != content["digests"][name]:
             raise _Damaged(name)
     spec = RunSpec.from_json(content["spec"])
-    if spec.key != folder.name:  # of a version that counted other things into the key, or copied by hand
+    if (
+        of_this_version and spec.key != folder.name
+    ):  # of a version that counted other things into the key, or copied by hand
         raise KeyError(spec.key)
     return Result(
         spec=spec,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -283,7 +283,7 @@ class Campaign:
             BadSpec: if the protocol names a file that is not there or that has no fold of an evaluation.
         """
         cells, labels = [], []
-        named = "".join(f"+{file_digest(path)}" for path in self.protocol.files())  # a file stands for its content
+        named = content_of_files(self.protocol)
         selectors = [self.part(plugins, s, "selector") for s in self.selectors]
         backbones = [self.part(plugins, b, "backbone") for b in self.backbones]
         for name in self.datasets:
@@ -315,6 +315,24 @@ class Campaign:
             if label not in labels:
                 raise UnknownName("fold", label, dict.fromkeys(labels))
         return cells
+
+
+def content_of_files(protocol: Protocol) -> str:
+    """What the files that a protocol names add to the fingerprint of the data: a file stands for its content.
+
+    Raises:
+        BadSpec: if one is not there.
+    """
+    return "".join(f"+{file_digest(path)}" for path in protocol.files())
+
+
+def part_now(plugins: Plugins, part: Part, kind: str) -> Part:
+    """The same plug-in with the same settings, as it is here and now: its source and provider may be others.
+
+    Raises:
+        UnknownName, BadSpec: if it is not there, or does not know a setting.
+    """
+    return replace(_part(plugins, part.name, kind, {part.name: dict(part.settings)}), label=part.label)
 
 
 def one_part(plugins: Plugins, name: str, kind: str, assignments: Sequence[str]) -> Part:
