@@ -21,6 +21,7 @@ from agl_bench.terminal import (
     make_console,
     show_card,
     show_end,
+    show_export,
     show_findings,
     show_repetition,
     show_study_end,
@@ -960,6 +961,50 @@ def rerun(
         console.print("Nothing was added to the kept cell; --replace puts the new one in its place.")
     if not found.is_identical:
         sys.exit(1)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dataset", required=True, help="As in the run, e.g. synthetic.")
+@click.option("--section", required=True, help="Name of the section.")
+@click.option("--evaluation", type=click.Choice(["intra", "inter"]), default="intra", show_default=True)
+@click.option("--backbone", help="Needed where several were run; so are --preset and --tuning.")
+@click.option("--preset", help="As the table shows it.")
+@click.option("--tuning", help="As the table shows it.  [default: fixed settings]")
+@click.option("--seed", "seeds", type=int, multiple=True, help="Only this seed; repeatable.  [default: all]")
+@_PLUGIN
+@_DATA
+@_WORK
+def export(
+    file: Path,
+    section: str,
+    seeds: tuple[int, ...],
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+    **place: str | None,
+) -> None:
+    """Write a section with weights and predictions of every selector as an .h5ad FILE for scanpy.
+
+    Adds var["agl_weight_NAME"], var["agl_selected_NAME"] and layers["agl_predicted_NAME"] for each selector, means over
+    the folds that test the section and over seeds, and uns["agl_bench"].
+    """
+    if file.suffix != ".h5ad":
+        raise BadSpec(f"{file} is no .h5ad; name the file so, since scanpy and anndata go by the ending")
+    _check_writable("FILE", file)
+    from agl_bench.bench.prepare import Preparation
+    from agl_bench.comparison.export import export_section, write_h5ad
+    from agl_bench.comparison.gather import gather
+
+    store, console, plugins = _existing(work), make_console(), _discover(files)
+    asked = {name: value for name, value in place.items() if value is not None}
+    with console.status(f"reading the cells of {section}"):
+        data = export_section(
+            gather(store), plugins, Preparation(root, _cache(work)), place=asked, section=section, seeds=seeds,
+            warn=_warn,
+        )  # fmt: skip
+        write_h5ad(data, file)
+    show_export(file, data, console)
 
 
 @cli.command()

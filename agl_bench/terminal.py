@@ -377,6 +377,23 @@ def show_findings(findings: Sequence[Finding], preset: str, console: Console) ->
     console.print(end or "Nothing leaks that the protocol does not declare.", highlight=False)
 
 
+def show_export(file: Path, data: Any, console: Console) -> None:
+    """What a file of one section holds, and how to draw it."""
+    selectors = data.uns["agl_bench"]["selectors"]
+    made = ", ".join(f"{name} ({len(known['cells'])} cells)" for name, known in selectors.items())
+    primary = int(data.var["agl_primary"].sum())
+    size = f"{data.n_obs:,} spots × {data.n_vars:,} genes, {primary} of them primary"
+    console.print(f"{file}: {size}; {made}", markup=False, highlight=False)
+    if data.layers:
+        layer = next(iter(data.layers))
+        predicted = (data.layers[layer] == data.layers[layer]).sum(axis=0)  # the rest is NaN
+        gene = data.var_names[predicted.argmax()]  # folds choose their own primary genes: few are predicted everywhere
+        console.print(
+            f'to see: sc.pl.embedding(sc.read_h5ad("{file}"), "spatial", color="{gene}", layer="{layer}")',
+            markup=False, highlight=False,
+        )  # fmt: skip
+
+
 def show_repetition(key: str, title: str, comparison: Comparison, console: Console) -> None:
     """How a cell that was made again differs from the kept one."""
     from rich.table import Table

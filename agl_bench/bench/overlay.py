@@ -12,13 +12,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from agl_bench.bench.describe import pitch_px, spot_diameter_px, umi_of
+from agl_bench.bench.describe import drawn_diameter_px, spot_diameter_px, umi_of
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 
 _LONGEST = 1600  # pixels of the longer side of the tissue
 _PATCH_PX = (6, 48)  # a patch is placed with at least and at most so many pixels
-_UNKNOWN = 0.55  # of the pitch: the diameter of a spot where it is not known, as for Visium
 _PANEL = 6.2  # inches
 _MARGIN = 0.06  # around the spots, of the longer side, where there is no image
 _CONTEXT = 0.2  # of an image around the spots, of the longer side
@@ -34,8 +33,7 @@ def draw_overlay(dataset: str, section: Section, path: Path) -> None:
         path: of the PNG.
     """
     positions = np.asarray(section.counts.obsm["spatial"], dtype=np.float64)
-    stated, pitch = spot_diameter_px(section.counts.uns), pitch_px(section)
-    diameter = stated or _UNKNOWN * (pitch or Protocol().patch_um / section.um_per_px)
+    stated, diameter = spot_diameter_px(section.counts.uns), drawn_diameter_px(section)
     picture, extent = _tissue(section, positions)
     left, right, bottom, top = _around(positions, extent)
     ratio = (bottom - top) / (right - left)
