@@ -227,7 +227,7 @@ def run(
     _say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
         preflight(cells, bench, store, again=again, retry_failed=retry_failed)
-    recorder = _recorder(work, tracking, console)
+    recorder = _recorder(work, tracking, console, (store, plugins) if keep == "model" else None)
     with _Signals() as signals:
         events = run_cells(
             cells, bench, store, recorder, again=again, retry_failed=retry_failed, checkpoint_every=checkpoint_every,
@@ -856,13 +856,24 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
 @click.option(
     "--tracking", metavar="URI", help="MLflow tracking URI.  [default: MLFLOW_TRACKING_URI or WORK/mlflow.db]"
 )
+@click.option("--models", is_flag=True, help="Log the models too that cells have kept (run --keep model).")
+@click.option("--register", metavar="NAME", help="Register the model of --cell under this name.")
+@click.option("--cell", metavar="KEY", help="Whose model; its key, or the beginning of it.")
+@_PLUGIN
 @_WORK
-def sync(work: Path, tracking: str | None) -> None:
+def sync(
+    work: Path, tracking: str | None, models: bool, register: str | None, cell: str | None, files: tuple[Path, ...]
+) -> None:
     """Bring MLflow up to date with the finished cells of the work folder."""
     if tracking == "none":
         raise BadSpec("--tracking none: there is nothing to sync to; name a tracking URI or leave the option out")
+    if (register is None) != (cell is None):
+        raise BadSpec("--register NAME and --cell KEY go together: one model is registered at a time")
     store = _existing(work)
     console = make_console()
+    key = store.find(cell) if cell is not None else None
+    if key is not None:
+        store.model(key)  # what is not there is said before anything is logged
     recorder = _recorder(work, tracking, console)
     added = kept = 0
     for result in store:
@@ -871,9 +882,10 @@ def sync(work: Path, tracking: str | None) -> None:
         else:
             kept += 1
     recorder.finish()
-    if recorder.dead:
-        raise AglBenchError(f"the sync was cut short: {recorder.dead}")
+    _raise_if_dead(recorder)
     console.print(f"{added} cells added to MLflow, {kept} were there already.")
+    if models or register:
+        _sync_models(store, _discover(files), tracking, console, key, register)
 
 
 @cli.command()
@@ -1130,15 +1142,45 @@ def _check_writable(option: str, file: Path | None) -> None:
         raise BadSpec(f"{option} {file} cannot be written; name a file in a folder that exists and can be written")
 
 
-def _recorder(work: Path, tracking: str | None, console: Console) -> Recorder:
+def _recorder(
+    work: Path, tracking: str | None, console: Console, models: tuple[CellStore, Plugins] | None = None
+) -> Recorder:
+    """What shows results; the models of a store too where it and the plug-ins are given."""
     from agl_bench.bench.recorder import NoRecorder
 
     if tracking == "none":
         return NoRecorder()
     with console.status("opening MLflow"):
+        from agl_bench.bench.mlflow_models import Models
         from agl_bench.bench.mlflow_recorder import MlflowRecorder
 
-        return MlflowRecorder.connect(work, tracking)
+        return MlflowRecorder.connect(work, tracking, models=Models(*models) if models else None)
+
+
+def _sync_models(
+    store: CellStore, plugins: Plugins, tracking: str | None, console: Console, key: str | None, name: str | None
+) -> None:
+    """Log the models that cells have kept, or of one cell alone, which is registered as `name`."""
+    from agl_bench.bench.mlflow_recorder import MlflowRecorder
+
+    recorder = _recorder(store.work, tracking, console, (store, plugins))
+    assert isinstance(recorder, MlflowRecorder)
+    count = 0
+    for result in store if key is None else filter(None, [store.read(key)]):
+        if "model" in store.kept(result.spec.key):
+            address = recorder.record_model(result.spec)
+            count += address is not None
+            if name is not None and address is not None:
+                version = recorder.register_model(result.spec, name)
+                console.print(f"{result.spec.title}: models:/{name}/{version}", markup=False, highlight=False)
+    _raise_if_dead(recorder)
+    models = "1 model of a cell is" if count == 1 else f"{count} models of cells are"
+    console.print(f"{models} in MLflow" + ("." if count else "; keep them by run --keep model."))
+
+
+def _raise_if_dead(recorder: Recorder) -> None:
+    if recorder.dead:
+        raise AglBenchError(f"the sync was cut short: {recorder.dead}")
 
 
 def _with_tuned(cells: list[Any], campaign: Campaign, plugins: Plugins, folder: Path | None, *, transfer: bool) -> Any:
