@@ -207,8 +207,8 @@ def test_sync_brings_models_and_registers_one(made, file, tmp_path, capsys) -> N
     assert status == 2 and err.count("\n") == 1 and "--register 'a/b'" in err
 
 
-def test_a_cell_without_a_model_is_not_registered(make_result, tmp_path, capsys) -> None:
-    result = make_result()
+def test_a_cell_without_a_model_is_not_registered(made, tmp_path, capsys) -> None:
+    result = made[1]["tiny"]
     CellStore(tmp_path).write(result)
     with pytest.raises(SystemExit) as caught:
         main(["sync", "--work", str(tmp_path), "--register", "best", "--cell", result.spec.key])
