@@ -27,14 +27,17 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
+from agl_bench.bench.mlflow_models import Models, register
 from agl_bench.bench.mlflow_views import DESCRIPTION, VIEWS, experiment_name, links
 from agl_bench.bench.recorder import CellLog, Recorder
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
 from agl_bench.data.folds import EVALUATIONS
-from agl_bench.errors import TrackerUnavailable
+from agl_bench.digests import text_digest
+from agl_bench.errors import AglBenchError, BadSpec, TrackerUnavailable
 from agl_bench.training.records import EpochRecord
 
+MODEL = "agl.model"  # tag of a run: the address of its model
 FLUSH_SECONDS = 5.0  # a running cell's curves are at most this old
 FLUSH_METRICS = 500  # MLflow takes 1000 in one request
 FLUSH_SETTINGS = 100  # MLflow takes 100 params, and 100 tags, in one request
@@ -228,19 +231,25 @@ class MlflowRecorder(Recorder):
         experiments: dict[str, str],
         work: Path,
         warn: Callable[[str], None],
+        models: Models | None,
     ) -> None:
         """Use `connect`."""
         self.dead: str | None = None
         self.uri = tracker.name
         self._tracker, self._client, self._experiments = tracker, client, experiments
-        self._work, self._warn = work, warn
+        self._work, self._warn, self._models = work, warn, models
         self._indices: dict[str, _Index] = {}
         self._touched: dict[str, RunSpec] = {}  # groups of this session, each with one of its specs
         self._moment = 0
 
     @classmethod
     def connect(
-        cls, work: Path, uri: str | None = None, *, warn: Callable[[str], None] | None = None
+        cls,
+        work: Path,
+        uri: str | None = None,
+        *,
+        warn: Callable[[str], None] | None = None,
+        models: Models | None = None,
     ) -> MlflowRecorder:
         """Reach the tracker; create its database and experiments where they do not exist.
 
@@ -248,6 +257,7 @@ class MlflowRecorder(Recorder):
             work: work folder.
             uri: address; None = MLFLOW_TRACKING_URI, or else a database in the work folder.
             warn: says one line to the user; None = on stderr.
+            models: logs the models of cells that are shown; None = none are logged.
 
         Raises:
             TrackerUnavailable: within seconds, if it cannot be used.
@@ -262,7 +272,7 @@ class MlflowRecorder(Recorder):
             raise
         except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
             raise TrackerUnavailable(f"cannot track to {tracker.name}: {first_line(error)}") from error
-        return cls(tracker, client, experiments, work.absolute(), warn or _to_stderr)
+        return cls(tracker, client, experiments, work.absolute(), warn or _to_stderr, models)
 
     def open(self, spec: RunSpec) -> CellLog:
         """A run for the cell, in place of any earlier one of the same key."""
@@ -276,6 +286,21 @@ class MlflowRecorder(Recorder):
             anew: it was computed just now, and takes the place of what is shown.
         """
         return self.guarded(lambda: self._record(result, anew), False)
+
+    def record_model(self, spec: RunSpec) -> str | None:
+        """Log the model of a cell that is shown, unless it is there; its address, None if there is none to log."""
+        return self.guarded(lambda: self._record_model(spec), None)
+
+    def register_model(self, spec: RunSpec, name: str) -> int:
+        """Register the logged model of a cell; returns the version.
+
+        Raises:
+            BadSpec: if the cell has no model there, or MLflow refuses the name.
+        """
+        run_id, address = self._model_of(spec)
+        if not address:
+            raise BadSpec(f"cell {spec.key} has no model in MLflow to register")
+        return register(self._client, address.removeprefix("models:/"), run_id, name, _tags(spec, "cell"))
 
     def finish(self) -> None:
         """Bring the means of every touched group up to date, other processes' cells included, and close them."""
@@ -306,6 +331,23 @@ class MlflowRecorder(Recorder):
             return otherwise
 
     # What follows talks to MLflow and may raise.
+
+    def show_report(self, folder: Path) -> dict[str, str]:
+        """See `log_report`."""
+        found = {}
+        tags = {"agl.level": "report", "agl.work": text_digest(str(self._work))}
+        same = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+        for evaluation, experiment in self._experiments.items():
+            if not self._client.search_runs([experiment], "tags.agl.level = 'cell'", max_results=1):
+                continue
+            before = self._client.search_runs([experiment], same)
+            run_id = str(self._client.create_run(experiment, tags=tags, run_name="report").info.run_id)
+            self._client.log_artifacts(run_id, str(folder))
+            self._client.set_terminated(run_id, "FINISHED")
+            for run in before:
+                self._client.delete_run(run.info.run_id)
+            found[evaluation] = run_id
+        return found
 
     def log(
         self,
@@ -355,6 +397,8 @@ class MlflowRecorder(Recorder):
             if shown.run_id == run_id:
                 shown.status, shown.metrics = "FINISHED", {m.key: m.value for m in outcome}
         self._update_group(spec)
+        if self._models is not None:
+            self._log_model(spec, run_id)
 
     def abandon(self, spec: RunSpec, run_id: str, sentence: str) -> None:
         """A cell failed."""
@@ -391,6 +435,29 @@ class MlflowRecorder(Recorder):
         self.log(run_id, [m for row in rows for m in self.metrics(_epoch_metrics(row), int(row["epoch"]))])
         self.conclude(spec, run_id, result)
         return True
+
+    def _record_model(self, spec: RunSpec) -> str | None:
+        run_id, address = self._model_of(spec)
+        return address or (self._log_model(spec, run_id) if run_id else None)
+
+    def _log_model(self, spec: RunSpec, run_id: str) -> str | None:
+        """What is wrong with one model is said and costs no other."""
+        assert self._models is not None, "connected without models"
+        try:
+            number = self._models.log(self._client, self._experiments[spec.evaluation], run_id, spec)
+        except AglBenchError as error:
+            self._warn(f"no model of cell {spec.key} in MLflow: {error}")
+            return None
+        address = f"models:/{number}"
+        self.log(run_id, tags={MODEL: address})
+        return address
+
+    def _model_of(self, spec: RunSpec) -> tuple[str, str]:
+        """The run that shows a cell as finished, and the address of its model; "" for what is not there."""
+        shown = next((s for s in self._index(spec.evaluation).cells.get(spec.key, []) if s.is_finished), None)
+        if shown is None:
+            return "", ""
+        return shown.run_id, str(self._client.get_run(shown.run_id).data.tags.get(MODEL, ""))
 
     def _is_finished_elsewhere(self, spec: RunSpec) -> bool:
         """Whether another process has shown the cell since the index was read."""
@@ -512,6 +579,35 @@ class _Log(CellLog):
         if self._run_id is not None:
             self._recorder.log(self._run_id, self._waiting)
         self._waiting, self._flushed = [], time.monotonic()
+
+
+def log_report(work: Path, uri: str | None, folder: Path) -> dict[str, str]:
+    """Show a report with its figures and tables in MLflow, in place of an earlier one of the same work folder.
+
+    It becomes the artifacts of one run, tagged `agl.level = report`, in each experiment that has cells.
+
+    Args:
+        work: work folder.
+        uri: address of the tracker; None as in `MlflowRecorder.connect`.
+        folder: all that is in it is shown.
+
+    Returns:
+        evaluation -> id of the run.
+
+    Raises:
+        BadSpec: if the folder is not there or empty, or nothing is in MLflow that it could be a report of.
+        TrackerUnavailable: if the tracker cannot be used.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise BadSpec(f"{folder} is no folder of a report: nothing is there to show in MLflow")
+    recorder = MlflowRecorder.connect(work, uri)
+    try:
+        found = recorder.show_report(folder)
+    except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
+        raise TrackerUnavailable(f"the report cannot be shown in {recorder.uri}: {first_line(error)}") from error
+    if not found:
+        raise BadSpec(f"{recorder.uri} shows no cells to report on; `agl-bench sync --work {work}` brings them there")
+    return found
 
 
 def _enter(index: _Index, run: Run) -> None:
