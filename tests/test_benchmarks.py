@@ -20,6 +20,7 @@ SCRIPTS = {  # what the table must show
     "leaks": ["ranking on all spots", "random folds", "shared validation", "all three", "interval"],
     "prepare": ["prepare_s", "peak_MiB", "tiles", "jpeg"],
     "large": ["not zero", "Mapped", "anon_MiB", "hvg_k"],
+    "executors": ["overhead_ms", "speed_up", "serial", "local", "True"],
     "planted": ["best k of the sweep is at k* =", "pgl, k = 0 > agl, k = all", "amal ≤ pgl, k = 0", "Regime harmful"],
     "scaling": ["store_MiB", "train_s", "dkgsb", "time_slope"],
 }
