@@ -52,7 +52,8 @@ class SubmititEngine(Engine):
         self._job = job
         self._variables = {"OMP_NUM_THREADS": str(self.threads)}
         self._variables |= {SPIN: os.environ[SPIN]} if SPIN in os.environ else {}
-        common = {"name": "agl-bench", "timeout_min": EVER, "gpus_per_node": self.gpus}
+        common: dict[str, Any] = {"name": "agl-bench", "timeout_min": EVER}
+        common |= {"gpus_per_node": self.gpus} if self.gpus else {}
         try:
             self._executor = submitit.AutoExecutor(
                 job / "submitit", cluster=self.options.executor, slurm_max_num_timeout=REQUEUED

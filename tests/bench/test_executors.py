@@ -266,15 +266,15 @@ def test_a_signal_stops_workers_at_their_epoch(arm, words, serial, selectors, tm
 SLURM = {
     "sbatch": """
         import os, re, subprocess, sys
-        text = open(sys.argv[1]).read()
-        number = int(re.search(r"--array=0-(\\d+)", text)[1]) + 1
-        with open(os.environ["FAKE_SLURM"] + "/sbatch", "w") as log:
-            log.write(text)
-        for task in range(number):
+        place, text = os.environ["FAKE_SLURM"], open(sys.argv[1]).read()
+        with open(place + "/batch", "w") as batch:
+            batch.write(text)
+        for task in range(int(re.search(r"--array=0-(\\d+)", text)[1]) + 1):
             names = {"SLURM_JOB_ID": str(70 + task), "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task)}
             names |= {"SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "0"}
-            names |= {"SLURM_LOCALID": "0", "FAKE_BATCH": sys.argv[1]}
-            subprocess.Popen(["bash", sys.argv[1]], env=os.environ | names, stdout=subprocess.DEVNULL)
+            names |= {"SLURM_LOCALID": "0"}
+            with open(place + "/log", "a") as log:
+                subprocess.Popen(["bash", place + "/batch"], env=os.environ | names, stdout=log, stderr=log)
         print("Submitted batch job 7")
     """,
     "srun": """
@@ -286,9 +286,11 @@ SLURM = {
     """,
     "scontrol": """
         import os, subprocess, sys
-        with open(os.environ["FAKE_SLURM"] + "/scontrol", "a") as log:
-            log.write(" ".join(sys.argv[1:]) + "\\n")
-        subprocess.Popen(["bash", os.environ["FAKE_BATCH"]], stdout=subprocess.DEVNULL)
+        place = os.environ["FAKE_SLURM"]
+        with open(place + "/asked", "a") as asked:
+            asked.write(" ".join(sys.argv[1:]) + "\\n")
+        with open(place + "/log", "a") as log:
+            subprocess.Popen(["bash", place + "/batch"], stdout=log, stderr=log)
     """,
     "sacct": """
         print("JobID|State|NodeList")
@@ -317,11 +319,11 @@ def test_slurm_takes_a_machine_away(slurm, arm, start, serial, tmp_path):
     store = CellStore(tmp_path / "work")
     options = Options("slurm", workers=2, slurm_partition="short", slurm_time=5400)
     events = start(options.engine("cpu"), store, checkpoint_every=1000)
-    batch = (slurm / "sbatch").read_text()
+    batch = (slurm / "batch").read_text()
     for line in ("--partition=short", "--time=90", "--cpus-per-task=1", "export OMP_NUM_THREADS=1"):
         assert line in batch
     assert "--gpus" not in batch
-    assert (slurm / "scontrol").read_text() in ("requeue 7_0\n", "requeue 7_1\n")
+    assert (slurm / "asked").read_text() in ("requeue 7_0\n", "requeue 7_1\n")
     assert [e.sentence for e in of_kind(events, Noted)] == ["continued after epoch 1"]
     same(store.work, serial)
     nothing_is_left(store)
