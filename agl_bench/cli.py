@@ -103,7 +103,7 @@ def _executor_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def bundled(slurm_time: str | None, **values: Any) -> None:
         names = ("executor", "workers", "ray_address", "gpus_per_cell", "slurm_partition")
-        limit = None if slurm_time is None else _seconds("--slurm-time", slurm_time)
+        limit = None if slurm_time is None else _seconds(slurm_time, "--slurm-time")
         executor = Options(**{name: values.pop(name) for name in names}, slurm_time=limit)
         command(executor=executor, **values)
 
@@ -233,7 +233,7 @@ def run(
     """
     from agl_bench.bench.spec import Campaign
 
-    limit = None if time_limit is None else _seconds("--time-limit", time_limit)
+    limit = None if time_limit is None else _seconds(time_limit)
     executor.check(device)
     plugins = _discover(files)
     if precision is not None:
@@ -1398,7 +1398,7 @@ def _warn(sentence: str) -> None:
     click.echo(f"agl-bench: {sentence}", err=True)
 
 
-def _seconds(option: str, text: str) -> float:
+def _seconds(text: str, option: str = "--time-limit") -> float:
     """A duration such as 90s, 30m, 2h or 1h30m."""
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
     seconds = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
