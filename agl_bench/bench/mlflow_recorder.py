@@ -264,8 +264,8 @@ class MlflowRecorder(Recorder):
         """
         tracker = Tracker.of(work, uri)
         tracker.probe()
-        client = client_of(tracker)
         try:
+            client = client_of(tracker)
             with lock(work):
                 experiments = {e: _make_experiment(client, tracker, e) for e in EVALUATIONS}
         except TrackerUnavailable:
