@@ -40,7 +40,7 @@ from agl_bench.bench.tune import (
 from agl_bench.bench.tuned import Entry, conditions, read_entries, tuned_cells, with_settings, write_entry
 from agl_bench.cli import main
 from agl_bench.data.preprocess import SpotTable
-from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, Diverged
+from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, Diverged, TooLittleMemory
 from agl_bench.registry.plugins import Plugins
 
 ROOT = Path(os.devnull)
@@ -284,13 +284,16 @@ def test_nothing_to_search_is_one_trial(make, tmp_path):
 
 def test_diverged_trials_count_and_never_win(make, tmp_path):
     def disturb(number):
-        if number in (3, 4):
+        if number == 3:
             raise Diverged("the training loss became nan in epoch 0")
+        if number == 4:
+            raise TooLittleMemory("out of device memory with 64 spots in a batch")
 
     (study,) = make("pgl", trials=6, search=RATE, folds=1)
     *trials, done = tune(study, Played(disturb=disturb), open_storage(tmp_path, None))
     assert [t.value is None for t in trials] == [False, False, True, True, False, False]
-    assert "diverged" in trials[2].reason and (done.entry.points, done.entry.pruned) == (6, 2)
+    assert "diverged" in trials[2].reason and trials[3].reason.startswith("out of device memory")
+    assert (done.entry.points, done.entry.pruned) == (6, 2)
     nowhere = Played(lambda spec: math.nan)
     *_, failed = tune(replace(study, trials=2, sampler="random"), nowhere, open_storage(tmp_path, None))
     assert isinstance(failed, StudyFailed) and "none of 2 trials" in failed.sentence
