@@ -226,7 +226,7 @@ class _Place:
         self._add(
             "forest", f"Difference to {self.baseline}",
             f"Mean difference of test PCC to {self.baseline} on the same folds and seeds; lines are 95 % intervals "
-            f"of a hierarchical bootstrap over units (tested sections or donors, n = {units}) and the seeds within them."
+            f"of a hierarchical bootstrap over units (n = {units} tested sections or donors) and seeds within them."
             f" The band, ±{statistics.ROPE:g} PCC, counts as no difference. Filled markers are better or worse by a "
             "sign-flip test of units, whose p is Holm-corrected over the pairs of the place.",
             lambda title: standing.forest(pairs, title, baseline=self.baseline, rope=statistics.ROPE),
@@ -318,8 +318,9 @@ class _Place:
         self._add(
             "predictions", "Predicted against measured",
             f"The {len(first):,} test spots of section {name} ({first['fold'].nunique()} folds of one seed): the best, "
-            "the middle and the worst of the primary genes by mean PCC. Every map is standardised within a fold, since "
-            "the correlation loss leaves scale and offset free; PCC is over all spots shown.",
+            "the middle and the worst by mean PCC of the genes that are primary at most of them. Every map is "
+            "standardised within a fold, since the correlation loss leaves scale and offset free; PCC is over all spots "
+            "that have a colour. Grey: the gene is not primary in the fold of these spots.",
             make,
         )  # fmt: skip
 

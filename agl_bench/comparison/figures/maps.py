@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -178,6 +179,7 @@ def predictions(
     """Measured expression of primary genes above what each selector's model predicts at the same test spots.
 
     Every map is standardised over the test spots of a fold, since the correlation loss leaves scale and offset free.
+    Spots of folds in which a gene is not primary are grey.
 
     Args:
         tables: selector -> test spots of one section: section, fold, x_px, y_px, "measured:GENE" and "predicted:GENE";
@@ -200,6 +202,7 @@ def predictions(
         diameter = _WIDTH * (pitch(positions) or 1.0)
         low, high = positions.min(axis=0) - diameter, positions.max(axis=0) + diameter
         picture, extent, um_per_px = None, (float(low[0]), float(high[0]), float(high[1]), float(low[1])), None
+    with_grey = colormaps["viridis"].with_extremes(bad="0.8")
     figure, grid = _panels(1 + len(tables), len(genes), extent, title)
     for number, (axes_of, (name, table)) in enumerate(zip(grid, [("measured", first), *tables.items()], strict=True)):
         spots = table[["x_px", "y_px"]].to_numpy(float)
@@ -207,7 +210,7 @@ def predictions(
             measured = _standardised(table, f"measured:{gene}")
             values = measured if number == 0 else _standardised(table, f"predicted:{gene}")
             _below(axes, picture, extent)
-            discs = circles(axes, spots, diameter, array=values, cmap="viridis", linewidths=0)
+            discs = circles(axes, spots, diameter, array=values, cmap=with_grey, linewidths=0)
             discs.set_clim(-_LIMIT, _LIMIT)
             discs.set_rasterized(True)
             if number == 0:
