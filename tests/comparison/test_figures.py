@@ -199,6 +199,8 @@ def test_a_sweep_is_a_curve_and_a_choice_is_a_point() -> None:
     }  # fmt: skip
     assert lines.at["hvg_k(k=100)", "value"] == pytest.approx(0.4)  # no pairs: the plain PCC
     assert lines.at["dkgsb", "selected"] == 50
+    lines["learned"] = lines.index == "dkgsb"
+    assert reading.few_of_sweeps(lines.reset_index()) == ["hvg_k(k=100)", BASELINE, "dkgsb", "lone(k=3)"]
     figure = choice.sweep(lines.reset_index(), "T", score="PCC")
     curve = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [10, 100]]
     assert len(curve) == 1 and list(curve[0].get_ydata()) == pytest.approx([0.1, 0.4])

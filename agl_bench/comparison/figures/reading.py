@@ -108,6 +108,17 @@ def sweep_lines(cells: pd.DataFrame, pairs: pd.DataFrame, *, baseline: str = BAS
     return lines
 
 
+def few_of_sweeps(lines: pd.DataFrame) -> list[str]:
+    """Selectors for figures with a panel or a row each: of each sweep only the middle k.
+
+    Args:
+        lines: of `sweep_lines`.
+    """
+    swept = lines[lines["swept"]].sort_values("selected", kind="stable")
+    middle = {str(own["selector"].iloc[len(own) // 2]) for _, own in swept.groupby("name")}
+    return [s for s, is_swept in zip(lines["selector"], lines["swept"], strict=True) if not is_swept or s in middle]
+
+
 def _without_k(label: str) -> tuple[str, bool]:
     """A selector's label without its setting k, and whether it has one."""
     name, _, settings = label.partition("(")
