@@ -139,7 +139,7 @@ def prepare_repetition(
 def repeat(
     repetition: Repetition, plugins: Plugins, prepared: Preparation, *, keep: Keep
 ) -> Iterator[EpochRecord | Result | str]:
-    """Make the cell again: its epochs (and what memory did not suffice for), then its result, on as many threads as before. Nothing is written."""
+    """Make the cell again, on as many threads as before, and write nothing: what `Bench.train` yields."""
     threads = torch.get_num_threads()
     torch.set_num_threads(int(repetition.before.provenance.get("threads", threads)))
     try:

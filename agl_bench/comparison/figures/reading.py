@@ -9,7 +9,9 @@ import pandas as pd
 
 from agl_bench.bench.table import BASELINE
 from agl_bench.comparison.gather import UNIT, Gathered
+from agl_bench.errors import NotKept
 
+_COVERED = 0.9  # of the spots at which the most widely predicted gene is
 _GENES = ["gene", "primary", "rank", "weight", "pearson"]
 
 
@@ -77,10 +79,10 @@ def courses_of(gathered: Gathered, cells: pd.DataFrame) -> dict[str, list[pd.Dat
     return found
 
 
-def _table(gathered: Gathered, key: str, name: str, columns: Sequence[str] | None) -> pd.DataFrame | None:
+def _table(gathered: Gathered, key: str, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
     """A table of a cell, or None where the cell has none that can be read."""
     try:
-        return pd.read_parquet(gathered.store.cells / key / f"{name}.parquet", columns=columns)
+        return pd.read_parquet(gathered.store.cells / key / f"{name}.parquet", columns=list(columns))
     except (OSError, ValueError):
         return None
 
@@ -104,6 +106,17 @@ def sweep_lines(cells: pd.DataFrame, pairs: pd.DataFrame, *, baseline: str = BAS
     has_k = pd.Series([found for _, found in parts], index=lines.index)
     lines["swept"] = has_k & (lines["name"].where(has_k).map(lines["name"].where(has_k).value_counts()) > 1)
     return lines
+
+
+def few_of_sweeps(lines: pd.DataFrame) -> list[str]:
+    """Selectors for figures with a panel or a row each: of each sweep only the middle k.
+
+    Args:
+        lines: of `sweep_lines`.
+    """
+    swept = lines[lines["swept"]].sort_values("selected", kind="stable")
+    middle = {str(own["selector"].iloc[len(own) // 2]) for _, own in swept.groupby("name")}
+    return [s for s, is_swept in zip(lines["selector"], lines["swept"], strict=True) if not is_swept or s in middle]
 
 
 def _without_k(label: str) -> tuple[str, bool]:
@@ -130,8 +143,8 @@ def predictions_of(gathered: Gathered, cells: pd.DataFrame, selectors: Iterable[
         tables = {}
         for selector in selectors:
             own = units[units["selector"] == selector]
-            kept = [(c.fold, _table(gathered, c.key, "predictions", None)) for c in own.itertuples()]
-            parts = [table.assign(fold=fold) for fold, table in kept if table is not None]
+            parts = [_predictions(gathered, cell.key, cell.fold) for cell in own.itertuples()]
+            parts = [part for part in parts if part is not None]
             if parts:
                 tables[selector] = pd.concat(parts, ignore_index=True)
         if tables:
@@ -150,16 +163,26 @@ def predictions_of(gathered: Gathered, cells: pd.DataFrame, selectors: Iterable[
     return {name: table.loc[rows].reset_index() for name, table in spots.items()}
 
 
+def _predictions(gathered: Gathered, key: str, fold: str) -> pd.DataFrame | None:
+    try:
+        return gathered.store.predictions(key).assign(fold=fold)
+    except NotKept:
+        return None
+
+
 def shown_genes(tables: Mapping[str, pd.DataFrame], genes: pd.DataFrame) -> list[str]:
-    """The best, the middle and the worst predicted of the primary genes that all tables have at every spot.
+    """The best, the middle and the worst predicted of the primary genes that are predicted at most spots.
+
+    Folds differ in their primary genes: hardly one may be predicted at every spot of a section.
 
     Args:
         tables: of `predictions_of`.
         genes: of `per_gene`.
     """
     mark = "predicted:"
-    whole = [{c.removeprefix(mark) for c in t.columns[t.notna().all()] if c.startswith(mark)} for t in tables.values()]
-    known = set.intersection(*whole) if whole else set()
+    covered = pd.DataFrame({s: t.filter(regex=f"^{mark}").notna().mean() for s, t in tables.items()}).min(axis=1)
+    covered = covered[covered >= _COVERED * covered.max()]
+    known = {str(name).removeprefix(mark) for name in covered.index}
     means = genes[genes["gene"].isin(known)].groupby("gene")["pearson"].mean().dropna()
     ranked = [str(g) for g in means.sort_values(ascending=False, kind="stable").index]
     return list(dict.fromkeys(ranked[i] for i in (0, len(ranked) // 2, len(ranked) - 1))) if ranked else []
