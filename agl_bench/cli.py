@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from agl_bench.bench.executors import EXECUTORS, Options
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, UnknownName
-from agl_bench.terminal import follow, make_console, show_card, show_end, show_findings, show_study_end, show_table
+from agl_bench.terminal import (
+    follow,
+    make_console,
+    show_card,
+    show_end,
+    show_findings,
+    show_merge,
+    show_plan,
+    show_study_end,
+    show_table,
+)
 
 # Read by OpenMP when torch is imported. By default an idle thread spins for milliseconds before it sleeps; where
 # another process wants its core, every small operation waits for that, and a cell takes forty times as long.
@@ -27,9 +39,11 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.recorder import Recorder
-    from agl_bench.bench.run import Bench
-    from agl_bench.bench.spec import Campaign
+    from agl_bench.bench.run import Bench, Event
+    from agl_bench.bench.spec import Campaign, RunSpec
     from agl_bench.bench.tune import Study
+    from agl_bench.comparison.gather import Gathered
+    from agl_bench.comparison.reproduce import Grid
     from agl_bench.registry.plugins import Plugins
 
 INTERRUPTED = 75  # EX_TEMPFAIL: try again
@@ -59,6 +73,41 @@ _SET = click.option(
     metavar="NAME.KEY=VALUE",
     help="A setting of a plug-in or of the protocol, e.g. dkgsb.temperature=0.02 or protocol.epochs=50; repeatable.",
 )
+
+
+_EXECUTOR = (
+    click.option(
+        "--executor",
+        type=click.Choice(EXECUTORS),
+        default="serial",
+        show_default=True,
+        help="Who runs cells: this process, processes of this machine, Ray (one machine or a cluster), Slurm jobs.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1), metavar="N", help="Of an executor, at a time.  [default: one per core]"
+    ),
+    click.option("--ray-address", metavar="ADDRESS", help="A Ray cluster that is there.  [default: one of our own]"),
+    click.option("--gpus-per-cell", type=float, metavar="X", help="Of ray and slurm, e.g. 0.5.  [default: 1 on CUDA]"),
+    click.option("--slurm-partition", metavar="NAME", help="Where Slurm's jobs go."),
+    click.option(
+        "--slurm-time", metavar="TIME", help="That a Slurm job may take; then it queues again.  [default: 1h]"
+    ),
+)
+
+
+def _executor_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of executors, which reach the command as one: `executor`."""
+
+    @functools.wraps(command)
+    def bundled(slurm_time: str | None, **values: Any) -> None:
+        names = ("executor", "workers", "ray_address", "gpus_per_cell", "slurm_partition")
+        limit = None if slurm_time is None else _seconds("--slurm-time", slurm_time)
+        executor = Options(**{name: values.pop(name) for name in names}, slurm_time=limit)
+        command(executor=executor, **values)
+
+    for option in reversed(_EXECUTOR):
+        bundled = option(bundled)
+    return bundled
 
 
 class _Commands(click.Group):
@@ -107,6 +156,13 @@ def cli() -> None:
     help="Of training passes, short for --set protocol.precision; look-aheads stay fp32.  [default: the preset's]",
 )
 @click.option("--again", is_flag=True, help="Run finished and failed cells anew, from the beginning.")
+@click.option(
+    "--keep",
+    type=click.Choice(["predictions", "model", "nothing"]),
+    default="predictions",
+    show_default=True,
+    help="Of each cell beside its tables: predictions of the test spots, the model too, or nothing.",
+)
 @click.option("--retry-failed", is_flag=True, help="Run failed and diverged cells anew.")
 @click.option(
     "--checkpoint-every",
@@ -133,6 +189,7 @@ def cli() -> None:
     help="Also run every selector with the settings that `tune` wrote there; tables keep tuned and fixed apart.",
 )
 @click.option("--transfer", is_flag=True, help="With --tuned: also settings found on other data or protocols.")
+@_executor_options
 @click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table with per-fold values.")
 @click.option(
@@ -153,12 +210,14 @@ def run(
     device: str,
     precision: str | None,
     again: bool,
+    keep: Any,
     retry_failed: bool,
     checkpoint_every: float,
     time_limit: str | None,
     controls: bool,
     tuned: Path | None,
     transfer: bool,
+    executor: Options,
     dry_run: bool,
     json_file: Path | None,
     tracking: str | None,
@@ -172,7 +231,8 @@ def run(
     """
     from agl_bench.bench.spec import Campaign
 
-    limit = None if time_limit is None else _seconds(time_limit)
+    limit = None if time_limit is None else _seconds("--time-limit", time_limit)
+    executor.check(device)
     plugins = _discover(files)
     if precision is not None:
         assignments = (*assignments, f"protocol.precision={precision}")
@@ -181,27 +241,29 @@ def run(
 
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import control_cells, control_selectors, controls_of, notes_on
+    from agl_bench.bench.jobs import Job, run_on
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
 
-    torch_device = choose_device(device)
+    # Workers elsewhere have other devices; their data are looked at here, on the CPU.
+    torch_device = choose_device("cpu" if executor.is_elsewhere else device)
+    on = "cuda" if executor.is_elsewhere and (device == "cuda" or executor.gpus_per_cell) else torch_device.type
     if transfer and tuned is None:
         raise BadSpec("--transfer says which tuned settings may be taken; name their folder with --tuned")
     if dry_run:
-        _show_grid(campaign, plugins, root, work, torch_device.type, controls=controls, tuned=tuned, transfer=transfer)
+        _show_grid(campaign, plugins, root, work, on, controls=controls, tuned=tuned, transfer=transfer)
         return
-    if campaign.protocol.precision == "tf32" and torch_device.type != "cuda":
-        raise BadSpec(
-            f"protocol.precision = tf32 needs a CUDA device, and this run is on the {torch_device.type}; use fp32"
-        )
+    if campaign.protocol.precision == "tf32" and on != "cuda":
+        raise BadSpec(f"protocol.precision = tf32 needs a CUDA device, and this run is on the {on}; use fp32")
+    engine = None if executor.executor == "serial" else executor.engine(on)
     store = CellStore(work, warn=_warn)
     prepared = Preparation(root, _cache(work))
     known = fingerprints(campaign, plugins, root, prepared.digests)
     prepared.digests.keep()
-    cells = campaign.cells(plugins, root, device=torch_device.type, fingerprint=known)
+    cells = campaign.cells(plugins, root, device=on, fingerprint=known)
     cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
     asked = {spec.key for spec, _ in cells}
-    further = control_cells(campaign, plugins, root, device=torch_device.type, fingerprint=known) if controls else []
+    further = control_cells(campaign, plugins, root, device=on, fingerprint=known) if controls else []
     below = {spec.key for spec, _ in further}
     cells = _joined(cells, further)
     bench = Bench(plugins, root, torch_device, prepared)
@@ -211,10 +273,18 @@ def run(
         preflight(cells, bench, store, again=again, retry_failed=retry_failed)
     recorder = _recorder(work, tracking, console)
     with _Signals() as signals:
-        events = run_cells(
-            cells, bench, store, recorder, again=again, retry_failed=retry_failed, checkpoint_every=checkpoint_every,
-            time_limit=limit, stop=signals.asked,
-        )  # fmt: skip
+        events: Iterator[Event]
+        if engine is None:
+            events = run_cells(
+                cells, bench, store, recorder, again=again, retry_failed=retry_failed,
+                checkpoint_every=checkpoint_every, time_limit=limit, stop=signals.asked, keep=keep,
+            )  # fmt: skip
+        else:
+            del bench  # workers have their own
+            job = Job(work, root, _cache(work), files, on, checkpoint_every, limit, keep)
+            events = run_on(
+                engine, cells, job, store, recorder, again=again, retry_failed=retry_failed, stop=signals.asked
+            )
         results, failures, stopped = follow(events, len(cells), console)
     if signals.asked():
         raise KeyboardInterrupt
@@ -257,20 +327,22 @@ def status(work: Path, json_: bool) -> None:
 
     console = make_console()
     table = Table(title=f"cells of {work}", title_justify="left", title_style="bold")
-    for column in ("dataset", "evaluation", "backbone", "selector"):
+    columns = ["dataset", "evaluation", "backbone", "selector"]
+    if any(place.settings != "fixed" for place in found.counts):
+        columns.append("settings")
+    for column in columns:
         table.add_column(column, no_wrap=True)
     for column in STATUSES:
         table.add_column(column, justify="right", no_wrap=True)
     for place, count in found.counts.items():
-        table.add_row(*vars(place).values(), *(str(count[name] or "–") for name in STATUSES))
+        words = (getattr(place, column) for column in columns)
+        table.add_row(*words, *(str(count[name] or "–") for name in STATUSES))
     total = {name: sum(count[name] for count in found.counts.values()) for name in STATUSES}
     table.add_section()
-    table.add_row("all", "", "", "", *(str(total[name] or "–") for name in STATUSES))
+    table.add_row("all", *[""] * (len(columns) - 1), *(str(total[name] or "–") for name in STATUSES))
     console.print(table)
     for cell in found.running:
-        what = (
-            f"{' · '.join(vars(cell.place).values())} · fold {cell.fold} · seed {cell.seed}" if cell.place else cell.key
-        )
+        what = f"{cell.place.title} · fold {cell.fold} · seed {cell.seed}" if cell.place else cell.key
         done = "before its first epoch"
         if cell.progress is not None:
             done = f"{cell.progress[0] + 1} of {cell.progress[1]} epochs"
@@ -877,6 +949,110 @@ def ui(work: Path, port: int, tracking: str | None) -> None:
     serve(work, tracking, port=port, ready=ready)
 
 
+@cli.command(params=[p for p in run.params if p.name not in ("dry_run", "json_file", "workers")])
+@click.option(
+    "--from",
+    "others",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="WORK",
+    help="Judge by the finished cells of this work folder too; repeatable.",
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time.")
+@click.option("--json", "json_", is_flag=True, help="For programs.")
+def plan(
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+    config: Path | None,
+    preset: str | None,
+    assignments: tuple[str, ...],
+    device: str,
+    precision: str | None,
+    again: bool,
+    retry_failed: bool,
+    controls: bool,
+    tuned: Path | None,
+    transfer: bool,
+    others: tuple[Path, ...],
+    workers: int,
+    json_: bool,
+    **words: Any,
+) -> None:
+    """Say what a run would cost, from what past cells have cost. Trains nothing.
+
+    Takes the words of `run`, so that `plan` can be put in its place; those that change no cost are ignored. Past cells
+    of the same line count, else cells of the same selector, backbone and evaluation, scaled; what is unknown is said.
+    """
+    from agl_bench.bench.spec import Campaign
+
+    plugins = _discover(files)
+    if precision is not None:
+        assignments = (*assignments, f"protocol.precision={precision}")
+    lists = {name: words[name] for name in ("selectors", "datasets", "backbone", "evaluation", "seeds", "fold")}
+    campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
+    for other in others:
+        _check_work_folder(other)
+
+    from agl_bench.bench.plan import as_json, estimate, machine_of, past_cells, training_spots
+    from agl_bench.bench.run import Bench, choose_device, provenance
+
+    torch_device = choose_device(device)
+    console = make_console()
+    cells = _standing(
+        campaign, plugins, root, work, torch_device.type, controls=controls, tuned=tuned, transfer=transfer
+    )
+    bench = Bench(plugins, root, torch_device)
+    past = past_cells([*([work] if (work / "cells").is_dir() else []), *others])
+    with console.status("looking at past cells"):
+        found = estimate(
+            cells, past, lambda specs: training_spots(specs, bench), machine=machine_of(provenance(torch_device)),
+            workers=workers, again=again, retry_failed=retry_failed,
+        )  # fmt: skip
+    if json_:
+        click.echo(json.dumps(as_json(found), indent=1))
+    else:
+        show_plan(found, campaign.preset, console)
+
+
+@cli.command()
+@click.argument("stores", nargs=-1, required=True, metavar="A B …", type=click.Path(path_type=Path))
+@click.option(
+    "--prefer",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="A",
+    help="Where stores differ, take what A has; repeatable, the first that has it decides.",
+)
+@_WORK
+def merge(stores: tuple[Path, ...], prefer: tuple[Path, ...], work: Path) -> None:
+    """Join the work folders A, B … of several machines into --work, which may be one of them.
+
+    Finished cells, failures, folds, checkpoints of unfinished cells (the furthest) and tuned settings are copied, each
+    whole or not at all; A, B … stay as they are. Stores that differ in a cell are refused before anything is copied.
+    The same command continues a merge that was stopped.
+    """
+    from agl_bench.bench.merge import Outcome, merge, plan_merge
+    from agl_bench.errors import BadWorkFolder
+
+    console = make_console()
+    with console.status("comparing the stores"):
+        plan = plan_merge(stores, work, prefer)
+    if plan.conflicts:
+        for conflict in plan.conflicts:
+            click.echo(f"agl-bench: conflict: {conflict}", err=True)
+        count = len(plan.conflicts)
+        raise BadWorkFolder(
+            f"the stores contradict each other in the {count} point{'s' if count > 1 else ''} above, and nothing was "
+            f"copied; --prefer {stores[0]} takes what that one has"
+        )
+    outcome = Outcome({}, [])
+    with console.status("copying") as said:
+        for done in merge(plan, outcome):
+            said.update(f"copying {done} of {plan.steps}")
+    show_merge(plan, outcome, console)
+
+
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: WORK/report]")
 @click.option("--baseline", default="pgl", show_default=True, help="Selector that the others are compared with.")
@@ -932,6 +1108,87 @@ def compare(a: str, b: str, work: Path, json_: bool) -> None:
         click.echo(json.dumps(as_json(pairs), indent=1))
         return
     show_comparison(pairs, a, b, make_console())
+
+
+@cli.command()
+@click.argument("what")
+@click.option("--on", metavar="DATASET", help="Instead of the paper's data: the same grid under the conditions of run.")
+@click.option("--preset", help="Conditions.  [default: those of the paper; elsewhere those of run]")
+@click.option("--backbone", help="Image encoder.  [default: that of the paper; elsewhere that of run]")
+@click.option("--evaluation", multiple=True, metavar="A,B", help="Only intra or inter.")
+@click.option("--seeds", multiple=True, metavar="0,1", help="Roots of all randomness.  [default: see --dry-run]")
+@click.option("--fold", multiple=True, metavar="A,B", help="Only these folds.")
+@_SET
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--retry-failed", is_flag=True, help="Run failed and diverged cells anew.")
+@click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables as CSV.")
+@click.option("--tracking", metavar="URI", help="MLflow as for run: a tracking URI, or none.")
+@_PLUGIN
+@_DATA
+@_WORK
+def reproduce(
+    what: str,
+    on: str | None,
+    preset: str | None,
+    backbone: str | None,
+    evaluation: tuple[str, ...],
+    seeds: tuple[str, ...],
+    fold: tuple[str, ...],
+    assignments: tuple[str, ...],
+    device: str,
+    retry_failed: bool,
+    dry_run: bool,
+    out: Path | None,
+    tracking: str | None,
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+) -> None:
+    """Run the grid of a paper's table or figure and print its numbers, ours and the difference.
+
+    WHAT is table1, table2, fig1b, fig3, fig4 or fig5 of Shiku et al. (AAAI 2026). The cells are those of `run`: kept,
+    shared with it, continued where they were stopped. The exit status is that of `run`, too.
+    """
+    from agl_bench.comparison.reproduce import load_target, make_grid
+
+    plugins = _discover(files)
+    target = load_target(what, on=on, evaluations=_words(evaluation))
+
+    from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.prepare import Preparation
+    from agl_bench.bench.run import Bench, choose_device, preflight, run_cells
+    from agl_bench.comparison.gather import gather
+    from agl_bench.terminal import show_planned, show_target
+
+    torch_device = choose_device(device)
+    prepared = Preparation(root, _cache(work))
+    grid = make_grid(
+        target, plugins, root, device=torch_device.type, digests=prepared.digests, preset=preset, backbone=backbone,
+        seeds=seeds, folds=_words(fold), assignments=assignments,
+    )  # fmt: skip
+    console = make_console()
+    show_target(grid, plugins, console)
+    if dry_run:
+        show_planned(grid, CellStore(work) if (work / "cells").is_dir() else None, console)
+        return
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    store = CellStore(work, warn=_warn)
+    prepared.digests.keep()
+    bench = Bench(plugins, root, torch_device, prepared)
+    with console.status("reading and checking the data"):
+        preflight(grid.cells, bench, store, retry_failed=retry_failed)
+    recorder = _recorder(work, tracking, console)
+    with _Signals() as signals:
+        events = run_cells(grid.cells, bench, store, recorder, retry_failed=retry_failed, stop=signals.asked)
+        _, failures, _ = follow(events, len(grid.cells), console)
+    if signals.asked():
+        raise KeyboardInterrupt
+    _show_reproduced(grid, gather(store), out, console)
+    show_end(work, tracking, recorder, failures, console)
+    if failures:
+        sys.exit(1)
 
 
 @cli.command()
@@ -1015,12 +1272,12 @@ def _warn(sentence: str) -> None:
     click.echo(f"agl-bench: {sentence}", err=True)
 
 
-def _seconds(text: str) -> float:
+def _seconds(option: str, text: str) -> float:
     """A duration such as 90s, 30m, 2h or 1h30m."""
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
     seconds = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
     if not seconds:
-        raise BadSpec(f"--time-limit {text} is no duration; write e.g. 90s, 30m, 2h or 1h30m")
+        raise BadSpec(f"{option} {text} is no duration; write e.g. 90s, 30m, 2h or 1h30m")
     return float(seconds)
 
 
@@ -1095,21 +1352,9 @@ def _show_grid(
     transfer: bool,
 ) -> None:
     """The cells that a run would go through, one line each, and whether they are finished."""
-    from agl_bench.bench.cells import CellStore
-    from agl_bench.bench.controls import control_cells
-    from agl_bench.bench.prepare import Preparation
-    from agl_bench.bench.run import fingerprints
-
-    store = CellStore(work) if (work / "cells").is_dir() else None
-    known = fingerprints(campaign, plugins, root, Preparation(root, _cache(work)).digests)
-    cells = campaign.cells(plugins, root, device=device, fingerprint=known)
-    cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
-    if controls:
-        cells = _joined(cells, control_cells(campaign, plugins, root, device=device, fingerprint=known))
+    cells = _standing(campaign, plugins, root, work, device, controls=controls, tuned=tuned, transfer=transfer)
     count = {"done": 0, "failed": 0, "diverged": 0, "todo": 0}
-    for spec, _ in cells:
-        failure = store.failure(spec.key) if store else None
-        status = "done" if store and store.read(spec.key) is not None else failure.status if failure else "todo"
+    for spec, status in cells:
         count[status] += 1
         click.echo(f"{spec.key}  {status}  {spec.title}")
     failed = count["failed"] + count["diverged"]
@@ -1120,10 +1365,65 @@ def _show_grid(
     )
 
 
+def _standing(
+    campaign: Campaign,
+    plugins: Plugins,
+    root: Path,
+    work: Path,
+    device: str,
+    *,
+    controls: bool,
+    tuned: Path | None,
+    transfer: bool,
+) -> list[tuple[RunSpec, str]]:
+    """The cells that a run would go through, and how each stands; nothing is written."""
+    from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.controls import control_cells
+    from agl_bench.bench.plan import standing
+    from agl_bench.bench.prepare import Preparation
+    from agl_bench.bench.run import fingerprints
+
+    store = CellStore(work) if (work / "cells").is_dir() else None
+    known = fingerprints(campaign, plugins, root, Preparation(root, _cache(work)).digests)
+    cells = campaign.cells(plugins, root, device=device, fingerprint=known)
+    cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
+    if controls:
+        cells = _joined(cells, control_cells(campaign, plugins, root, device=device, fingerprint=known))
+    return list(standing((spec for spec, _ in cells), store))
+
+
 def _joined(cells: list[Any], further: list[Any]) -> list[Any]:
     """Cells and those of `further` that are not among them."""
     known = {spec.key for spec, _ in cells}
     return cells + [(spec, plan) for spec, plan in further if spec.key not in known]
+
+
+def _words(options: Sequence[str]) -> list[str]:
+    """Comma-separated words of a repeatable option."""
+    return [word.strip() for option in options for word in option.split(",") if word.strip()]
+
+
+def _show_reproduced(grid: Grid, gathered: Gathered, out: Path | None, console: Console) -> None:
+    """What a paper prints, what came out, and the same as CSV files."""
+    from agl_bench.comparison.reproduce import compare, ends, only_one_takes, taken_genes, trajectories
+    from agl_bench.terminal import show_ends, show_genes, show_lines
+
+    name = grid.target.name
+    tables = {name: compare(grid, gathered)}
+    show_lines(grid, tables[name], console)
+    if grid.target.shows == "trajectories":
+        tables[f"{name}-trajectories"] = trajectories(grid, gathered)
+        show_ends(ends(tables[f"{name}-trajectories"]), console)
+    if grid.target.shows == "genes":
+        tables[f"{name}-genes"] = taken_genes(grid, gathered)
+        tables[f"{name}-one-takes"] = only_one_takes(tables[f"{name}-genes"])
+        show_genes(grid, tables[f"{name}-genes"], tables[f"{name}-one-takes"], console)
+    for sentence in grid.target.says:
+        console.print(sentence, markup=False, highlight=False)
+    if out is not None:
+        for stem, table in tables.items():
+            table.to_csv(out / f"{stem}.csv", index=False)
+            console.print(f"wrote {out / stem}.csv", markup=False, highlight=False)
 
 
 def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:

@@ -8,9 +8,12 @@ AglBenchError
 ├── BadSection         a tissue section that fails a check
 ├── MissingData        a dataset's files are not where they should be
 ├── FetchFailed        a download could not be started or did not pass its check
+├── NotKept            a finished cell has not kept what is asked for
 ├── BadWorkFolder      the work folder cannot be written, or holds something unreadable
 ├── TrackerUnavailable the MLflow server does not answer
-└── Diverged           training produced a non-finite loss
+├── ExecutorFailed     an engine that runs cells is not there, or its workers cannot run them
+├── Diverged           training produced a non-finite loss
+└── TooLittleMemory    a batch does not fit into the memory of the device and must not be parted
 
 The command line prints the sentence and exits with status 2; it never shows a traceback for one of these.
 """
@@ -67,6 +70,10 @@ class FetchFailed(AglBenchError):
     """A download could not be started, finished or verified."""
 
 
+class NotKept(AglBenchError):
+    """A finished cell has not kept what is asked for: which cell, which command brings it."""
+
+
 class BadWorkFolder(AglBenchError):
     """The work folder cannot be created, written or read."""
 
@@ -75,5 +82,13 @@ class TrackerUnavailable(AglBenchError):
     """The tracking server does not answer or refuses."""
 
 
+class ExecutorFailed(AglBenchError):
+    """An engine that runs cells elsewhere: which one, what it lacks or says, what to do."""
+
+
 class Diverged(AglBenchError):
     """Training produced a non-finite loss: epoch and first non-finite gene."""
+
+
+class TooLittleMemory(AglBenchError):
+    """A batch that must not be parted does not fit into the device: how many spots fit, and what to set."""

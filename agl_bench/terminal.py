@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,18 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from rich.console import Console
 
     from agl_bench.bench.audit import Finding
+    from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import Control
+    from agl_bench.bench.merge import Outcome, Plan
+    from agl_bench.bench.plan import Estimate
     from agl_bench.bench.recorder import Recorder
     from agl_bench.bench.result import Result
     from agl_bench.bench.run import Event, Failed, Stopped
     from agl_bench.bench.spec import Campaign
     from agl_bench.bench.table import Summary
     from agl_bench.bench.tune import StudyDone
+    from agl_bench.comparison.reproduce import Grid
+    from agl_bench.registry.plugins import Plugins
 
 
 def make_console() -> Console:
@@ -415,6 +421,144 @@ def show_findings(findings: Sequence[Finding], preset: str, console: Console) ->
     console.print(end or "Nothing leaks that the protocol does not declare.", highlight=False)
 
 
+def show_target(grid: Grid, plugins: Plugins, console: Console) -> None:
+    """What is about to be reproduced, under which conditions, and at what cost."""
+    target = grid.target
+    console.print(f"[bold]{target.title}[/] ({target.source})", highlight=False)
+    changed = f" with {', '.join(grid.assignments)}" if grid.assignments else ""
+    for preset, backbone, device in dict.fromkeys(
+        (s.preset.partition(" with ")[0], s.backbone.name, s.device) for s, _ in grid.cells
+    ):
+        console.print(f"preset {preset}{changed} · backbone {backbone} · {device}", markup=False, highlight=False)
+    if target.is_elsewhere:
+        console.print("The paper has no numbers for these data: its columns show –.", highlight=False)
+    else:
+        console.print(
+            f"The whole of {target.name} takes some {target.gpu_hours:,g} h on one GPU: a rough estimate, see "
+            "benchmarks/reproduce.md.",
+            highlight=False,
+        )
+    for row in target.absent(plugins):
+        console.print(f"{row.name}: no selector '{row.selector}' is installed, it is left out.", highlight=False)
+
+
+def show_planned(grid: Grid, store: CellStore | None, console: Console) -> None:
+    """The lines of a grid, and how many of their cells are finished."""
+    total = done = 0
+    for column in grid.target.columns:
+        for row in grid.target.rows:
+            keys = grid.keys(column, row)
+            if keys:
+                finished = sum(store is not None and store.read(key) is not None for key in keys)
+                name = f"{column.name} · {row.name}" + (f" · {row.preset}" if row.preset else "")
+                console.print(f"{name}: {len(keys)} cells, {finished} finished", markup=False, highlight=False)
+                total, done = total + len(keys), done + finished
+    console.print(f"{total} cells, {done} finished, {total - done} to run", highlight=False)
+
+
+def show_lines(grid: Grid, table: pd.DataFrame, console: Console) -> None:
+    """Paper's number, ours and the difference: one table for each column of the paper's."""
+    from rich.table import Table
+
+    from agl_bench.bench.table import BASELINE
+
+    few = False
+    for column in grid.target.columns:
+        here = table[table["column"] == column.name]
+        shown = Table(title=column.name, title_justify="left", title_style="bold")
+        presets = here["preset"].nunique() > 1
+        has_gain, has_k = here["gain"].notna().any(), here["paper_selected"].notna().any()
+        gains = (f"paper's Δ {BASELINE}", f"our Δ {BASELINE} \\[95 %]") if has_gain else ()
+        shown.add_column("method", no_wrap=True)
+        for heading in (
+            "paper's PCC ± sd", "ours \\[95 %]", "ours − paper's \\[95 %]", *gains, *(["paper's k"] if has_k else []),
+            "our k", "cells",
+        ):  # fmt: skip
+            shown.add_column(heading, justify="right", no_wrap=True)
+        for line in here.to_dict("records"):
+            few = few or line["cells"] < line["expected"]
+            row = [line["method"] + (f" ({line['preset']})" if presets else "")]
+            row.append(
+                _number(line["paper"], ".3f") + ("" if math.isnan(line["paper_sd"]) else f" ± {line['paper_sd']:.3f}")
+            )
+            row += [_interval(line, "pcc", ".3f"), _interval(line, "difference", "+.3f")]
+            if has_gain:
+                row += [_number(line["paper_gain"], "+.3f"), _interval(line, "gain", "+.3f")]
+            row += [_number(line["paper_selected"], ",.0f")] if has_k else []
+            done = str(line["cells"]) if line["cells"] == line["expected"] else f"{line['cells']} of {line['expected']}"
+            shown.add_row(*row, _number(line["selected"], ",.0f"), done)
+        console.print("", shown)
+    console.print(
+        "PCC: test PCC, mean over primary genes, then folds and seeds, then sections; \\[95 %]: bootstrap over "
+        "sections and, within them, seeds, which deal new folds; of one section, over seeds alone. The paper's number "
+        f"is taken as printed. Δ {BASELINE}: on the same folds and seeds.",
+        highlight=False,
+    )
+    if few:
+        console.print("Cells are missing: means over different folds are not comparable.", highlight=False)
+
+
+def show_ends(table: pd.DataFrame, console: Console) -> None:
+    """Where k and the validation PCC begin and end."""
+    from rich.table import Table
+
+    shown = Table(title="over outer iterations, mean over folds and seeds", title_justify="left", title_style="bold")
+    for heading in ("column", "method", "preset"):
+        shown.add_column(heading, no_wrap=True)
+    for heading in ("cells", "iterations", "k first", "k last", "of all", "PCC first", "best", "last"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for line in table.to_dict("records"):
+        shown.add_row(
+            line["column"], line["method"], line["preset"] or "–", str(line["cells"]), f"{line['iterations']:,.0f}",
+            f"{line['first']:,.0f}", f"{line['last']:,.0f}", f"{line['last_share']:.1%}",
+            *(f"{line[name]:.3f}" for name in ("first_pcc", "best_pcc", "last_pcc")),
+        )  # fmt: skip
+    console.print("", shown)
+    console.print("PCC here is that of validation.", highlight=False)
+
+
+def show_genes(grid: Grid, genes: pd.DataFrame, table: pd.DataFrame, console: Console, most: int = 10) -> None:
+    """Genes that one method takes and the others do not, and those that the paper names."""
+    from rich.table import Table
+
+    for column in grid.target.columns:
+        shown = Table(title=f"{column.name}: genes that one takes", title_justify="left", title_style="bold")
+        for heading in ("method", "gene"):
+            shown.add_column(heading, no_wrap=True)
+        for heading in ("takes it in", "another in", "weight ahead by"):
+            shown.add_column(heading, justify="right", no_wrap=True)
+        here = table[table["column"] == column.name]
+        for method, lines in here.groupby("method", sort=False):
+            shown.add_section()
+            for line in lines.head(most).itertuples():
+                shown.add_row(
+                    method, line.gene, f"{line.taken:.0%} of cells", f"{line.others:.0%}", f"{line.margin:+.2f}"
+                )
+            if len(lines) > most:
+                shown.add_row(method, f"… and {len(lines) - most:,} more", "", "", "")
+        console.print("", shown)
+        if grid.target.is_elsewhere:
+            continue
+        for row in grid.target.rows:
+            for gene in row.genes:
+                found = genes[(genes["column"] == column.name) & (genes["gene"] == gene)]
+                ours = ", ".join(f"{f.method} takes it in {f.taken:.0%} of {f.cells} cells" for f in found.itertuples())
+                sentence = f"{gene}: the paper says {row.name} only; here {ours or 'it is no auxiliary gene'}."
+                console.print(sentence, markup=False, highlight=False)
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else f"{value:{form}}"
+
+
+def _interval(line: dict[str, Any], name: str, form: str) -> str:
+    """A value with its interval, e.g. .514 [.498, .530]."""
+    value, low, high = (line[n] for n in (name, f"{name}_low", f"{name}_high"))
+    if math.isnan(value):
+        return "–"
+    return f"{value:{form}}" + ("" if math.isnan(low) else f" \\[{low:{form}}, {high:{form}}]")
+
+
 def _plus_minus(sd: float | None) -> str:
     return "" if sd is None else f" ± {sd:.3f}"
 
@@ -430,3 +574,91 @@ def show_end(work: Path, tracking: str | None, recorder: Recorder, failures: lis
         click.echo(f"agl-bench: MLflow is incomplete; `agl-bench sync --work {work}` brings it up to date", err=True)
     elif tracking != "none":
         console.print(f"Results: {work}/cells; in the browser: agl-bench ui --work {work}", highlight=False)
+
+
+def show_merge(plan: Plan, outcome: Outcome, console: Console) -> None:
+    """What came from which store, what was left out, and what to do next."""
+    from rich.table import Table
+
+    from agl_bench.bench.merge import WHAT
+
+    table = Table(title=f"merged into {plan.work}", title_justify="left", title_style="bold")
+    table.add_column("store", overflow="fold")
+    for column in WHAT:
+        table.add_column(column, justify="right", no_wrap=True)
+    for work, count in outcome.counts.items():
+        own = work == plan.work
+        table.add_row(
+            str(work), *("–" if own and name not in ("cells", "left out") else str(count[name] or "–") for name in WHAT)
+        )
+    console.print(table)
+    for note in outcome.notes:
+        click.echo(f"note: {note}")
+    copied = sum(count["copied"] for count in outcome.counts.values())
+    click.echo(
+        f"{copied} finished cell{'s' if copied != 1 else ''} copied into {plan.work}; show them in MLflow: "
+        f"agl-bench sync --work {plan.work}"
+    )
+
+
+def show_plan(found: Estimate, preset: str, console: Console) -> None:
+    """What each line of a grid costs, all of them together, and what that rests on."""
+    from rich.table import Table
+
+    lines = found.lines
+    table = Table(title=f"plan · preset {preset}", title_justify="left", title_style="bold")
+    names = ["dataset", "evaluation", "backbone", "selector"]
+    if any(line.place.settings != "fixed" for line in lines):
+        names.append("settings")
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    failed = any(line.count["failed"] + line.count["diverged"] for line in lines)
+    for name in ("cells", "done", *(["failed"] if failed else []), "to do", "s per cell", "total", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("judged by", overflow="fold")
+    for line in lines:
+        cost, count = line.cost, line.count
+        numbers = [count.total(), count["done"], *([count["failed"] + count["diverged"]] if failed else []), line.left]
+        each, total, memory, basis = "–", "–", "–", ""
+        if cost is not None:
+            each = f"{cost.seconds:,.1f}" + (f" ({cost.low:,.1f}–{cost.high:,.1f})" if cost.low is not None else "")
+            total, basis = duration(line.total("seconds") or 0.0), cost.basis
+            memory = "–" if cost.peak_memory_mb is None else f"{cost.peak_memory_mb:,.0f}"
+        elif line.left:
+            each, total, memory, basis = "unknown", "unknown", "unknown", "nothing alike has been run"
+        words = (getattr(line.place, name) for name in names)
+        table.add_row(*words, *(str(n or "–") for n in numbers), each, total, memory, basis)
+    console.print(table)
+    click.echo(_plan_line(found))
+    if any(line.cost and line.cost.low is not None for line in lines):
+        click.echo("s per cell: median (10–90 %) of the past cells; cells that have begun are counted whole.")
+
+
+def _plan_line(found: Estimate) -> str:
+    """The grid in one sentence."""
+    cells, left = (sum(n) for n in zip(*((line.count.total(), line.left) for line in found.lines), strict=True))
+    text = f"{cells} cell{'s' if cells != 1 else ''}, {left} to do"
+    known = left - found.unknown
+    if known:
+        span = f" ({duration(found.low)} to {duration(found.high)})" if found.high > found.low else ""
+        who = f"{found.workers} workers that do not slow each other" if found.workers > 1 else "one worker"
+        text += f": {'at least' if found.unknown else 'about'} {duration(found.elapsed)}{span} with {who}"
+        if found.peak_memory_mb is not None:
+            text += f", peak memory {found.peak_memory_mb:,.0f} MB" + (" each" if found.workers > 1 else "")
+    if found.unknown:
+        text += f"; {found.unknown} of unknown cost" + (", not counted" if known else ": run one of each line first")
+    return f"{text}."
+
+
+def duration(seconds: float) -> str:
+    """For people: seconds below two minutes, else minutes, hours or days with the next smaller unit."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 or seconds == 0 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -139,7 +139,8 @@ def test_every_dependency_is_imported():
 
 def test_presets_are_packed():
     packed = PROJECT_FILE["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert set(packed) == {f"benchmarks/{p.name}" for p in (ROOT / "benchmarks").glob("*.toml")}
+    found = (ROOT / "benchmarks").rglob("*.toml")
+    assert set(packed) == {p.relative_to(ROOT).as_posix() for p in found}
 
 
 def test_readme_shows_the_example_as_it_is():

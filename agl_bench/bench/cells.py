@@ -6,27 +6,32 @@ Several processes, of several machines where the folder is shared, may work on o
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import pyarrow.parquet as pq
+import torch
 
 from agl_bench.bench.checkpoints import Partial, flush, replace_text
+from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Leases, Owner, is_stale
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
-from agl_bench.digests import file_digest, text_digest
-from agl_bench.errors import AglBenchError, BadWorkFolder
+from agl_bench.bench.status import Place
+from agl_bench.digests import bytes_digest, file_digest, text_digest
+from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, NotKept, UnknownName
 
 FORMAT = 2
 DIGEST = 16  # bytes of a table's digest; part of the format
 Status = Literal["failed", "diverged"]
 _TABLES = ("genes", "epochs", "outer")
+_KEPT = {"predictions": "predictions.parquet", "model": "model.pt"}  # what a cell may keep beside its tables
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,15 @@ class CellStore:
         if not folder.is_dir():
             return None
         try:
-            return _read(folder)
-        except _Damaged:
+            return read_cell(folder)
+        except Unreadable as error:
+            if not error.is_damaged:
+                return None
             aside = self.cells / f".damaged-{key}"
             shutil.rmtree(aside, ignore_errors=True)
             with contextlib.suppress(FileNotFoundError):  # another process has done so
                 folder.rename(aside)
             self.warn(f"the result of cell {key} is damaged: set aside as {aside}, to be computed anew")
-            return None
-        except (KeyError, TypeError, AglBenchError):
             return None
 
     def __iter__(self) -> Iterator[Result]:
@@ -113,19 +118,69 @@ class CellStore:
         Light: of the tables only one column is read, and their digests are left to `read`. Cells that cannot be read
         are left out.
         """
-        for folder in sorted(self.cells.iterdir()):
-            if folder.name.startswith("."):
-                continue
-            try:
-                content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-                if content["format"] != FORMAT:
-                    continue
-                selected = pq.read_table(folder / "epochs.parquet", columns=["selected"])["selected"]
-                content["selected"] = int(selected[content["best_epoch"]].as_py())
-                content["epochs"] = len(selected)
-            except (OSError, ValueError, KeyError, IndexError, TypeError):
-                continue  # being written, damaged or of another version
-            yield content | {"key": folder.name}
+        return glances(self.cells)
+
+    def find(self, text: str) -> str:
+        """Key of the finished cell that is called so, by its key or the beginning of it.
+
+        Raises:
+            UnknownName: if there is none.
+            BadSpec: if several begin so.
+        """
+        keys = sorted(p.name for p in self.cells.iterdir() if p.is_dir() and not p.name.startswith("."))
+        found = [text] if text in keys else [k for k in keys if text and k.startswith(text)]
+        if not found:
+            raise UnknownName("cell", text, keys[:5], remedy=f"{len(keys)} in all, in {self.cells}.")
+        if len(found) > 1:
+            raise BadSpec(
+                f"cell '{text}' is not one: {len(found)} keys begin so ({', '.join(found[:3])}, …); add to it"
+            )
+        return found[0]
+
+    def kept(self, key: str) -> frozenset[str]:
+        """What a finished cell keeps beside its tables: "predictions", "model", both or nothing."""
+        try:
+            content = json.loads((self.cells / key / "result.json").read_text(encoding="utf-8"))
+            return frozenset(_KEPT) & frozenset(content["digests"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return frozenset()
+
+    def predictions(self, key: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """Predicted and measured expression of a cell's test spots, see `result.prediction_table`.
+
+        Args:
+            key: of a finished cell.
+            columns: only these; None = all.
+
+        Raises:
+            NotKept: if the cell has not kept them, or they are damaged.
+        """
+        return pd.read_parquet(io.BytesIO(self._content(key, "predictions")), columns=columns)
+
+    def model(self, key: str) -> KeptModel:
+        """The model of a finished cell in its best state.
+
+        Raises:
+            NotKept: if the cell has not kept it, or it is damaged.
+        """
+        stream = io.BytesIO(self._content(key, "model"))
+        return KeptModel.of_state(torch.load(stream, map_location="cpu", weights_only=True))
+
+    def _content(self, key: str, what: str) -> bytes:
+        """Of a file that a cell has kept, as it was written."""
+        remedy = f"`agl-bench rerun {key} --keep {what} --work {self.work}` makes the cell once more and keeps it"
+        try:
+            written = json.loads((self.cells / key / "result.json").read_text(encoding="utf-8"))["digests"].get(what)
+            if written is None:
+                raise NotKept(f"cell {key} has kept no {what}; {remedy}")
+            content = (self.cells / key / _KEPT[what]).read_bytes()
+        except FileNotFoundError as error:
+            if not (self.cells / key).is_dir():
+                raise NotKept(f"there is no finished cell {key} in {self.cells}") from None
+            raise NotKept(f"cell {key} has lost {Path(error.filename).name}; {remedy}") from None
+        if bytes_digest(content, DIGEST) != written:
+            raise NotKept(f"{_KEPT[what]} of cell {key} is damaged; {remedy}")
+        return content
 
     def write(self, result: Result) -> None:
         """Keep a finished cell, in place of an older one.
@@ -133,12 +188,44 @@ class CellStore:
         Raises:
             OSError: if it cannot be written, e.g. for want of space; then nothing has changed.
         """
-        key = result.spec.key
+        self._publish(result.spec.key, lambda fresh: self._write(result, fresh))
+
+    def adopt(self, folder: Path) -> None:
+        """Keep a copy of a finished cell of another store, in place of an older one.
+
+        Args:
+            folder: of the cell, named after its key; it stays as it is.
+
+        Raises:
+            Unreadable: if the copy is not whole; then nothing has changed.
+            OSError: as for `write`.
+        """
+
+        def copy(fresh: Path) -> None:
+            fresh.mkdir()
+            for path in folder.iterdir():
+                shutil.copyfile(path, fresh / path.name)
+            check_cell(fresh, folder.name)  # what was copied, not what there was to copy
+            for path in (*fresh.iterdir(), fresh):
+                flush(path)
+
+        self._publish(folder.name, copy)
+
+    def is_finished(self, key: str) -> bool:
+        """Whether the cell is finished and whole; only looks."""
+        try:
+            check_cell(self.cells / key, key)
+        except Unreadable:
+            return False
+        return True
+
+    def _publish(self, key: str, write: Callable[[Path], None]) -> None:
+        """Have a cell written into a fresh folder, and put this in place of an older one."""
         fresh = self.cells / f".new-{key}-{self.owner.name}"
         shutil.rmtree(fresh, ignore_errors=True)
         try:
-            self._write(result, fresh)
-        except OSError:
+            write(fresh)
+        except (OSError, Unreadable):
             shutil.rmtree(fresh, ignore_errors=True)
             raise
         target, old = self.cells / key, self.cells / f".old-{key}-{self.owner.name}"
@@ -165,6 +252,13 @@ class CellStore:
             path = fresh / f"{name}.parquet"
             getattr(result, name).to_parquet(path, index=False)
             digests[name] = file_digest(path, DIGEST)
+        if result.predictions is not None:
+            result.predictions.to_parquet(fresh / _KEPT["predictions"], index=False)
+        if result.model is not None:
+            stream = io.BytesIO()  # torch's own writer aborts the process where a disk is full
+            torch.save(result.model.state(), stream)
+            (fresh / _KEPT["model"]).write_bytes(stream.getbuffer())
+        digests |= {what: file_digest(fresh / name, DIGEST) for what, name in _KEPT.items() if (fresh / name).is_file()}
         content = {
             "format": FORMAT,
             "spec": result.spec.as_json(),
@@ -184,9 +278,7 @@ class CellStore:
     def announced(self, specs: Iterable[RunSpec]) -> Iterator[None]:
         """While this lasts, `agl-bench status` knows what this process is going to run."""
         path = self.grids / f"{self.owner.name}.json"
-        places = {
-            s.key: (s.dataset.label, s.evaluation, s.backbone.name, s.selector.name) for s in specs
-        }  # as `status.Place`
+        places = {s.key: astuple(Place.of(s.as_json())) for s in specs}
         replace_text(path, json.dumps(places))
         try:
             yield
@@ -216,15 +308,16 @@ class CellStore:
         replace_text(folder / "failure.json", json.dumps({"status": status, "sentence": sentence}))
         return folder / "error.txt"
 
+    def adopt_failure(self, folder: Path) -> None:
+        """Keep a copy of what another store knows of a failed cell; the folder is named after its key."""
+        copy = self.failed / folder.name
+        copy.mkdir(exist_ok=True)
+        for name in ("spec.json", "error.txt", "failure.json"):  # the last one makes it count
+            replace_text(copy / name, (folder / name).read_text(encoding="utf-8"))
+
     def failure(self, key: str) -> Failure | None:
         """How a cell failed; None if it did not, or if what is known of it is not whole."""
-        folder = self.failed / key
-        try:
-            content = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
-            status: Status = "diverged" if content["status"] == "diverged" else "failed"
-            return Failure(status, str(content["sentence"]), folder / "error.txt")
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return read_failure(self.failed / key)
 
     def failures(self) -> Iterator[tuple[str, dict[str, Any], Failure]]:
         """Key, spec as JSON and failure of every cell that failed, in the order of their keys."""
@@ -258,26 +351,75 @@ class CellStore:
         self.leases.sweep()
 
 
-class _Damaged(Exception):
-    """What was written is not what is there."""
+def read_failure(folder: Path) -> Failure | None:
+    """What a folder says of a failed cell; None if it says nothing whole."""
+    try:
+        content = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
+        status: Status = "diverged" if content["status"] == "diverged" else "failed"
+        return Failure(status, str(content["sentence"]), folder / "error.txt")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _read(folder: Path) -> Result:
+def glances(cells: Path) -> Iterator[dict[str, Any]]:
+    """See `CellStore.glances`; of any store's folder `cells`, which stays as it is."""
+    for folder in sorted(cells.iterdir()):
+        if folder.name.startswith("."):
+            continue
+        try:
+            content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                continue
+            selected = pq.read_table(folder / "epochs.parquet", columns=["selected"])["selected"]
+            content["selected"] = int(selected[content["best_epoch"]].as_py())
+            content["epochs"] = len(selected)
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            continue  # being written, damaged or of another version
+        yield content | {"key": folder.name}
+
+
+class Unreadable(Exception):
+    """A folder holds no finished cell that can be read; `is_damaged` where that is no matter of the version."""
+
+    def __init__(self, what: object, *, is_damaged: bool) -> None:
+        super().__init__(what)
+        self.is_damaged = is_damaged
+
+
+def check_cell(folder: Path, key: str) -> dict[str, Any]:
+    """What `result.json` says of a finished cell whose tables are whole. Reads none of them, and changes nothing.
+
+    Raises:
+        Unreadable: if it is damaged or of another version.
+    """
     try:
         content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
-        raise _Damaged from error
-    if content["format"] != FORMAT:
-        raise KeyError(content["format"])
-    for name in _TABLES:
-        path = folder / f"{name}.parquet"
-        if not path.is_file() or file_digest(path, DIGEST) != content["digests"][name]:
-            raise _Damaged(name)
-    spec = RunSpec.from_json(content["spec"])
-    if spec.key != folder.name:  # of a version that counted other things into the key, or copied by hand
-        raise KeyError(spec.key)
+        raise Unreadable("result.json", is_damaged=True) from error
+    try:
+        if content["format"] != FORMAT:
+            raise Unreadable(content["format"], is_damaged=False)
+        for name in _TABLES:
+            path = folder / f"{name}.parquet"
+            if not path.is_file() or file_digest(path, DIGEST) != content["digests"][name]:
+                raise Unreadable(name, is_damaged=True)
+        found = RunSpec.from_json(content["spec"]).key
+    except (KeyError, TypeError, AttributeError, AglBenchError) as error:
+        raise Unreadable(error, is_damaged=False) from error
+    if found != key:  # of a version that counted other things into the key, or copied by hand
+        raise Unreadable(found, is_damaged=False)
+    return content
+
+
+def read_cell(folder: Path) -> Result:
+    """The finished cell in a folder that is named after its key.
+
+    Raises:
+        Unreadable: if it is damaged or of another version.
+    """
+    content = check_cell(folder, folder.name)
     return Result(
-        spec=spec,
+        spec=RunSpec.from_json(content["spec"]),
         **{name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES},
         **{k: content[k] for k in ("scores", "best_epoch", "counts", "cost", "provenance", "fold")},
     )

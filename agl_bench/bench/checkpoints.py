@@ -61,11 +61,7 @@ class Partial:
         stream = io.BytesIO()  # torch's own writer aborts the process where a disk is full
         torch.save({"format": FORMAT, **content}, stream)
         data = stream.getbuffer()
-        path = self.folder / f"{epoch:07d}-{bytes_digest(data, DIGEST)}.pt"
-        write_through(path, data)
-        for other in self.folder.glob("*.pt"):
-            if other != path:
-                other.unlink()
+        self._put(f"{epoch:07d}-{bytes_digest(data, DIGEST)}.pt", data)
 
     def read(self) -> tuple[dict[str, Any] | None, str]:
         """The last checkpoint, None if there is none, and what is wrong with it.
@@ -86,6 +82,34 @@ class Partial:
                     problem = "its checkpoint cannot be read"
             self.set_aside(path)
         return None, problem
+
+    def furthest(self) -> tuple[int, Path] | None:
+        """Epoch and file of the last checkpoint that is whole; only looks."""
+        for path in sorted(self.folder.glob("[0-9]*.pt"), reverse=True):
+            epoch, _, digest = path.stem.partition("-")
+            if epoch.isdecimal() and file_digest(path, DIGEST) == digest:
+                return int(epoch), path
+        return None
+
+    def adopt(self, path: Path) -> None:
+        """Keep a copy of a checkpoint of the same cell from another store, in place of what is here.
+
+        Raises:
+            OSError: where it cannot be read or written; what is here stays.
+        """
+        data = path.read_bytes()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("spec.json", "progress.json"):
+            if (path.parent / name).is_file():
+                replace_text(self.folder / name, (path.parent / name).read_text(encoding="utf-8"))
+        self._put(path.name, data)
+
+    def _put(self, name: str, data: bytes | memoryview) -> None:
+        """Write a checkpoint, and let go of the others."""
+        write_through(self.folder / name, data)
+        for other in self.folder.glob("*.pt"):
+            if other.name != name:
+                other.unlink()
 
     def set_aside(self, path: Path | None = None) -> None:
         """Keep a checkpoint, the last one by default, out of the way."""

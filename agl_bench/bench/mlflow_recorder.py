@@ -268,9 +268,14 @@ class MlflowRecorder(Recorder):
         """A run for the cell, in place of any earlier one of the same key."""
         return _Log(self, spec, self.guarded(lambda: self._start(spec), None))
 
-    def record(self, result: Result) -> bool:
-        """Show a finished cell unless it is shown as finished; one that a killed process left is replaced."""
-        return self.guarded(lambda: self._record(result), False)
+    def record(self, result: Result, *, anew: bool = False) -> bool:
+        """Show a finished cell unless it is shown as finished; one that a killed process left is replaced.
+
+        Args:
+            result: of the cell.
+            anew: it was computed just now, and takes the place of what is shown.
+        """
+        return self.guarded(lambda: self._record(result, anew), False)
 
     def finish(self) -> None:
         """Bring the means of every touched group up to date, other processes' cells included, and close them."""
@@ -375,12 +380,11 @@ class MlflowRecorder(Recorder):
         self._log_dataset(run.info.run_id, spec)
         return str(run.info.run_id)
 
-    def _record(self, result: Result) -> bool:
+    def _record(self, result: Result, anew: bool) -> bool:
         spec = result.spec
         self._touched[spec.group] = spec
-        if any(s.is_finished for s in self._index(spec.evaluation).cells.get(spec.key, [])):
-            return False
-        if self._is_finished_elsewhere(spec):
+        is_shown = any(s.is_finished for s in self._index(spec.evaluation).cells.get(spec.key, []))
+        if not anew and (is_shown or self._is_finished_elsewhere(spec)):
             return False
         run_id = self._start(spec, result.cost.get("seconds", 0))
         rows = result.epochs.to_dict("records")

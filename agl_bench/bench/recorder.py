@@ -40,8 +40,9 @@ class Recorder(ABC):
         """Start showing a cell."""
 
     @abstractmethod
-    def record(self, result: Result) -> bool:
-        """Show a finished cell that is not shown yet; whether there was anything to do."""
+    def record(self, result: Result, *, anew: bool = False) -> bool:
+        """Show a finished cell that is not shown yet, or with `anew` in place of what is shown; whether there was
+        anything to do."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -55,7 +56,7 @@ class NoRecorder(Recorder, CellLog):
         """Itself."""
         return self
 
-    def record(self, result: Result) -> bool:
+    def record(self, result: Result, *, anew: bool = False) -> bool:
         """Nothing to do."""
         return False
 

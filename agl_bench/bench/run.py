@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,26 +31,28 @@ from agl_bench import __version__
 from agl_bench.bench.cells import CellStore, Status
 from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper
 from agl_bench.bench.fold_report import FoldReport
+from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
 from agl_bench.bench.planted import selection_scores, utilities
 from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
 from agl_bench.bench.recorder import CellLog, Recorder
-from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table
+from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table, prediction_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
 from agl_bench.data.gene_split import split_genes
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable, panel, tabulate
+from agl_bench.data.room import Room
 from agl_bench.data.shuffled import shuffle_patches
-from agl_bench.data.store import SpotStore, budget, fit
+from agl_bench.data.store import MEMORY, SpotStore, budget, fit
 from agl_bench.data.targets import fit_targets
 from agl_bench.digests import FileDigests
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, Diverged
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, TrainingView
-from agl_bench.interfaces.spots import Section
+from agl_bench.interfaces.spots import Section, Spots
 from agl_bench.maths.seeds import generator_for
 from agl_bench.registry.plugins import Plugins
 from agl_bench.training.evaluate import Scores, evaluate
@@ -60,6 +62,7 @@ from agl_bench.training.trainer import DevelopmentRows, Trainer
 
 EXAMPLE_SPOTS = 4  # shown to a backbone's constructor
 POLL = 2.0  # seconds between two looks at cells that other processes work on
+Keep = Literal["predictions", "model", "nothing"]  # beside the tables of a cell; "model" keeps both
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -193,11 +196,9 @@ class Bench:
 
     def build(self, spec: RunSpec, setting: Setting) -> tuple[Model, Selector]:
         """Model and selector of a cell, before training."""
-        store, train = setting.development, setting.rows.train
         make = self.plugins.entry(spec.backbone.name, "backbone").load()
-        example = store.spots(torch.arange(min(EXAMPLE_SPOTS, len(train)), device=store.device))
         model = build_model(
-            functools.partial(make, example, **spec.backbone.settings),
+            functools.partial(make, _example(setting), **spec.backbone.settings),
             len(setting.genes.names),
             spec.seed,
             f"{spec.backbone.name}/{spec.fold}",
@@ -209,7 +210,9 @@ class Bench:
         is_control = getattr(make_selector, "is_control", Selector.is_control)
         view = TrainingView(
             setting.genes,
-            functools.partial(store.leading_expression, len(train)),  # training spots come first
+            functools.partial(
+                setting.development.leading_expression, len(setting.rows.train)
+            ),  # training spots come first
             generator_for(spec.seed, "selector", spec.fold),
             spec.protocol.detach_weight_sum,
             self.truth(spec.dataset, setting.genes) if is_control else None,
@@ -232,10 +235,13 @@ class Bench:
         if setting.development.is_spoilt:
             raise BadPlugin(f"selector '{spec.selector.name}' has changed the training expression that it was shown")
 
-    def train(self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None) -> Iterator[EpochRecord | Result]:
-        """Train one cell: its epochs, then its result.
+    def train(
+        self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None, *, keep: Keep = "predictions"
+    ) -> Iterator[EpochRecord | Result | str]:
+        """Train one cell: its epochs, then its result; between them sentences where memory did not suffice.
 
-        With a keeper, from where the cell was left; the epochs up to there are yielded as well.
+        With a keeper, from where the cell was left; the epochs up to there are yielded as well. What is kept beside the
+        tables changes nothing in them.
         """
         started = time.perf_counter()
         setting = self.setting(spec, plan)
@@ -244,14 +250,20 @@ class Bench:
         trainer = self.trainer(spec, plan, setting)
         records = keeper.resume(trainer) if keeper else []
         yield from records
+        rooms = trainer.rooms
         for record in trainer:
+            if trainer.rooms != rooms:
+                yield _of_rooms(rooms, trainer.rooms)
+                rooms = trainer.rooms
             records.append(record)
             if keeper:
                 keeper.follow(trainer, records)
             yield record
         model, development = trainer.whole, trainer.whole_store
         test = self.seen(spec, plan, setting, model.backbone, "test")
-        scores = self.scores(model, test, development, setting)
+        scores = self.scores(model, test, development, setting, trainer.evaluation_room)
+        if trainer.rooms != rooms:
+            yield _of_rooms(rooms, trainer.rooms)
         self._check_untouched(setting, spec)
         if not np.isfinite(scores.pearson).any(1).all():
             raise BadSpec(
@@ -260,6 +272,14 @@ class Bench:
             )
         truth = self.truth(spec.dataset, setting.genes)
         selection = {} if truth is None else selection_scores(setting.genes, truth, trainer.fit.effective_weights)
+        maps = scores.maps
+        assert maps is not None
+        predictions = kept_model = None
+        if keep != "nothing":
+            table = self._tabulate(self.sections(spec.dataset), plan, spec)
+            predictions = prediction_table(table, setting.fold.test, setting.genes, maps)
+        if keep == "model":
+            kept_model = KeptModel.of(spec, model, setting.genes, _example(setting), maps)
         yield Result(
             spec=spec,
             scores=scores.summary() | selection,
@@ -272,8 +292,12 @@ class Bench:
                 "seconds": keeper.seconds if keeper else time.perf_counter() - started,
                 "peak_memory_mb": _peak_memory_mb(self.device),
             },
-            provenance=provenance(self.device) | {"hypergradient": trainer.fit.hypergradient},
+            provenance=provenance(self.device)
+            | {"hypergradient": trainer.fit.hypergradient}
+            | ({"micro_batch": trainer.rooms} if trainer.rooms else {}),
             fold=setting.report.record,
+            predictions=predictions,
+            model=kept_model,
         )
 
     def trainer(self, spec: RunSpec, plan: FoldPlan, setting: Setting) -> Trainer:
@@ -297,12 +321,19 @@ class Bench:
             raise BadPlugin(f"backbone '{spec.backbone.name}' is frozen and sees no patches: nothing to encode")
         return self._encoded(spec, plan, setting, backbone, spots)
 
-    def scores(self, model: Model, test: SpotStore, development: SpotStore, setting: Setting) -> Scores:
-        """Test scores of a trained model."""
+    def scores(
+        self,
+        model: Model,
+        test: SpotStore,
+        development: SpotStore,
+        setting: Setting,
+        room: Room | None = None,
+    ) -> Scores:
+        """Test scores of a trained model; `room` as in `evaluate`."""
         training_rows, validation_rows = (
             torch.from_numpy(rows).to(self.device) for rows in (setting.rows.train, setting.rows.validation)
         )
-        return evaluate(model, test, development, training_rows, setting.genes.primary, validation_rows)
+        return evaluate(model, test, development, training_rows, setting.genes.primary, validation_rows, room)
 
     def _encoded(
         self,
@@ -356,6 +387,12 @@ class Bench:
     def _table_key(plan: FoldPlan, spec: RunSpec) -> object:
         """What a table depends on beside its panel, for sections of one dataset."""
         return plan.sections, spec.protocol.of_data(), spec.seed if spec.protocol.patches == "shuffled" else None
+
+
+def _example(setting: Setting) -> Spots:
+    """The training spots that a backbone's constructor is shown."""
+    store = setting.development
+    return store.spots(torch.arange(min(EXAMPLE_SPOTS, len(setting.rows.train)), device=store.device))
 
 
 def _setting(
@@ -424,7 +461,8 @@ def run_cells(
     checkpoint_every: float = EVERY,
     time_limit: float | None = None,
     stop: Callable[[], str] = lambda: "",
-) -> Iterator[Event]:
+    keep: Keep = "predictions",
+) -> Generator[Event, None, None]:
     """Run what is not finished, one cell after the other.
 
     A finished or failed cell is kept, an interrupted one is continued, and a failure of one cell is recorded and costs
@@ -441,6 +479,7 @@ def run_cells(
         checkpoint_every: seconds from one checkpoint of a cell to the next; 0 = each epoch.
         time_limit: seconds after which a cell is interrupted; None = no limit.
         stop: why no more must be done, asked often; "" = go on. The running cell ends with its epoch.
+        keep: what the store keeps of a cell beside its tables; those that are finished stay as they are.
     """
     left, said = list(cells), False
     with contextlib.ExitStack() as end:
@@ -451,7 +490,7 @@ def run_cells(
             for spec, plan in left:
                 if stop():
                     return
-                known = _known(spec, store, again=again, retry_failed=retry_failed)
+                known = outcome_before(spec, store, again=again, retry_failed=retry_failed)
                 if known is not None and store.leases.holder(spec.key) is not None:
                     held.append((spec, plan))  # its process is still busy with showing it
                     continue
@@ -459,7 +498,7 @@ def run_cells(
                 if lease is not None:
                     with lease:
                         # Another process may have finished it a moment ago.
-                        known = _known(spec, store, again=again, retry_failed=retry_failed)
+                        known = outcome_before(spec, store, again=again, retry_failed=retry_failed)
                         if known is None:
                             yield Started(spec)
                             keeper = Keeper(
@@ -467,7 +506,8 @@ def run_cells(
                             )
                             if again:
                                 keeper.partial.discard()
-                            if not (yield from _run_cell(spec, plan, bench, store, recorder.open(spec), keeper)):
+                            log = recorder.open(spec)
+                            if not (yield from _run_cell(spec, plan, bench, store, log, keeper, keep)):
                                 held.append((spec, plan))
                 elif known is None:
                     held.append((spec, plan))
@@ -485,7 +525,7 @@ def run_cells(
             left = held
 
 
-def _known(spec: RunSpec, store: CellStore, *, again: bool, retry_failed: bool) -> Finished | Failed | None:
+def outcome_before(spec: RunSpec, store: CellStore, *, again: bool, retry_failed: bool) -> Finished | Failed | None:
     """How a cell ended before; None if it is to be run."""
     if again:
         return None
@@ -505,7 +545,7 @@ def _sleep(seconds: float, stop: Callable[[], str]) -> None:
 
 
 def _run_cell(
-    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog, keeper: Keeper
+    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog, keeper: Keeper, keep: Keep
 ) -> Generator[Event, None, bool]:
     """Run one cell under its lease; False if another process has taken it over."""
     outcome: Finished | Failed | Stopped
@@ -516,15 +556,18 @@ def _run_cell(
             raise Interrupted(why)
         keeper.partial.begin(spec)
         store.forget_failure(spec.key)
-        for item in bench.train(spec, plan, keeper):
+        for item in bench.train(spec, plan, keeper, keep=keep):
             if is_new and keeper.problem:
                 yield Noted(spec, f"{keeper.problem}: set aside, the cell begins anew")
             if is_new and keeper.found is not None:
                 yield Noted(spec, f"continued after epoch {keeper.found}")
             is_new = False
-            if isinstance(item, Result):
+            if isinstance(item, str):
+                yield Noted(spec, item)
+            elif isinstance(item, Result):
                 keeper.lease.check()
                 store.write(item)
+                item = replace(item, predictions=None, model=None)  # in the store: a table of many cells stays small
                 log.close(item)
                 outcome = Finished(item, kept=False)
             else:
@@ -547,9 +590,24 @@ def _run_cell(
     return True
 
 
+def _of_rooms(before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    """What a person is told where the memory of the device has not sufficed."""
+    said = {
+        "training": "a batch is trained on {} spots at a time, with the gradient of the whole",
+        "evaluation": "{} spots are predicted at a time, which changes no score",
+    }
+    changes = [text.format(now[name]) for name, text in said.items() if now.get(name) != before.get(name)]
+    return f"out of device memory: {'; '.join(changes)}"
+
+
 def _failure(spec: RunSpec, error: BaseException, store: CellStore, keeper: Keeper) -> Failed:
     """Record why a cell failed."""
     sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        sentence = (
+            "out of device memory beside any batch; end other processes on the device, use a smaller backbone, or set "
+            f"{MEMORY} lower, which keeps data on the host"
+        )
     is_full = isinstance(error, OSError) and error.errno in FULL
     if is_full:
         sentence = (
@@ -586,7 +644,7 @@ def preflight(
     """
     built = set()
     for spec, plan in cells:
-        if _known(spec, store, again=again, retry_failed=retry_failed) is not None:
+        if outcome_before(spec, store, again=again, retry_failed=retry_failed) is not None:
             continue
         setting = bench.setting(spec, plan)
         combination = (spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name)

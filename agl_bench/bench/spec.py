@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,12 @@ def _engine() -> str:
     deciding = ("protocol.py", *(f"bench/{n}.py" for n in ("run", "planted", "result", "fold_report")))
     text = "".join(file_digest(p) for p in (*parts, *(here / name for name in deciding)))
     return text_digest(text, 4)
+
+
+@cache
+def _libraries() -> str:
+    """Versions of the libraries that decide results; looked up once, since each takes a millisecond."""
+    return ", ".join(f"{name} {version(name)}" for name in DECIDING)
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class RunSpec:
     data: str
     device: str
     version: str = field(default_factory=lambda: f"{__version__}+{_engine()}")
-    libraries: str = field(default_factory=lambda: ", ".join(f"{n} {version(n)}" for n in DECIDING))
+    libraries: str = field(default_factory=_libraries)
     tuning: Tuning | None = None
 
     @cached_property
@@ -166,6 +172,18 @@ class RunSpec:
         if "tuning" in plain:
             plain["tuning"] = Tuning(**plain["tuning"] | {"searched": tuple(plain["tuning"]["searched"])})
         return cls(**plain | {"protocol": Protocol.of(content["protocol"])})
+
+    def retraced(self, dataset: Part, backbone: Part, selector: Part, data: str) -> RunSpec:
+        """The same cell as this process names it; with another key where its code or libraries are others.
+
+        Args:
+            dataset, backbone, selector: as they are here, see `part_here`.
+            data: fingerprint of the dataset's files here.
+        """
+        return RunSpec(
+            dataset, backbone, selector, self.evaluation, self.fold, self.seed, self.protocol, self.preset,
+            data + _named_by(self.protocol), self.device, tuning=self.tuning,
+        )  # fmt: skip
 
 
 CAMPAIGN_KEYS = ("preset", "selectors", "datasets", "evaluation", "backbone", "seeds", "fold", "protocol", "plugins")
@@ -283,7 +301,7 @@ class Campaign:
             BadSpec: if the protocol names a file that is not there or that has no fold of an evaluation.
         """
         cells, labels = [], []
-        named = "".join(f"+{file_digest(path)}" for path in self.protocol.files())  # a file stands for its content
+        named = _named_by(self.protocol)
         selectors = [self.part(plugins, s, "selector") for s in self.selectors]
         backbones = [self.part(plugins, b, "backbone") for b in self.backbones]
         for name in self.datasets:
@@ -333,6 +351,15 @@ def one_part(plugins: Plugins, name: str, kind: str, assignments: Sequence[str])
     return _part(plugins, name, kind, {plain: given})
 
 
+def part_here(plugins: Plugins, part: Part, kind: str) -> Part:
+    """A plug-in with the same settings as this process has it, where `part` comes from another one.
+
+    Raises:
+        UnknownName, BadSpec: for a plug-in or a setting that nobody knows here.
+    """
+    return replace(_part(plugins, part.name, kind, {part.name: part.settings}), label=part.label)
+
+
 def one_dataset(plugins: Plugins, name: str, preset: str, assignments: Sequence[str]) -> tuple[Part, Protocol]:
     """A dataset and the protocol of a preset, both with settings from "NAME.KEY=VALUE", outside any campaign.
 
@@ -372,6 +399,11 @@ def make_dataset(plugins: Plugins, part: Part) -> Dataset:
     """An instance with the settings of the part."""
     dataset: Dataset = plugins.entry(part.name, "dataset").load()(**part.settings)
     return dataset
+
+
+def _named_by(protocol: Protocol) -> str:
+    """Digests of the files that a protocol names: a file stands for its content."""
+    return "".join(f"+{file_digest(path)}" for path in protocol.files())
 
 
 def _settings(

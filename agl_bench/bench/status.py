@@ -11,24 +11,51 @@ from typing import Any
 
 from agl_bench.bench.checkpoints import Partial
 from agl_bench.bench.leases import Leases, Owner, is_stale
+from agl_bench.bench.spec import Tuning
 
 STATUSES = ("done", "running", "interrupted", "failed", "diverged", "to do")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A line of the grid."""
+    """A line of the grid.
+
+    Attributes:
+        dataset: label.
+        evaluation, backbone, selector: names.
+        tuning: the budget that settings were tuned with; "" = fixed settings.
+        shuffled: a control, with patches of wrong spots.
+    """
 
     dataset: str
     evaluation: str
     backbone: str
     selector: str
+    tuning: str = ""
+    shuffled: bool = False
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Place:
         """Of a spec as JSON."""
-        names = (spec["dataset"]["label"], spec["evaluation"], spec["backbone"]["name"], spec["selector"]["name"])
-        return cls(*map(str, names))
+        return cls(
+            dataset=str(spec["dataset"]["label"]),
+            evaluation=str(spec["evaluation"]),
+            backbone=str(spec["backbone"]["name"]),
+            selector=str(spec["selector"]["name"]),
+            tuning=Tuning(**spec["tuning"]).label if "tuning" in spec else "",
+            shuffled=spec["protocol"].get("patches") == "shuffled",
+        )
+
+    @property
+    def settings(self) -> str:
+        """For people: what tells lines of one selector apart."""
+        return "control: shuffled patches" if self.shuffled else self.tuning or "fixed"
+
+    @property
+    def title(self) -> str:
+        """For lines about single cells."""
+        names = (self.dataset, self.evaluation, self.backbone, self.selector)
+        return " · ".join((*names, *([self.settings] if self.settings != "fixed" else [])))
 
 
 @dataclass(frozen=True)
@@ -79,7 +106,7 @@ def status_of(work: Path) -> Status:
             spec = content.get("spec") if folder == "cells" else content
             try:
                 place = Place.of(spec or {})
-            except (KeyError, TypeError):
+            except (KeyError, TypeError, AttributeError):
                 continue  # of another version, or being written
             status = {"partial": "interrupted", "cells": "done"}.get(folder) or _failure(path.parent)
             found[key] = (status, place)
@@ -98,7 +125,7 @@ def status_of(work: Path) -> Status:
         )
         for key, owner in held.items()
     ]
-    ordered = sorted(counts, key=lambda p: (p.dataset, p.evaluation, p.backbone, p.selector))
+    ordered = sorted(counts, key=lambda p: (p.dataset, p.evaluation, p.backbone, p.shuffled, p.tuning, p.selector))
     return Status({place: counts[place] for place in ordered}, running)
 
 

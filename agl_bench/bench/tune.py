@@ -5,8 +5,8 @@ validation PCC of these fits. Test spots are not read (`Bench.trainer`). With on
 one fold tests are training or validation spots of another, so that the *choice* of settings has seen them; with
 `nested` there is one study for each outer fold, of as many fits in all, and it has not.
 
-Equal budgets: a trial counts if it was completed, pruned, or diverged, and a study has as many as were asked for,
-whatever the selector; fewer only where its space has no more points.
+Equal budgets: a trial counts if it was completed, pruned, diverged or did not fit into memory, and a study has as many
+as were asked for, whatever the selector; fewer only where its space has no more points.
 
 A study goes on where it stood: the sampler of a trial is seeded by the study's name and the number of trials before it,
 so that one that was killed tries the very points of one that was not. Trials of processes that died are ended and
@@ -52,7 +52,7 @@ from agl_bench.bench.spec import Campaign, RunSpec
 from agl_bench.bench.tuned import Entry, conditions, with_settings
 from agl_bench.data.folds import FoldPlan
 from agl_bench.digests import text_digest
-from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, Diverged, UnknownName
+from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, Diverged, TooLittleMemory, UnknownName
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, tunable, tunables
 from agl_bench.maths.seeds import seed_for
@@ -335,7 +335,7 @@ def studies(
 
 @dataclass(frozen=True)
 class TrialDone:
-    """A trial counts from now on; `value` is its validation PCC, None if it was pruned or diverged."""
+    """A trial counts from now on; `value` is its validation PCC, None if it has no score, for `reason`."""
 
     study: Study
     number: int
@@ -459,6 +459,8 @@ def _one_trial(handle: optuna.Study, study: Study, bench: Bench, before: int) ->
             reason, value = "no validation PCC", None
     except Diverged as error:
         reason = f"diverged: {error}"
+    except TooLittleMemory as error:  # like a rate that diverges: bad luck with its point
+        reason = str(error)
     except (KeyboardInterrupt, GeneratorExit):
         _again(handle, study, trial.number)
         raise

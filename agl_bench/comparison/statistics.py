@@ -1,12 +1,13 @@
 """Which selector is better, by how much, and how sure that is.
 
-What counts as a unit. Neither genes nor spots are independent, the folds of one section share its tissue, and seeds
-share folds. The unit is therefore what is tested as a whole: intra-batch a section (all folds and seeds of it), inter-
-batch a fold, i.e. a section or donor that was left out. A unit's value is the mean over its seeds of the mean over its
-folds. Intervals, sign flips, effect and ranks all speak of units: of whether the difference would be there on further
-sections like these, trained anew. Only `p_corrected` of an intra-batch evaluation speaks of the sections at hand.
+What counts as a unit. Neither genes nor spots are independent, the folds of one section share its tissue, and all folds
+of a seed start from the same weights. The unit is therefore what is tested as a whole: intra-batch a section (all folds
+of it), inter-batch a fold, i.e. a section or donor that was left out. A unit's value is the mean over its seeds of the
+mean over its folds. Intervals draw units and seeds: they speak of further sections like these, trained from further
+seeds. Sign flips, effect and probabilities speak of further sections and take the seeds as they are, which is why a
+verdict asks the interval too. `p_corrected` of an intra-batch evaluation speaks of the sections at hand.
 
-Simulations of all of it: benchmarks/statistics.md.
+Simulations of all of it: benchmarks/inference.md.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def pairs(
 
         units, folds, seeds: shared sections or donors, folds, and seeds.
         difference: of test PCC, a − b, mean over units.
-        low, high: 95 % interval by a hierarchical bootstrap, units and then seeds within them; percentiles widened for
-            few units (Hesterberg 2015). With one unit it speaks of seeds only; NaN with one seed besides.
+        low, high: 95 % percentile interval of a bootstrap that draws units, and seeds for all of them alike (Owen
+            2007). With one unit it speaks of seeds only, with one seed of units only; NaN with one of both.
         p: two-sided sign flip of whole units, exact up to 13 and else random with the observed one counted in.
         p_corrected: corrected resampled t (Nadeau and Bengio 2003), whose variance is larger by test / training spots
             because folds share training spots. Intra-batch over folds and seeds within each section, then averaged
@@ -74,7 +75,8 @@ def pairs(
         superiority, equivalence, inferiority: probability that the difference in mean is above rope, within, below
             −rope: correlated Bayesian t (Benavoli et al. 2017); NaN for one unit.
         verdict: "too few units" with fewer than 3 seeds, or where least_p times the number of pairs is above .05;
-            "equivalent" if the interval lies within ±rope; "better" or "worse" if p_holm ≤ .05; else "undecided".
+            "equivalent" if the interval lies within ±rope; "better" or "worse" if p_holm ≤ .05 and the interval does
+            not hold 0; else "undecided".
     """
     found = [_pairs(place, baseline, resamples, seed, rope) for place in _places(cells)]
     found = [frame for frame in found if len(frame)]
@@ -187,7 +189,8 @@ def _pairs(place: _Place, baseline: str | None, resamples: int, seed: int, rope:
             "verdict": "undecided",
         }
     )
-    frame.loc[holm <= ALPHA, "verdict"] = np.where(difference > 0, "better", "worse")[holm <= ALPHA]
+    frame.loc[(holm <= ALPHA) & (low > 0), "verdict"] = "better"
+    frame.loc[(holm <= ALPHA) & (high < 0), "verdict"] = "worse"
     frame.loc[(low > -rope) & (high < rope), "verdict"] = "equivalent"
     frame.loc[(least * family > ALPHA) | (seeds < FEW_SEEDS), "verdict"] = "too few units"
     if baseline is None:
@@ -213,7 +216,7 @@ def _mirrored(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean over units, by drawing units and then seeds within each.
+    """95 % percentile interval of the mean over units, by drawing units and seeds.
 
     Args:
         values: (rows, units, seeds), NaN where there is none. Rows that have the same ones see the same draws.
@@ -226,39 +229,37 @@ def interval(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarr
     low, high = np.full((2, len(values)), np.nan)
     flat = np.nan_to_num(values.reshape(len(values), -1))
     for rows, present in _patterns(np.isfinite(values)):
-        own = present.any(1).sum()
-        n = own if own > 1 else present.sum()
-        if n < 2:
+        if present.sum() < 2:
             continue
-        # Hesterberg (2015, The American Statistician 69, 371-386), section 4.3: percentiles are too narrow by the
-        # n − 1 of the variance and by t against the normal.
-        level = stats.norm.cdf(stats.t.ppf(ALPHA / 2, n - 1) * np.sqrt(n / (n - 1)))
         weights = _draws(present, resamples, np.random.default_rng(seed_for(seed, "statistics", "bootstrap")))
         for start in range(0, len(rows), _CHUNK):
             some = rows[start : start + _CHUNK]
-            low[some], high[some] = np.quantile(flat[some] @ weights.T, [level, 1 - level], axis=1)
+            low[some], high[some] = np.quantile(flat[some] @ weights.T, [ALPHA / 2, 1 - ALPHA / 2], axis=1)
     return low, high
 
 
 def _draws(present: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Weight of each (unit, seed) in each resample: (resamples, units × seeds); each row sums to 1.
 
+    Seeds are drawn once for all units, because all units of a seed start from the same weights: the pigeonhole
+    bootstrap of Owen (2007, Annals of Applied Statistics 1, 386-411). A unit without a drawn seed takes no part.
+
     Args:
         present: (units, seeds) bool.
-        resamples: rows of the result.
+        resamples: how often; others stand in for those that drew nothing.
         rng: for the draws.
     """
-    units = np.flatnonzero(present.any(1))
-    seeds = present.sum(1)  # of each unit
-    order = np.argsort(~present, axis=1, kind="stable")  # its own seeds first
-    drawn = units[rng.integers(len(units), size=(resamples, len(units)))]
-    count = seeds[drawn][..., None]
-    most = int(seeds.max())
-    pick = (rng.random((*drawn.shape, most)) * count).astype(int)
-    column = drawn[..., None] * present.shape[1] + order[drawn[..., None], pick]
-    weight = (np.arange(most) < count) / (count * len(units))
-    column += np.arange(resamples)[:, None, None] * present.size
-    return np.bincount(column.ravel(), weight.ravel(), minlength=resamples * present.size).reshape(resamples, -1)
+    drawn_units, drawn_seeds = np.zeros((resamples, len(present))), np.zeros((resamples, present.shape[1]))
+    for drawn, there in ((drawn_units, present.any(1)), (drawn_seeds, present.any(0))):
+        n = there.sum()
+        drawn[:, there] = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    weight = drawn_seeds[:, None, :] * present
+    total = weight.sum(2)  # (resamples, units)
+    share = drawn_units * (total > 0)
+    share = share / np.maximum(share.sum(1, keepdims=True), 1)
+    weight = (weight * (share / np.maximum(total, 1))[..., None]).reshape(resamples, -1)
+    some = np.flatnonzero(share.any(1))
+    return np.asarray(weight[some[np.arange(resamples) % len(some)]])
 
 
 def sign_flip(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -537,14 +538,12 @@ def _cautions(place: _Place) -> Iterator[str]:
             f"{_count(units, f'tested {unit}')}; corrected for comparing {others} selectors with one, no p falls below "
             f"{min(1, least * others):.2g}, so none is called better or worse"
         )
-    if 1 < units < FEW_UNITS:
-        yield f"95 % intervals over {units} {unit}s are too narrow (see benchmarks/statistics.md)"
     if not place.resampled and units > 1:
         yield "the folds share training sections, for which p does not allow and p_corrected does"
     full = there.any(0).sum()
     own = dict(zip(place.selectors, there.sum((1, 2, 3)), strict=True))
-    if missing := [f"{name} {full - count}" for name, count in own.items() if count < full]:
-        yield f"of {full} cells (fold × seed) are missing: {', '.join(missing)}"
+    if missing := [f"{name} {full - count} of {full}" for name, count in own.items() if count < full]:
+        yield f"cells (fold × seed) are missing: {', '.join(missing)}"
 
 
 def _where(place: _Place) -> str:

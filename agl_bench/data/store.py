@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from agl_bench.data.preprocess import SpotTable
+from agl_bench.data.room import Room, forward
 from agl_bench.data.targets import TargetRule, Targets
 from agl_bench.errors import BadSpec
 from agl_bench.interfaces.backbone import Backbone
@@ -468,20 +469,26 @@ class SpotStore:
         Args:
             backbone: on the device of the store.
             symmetries: 8 where patches are augmented, else 1.
-            batch: spots for each pass.
+            batch: spots for each pass, fewer where the memory of the device does not suffice.
         """
         features: Tensor | None = None
         was_training = backbone.training
         backbone.eval()
-        batches = np.split(np.arange(len(self)), range(batch, len(self), batch))
-        for here, rows, patches, _ in self._gathered(batches, expression=False):
-            assert patches is not None, "there are no patches to encode"
-            for symmetry in range(symmetries):
-                turned = _pixels(patches, torch.full_like(rows, symmetry) if symmetry else None)
-                part = backbone.encode(Spots(turned, self.position[rows], self.section[rows]))
-                if features is None:
-                    features = torch.empty(symmetries, len(self), part.shape[1], device=self.device)
-                features[symmetry, here[0] : here[-1] + 1] = part
+
+        def encoded(batches: list[np.ndarray]) -> Generator[None, None, None]:
+            nonlocal features
+            with contextlib.closing(self._gathered(batches, expression=False)) as gathered:
+                for here, rows, patches, _ in gathered:
+                    assert patches is not None, "there are no patches to encode"
+                    for symmetry in range(symmetries):
+                        turned = _pixels(patches, torch.full_like(rows, symmetry) if symmetry else None)
+                        part = backbone.encode(Spots(turned, self.position[rows], self.section[rows]))
+                        if features is None:
+                            features = torch.empty(symmetries, len(self), part.shape[1], device=self.device)
+                        features[symmetry, here[0] : here[-1] + 1] = part
+                    yield
+
+        forward(np.arange(len(self)), Room(batch), encoded)
         backbone.train(was_training)
         assert features is not None
         self.take_embedding(features)

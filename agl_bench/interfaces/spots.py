@@ -77,3 +77,13 @@ class SpotBatch:
     spots: Spots
     expression: Tensor
     row: Tensor = field(repr=False)
+
+    def split(self, size: int) -> list[SpotBatch]:
+        """Parts of at most `size` spots, in order; views."""
+        return [self._part(slice(start, start + size)) for start in range(0, len(self.row), size)]
+
+    def _part(self, rows: slice) -> SpotBatch:
+        seen = self.spots
+        patches, embedding = (None if t is None else t[rows] for t in (seen.patches, seen.embedding))
+        spots = Spots(patches, seen.position[rows], seen.section[rows], embedding)
+        return SpotBatch(spots, self.expression[rows], self.row[rows])

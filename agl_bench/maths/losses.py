@@ -200,3 +200,5 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"pearson": pearson_loss, "squared_error": squared_error}
+# Means over the spots: of a batch, the mean of those of its parts, each counting by its spots. A correlation is not.
+SEPARABLE = frozenset({"squared_error"})

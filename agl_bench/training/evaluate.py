@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from agl_bench.data.neighbours import REACH, pitch
+from agl_bench.data.room import Room, forward
 from agl_bench.data.store import SpotStore
 from agl_bench.maths import metrics
 from agl_bench.training.model import Model
@@ -21,13 +23,20 @@ NEAREST = (1, 3, 6, 12, 24)  # numbers of neighbours that the position control c
 
 
 @torch.no_grad()
-def predict(model: Model, store: SpotStore, rows: Tensor, columns: Tensor) -> Tensor:
-    """Predictions of the genes `columns` for the spots `rows`: (spots, columns), in evaluation mode."""
+def predict(model: Model, store: SpotStore, rows: Tensor, columns: Tensor, room: Room | None = None) -> Tensor:
+    """Predictions of the genes `columns` for the spots `rows`: (spots, columns), in evaluation mode.
+
+    `room` is for a forward pass, `BATCH` spots by default; less where the memory of the device does not suffice.
+    """
     was_training = model.training
     model.eval()
-    here: np.ndarray = rows.cpu().numpy()
-    batches = [here[start : start + BATCH] for start in range(0, len(here), BATCH)]
-    parts = [model(batch.spots, None, columns)[1] for batch in store.stream(batches, expression=False)]
+
+    def predictions(batches: list[np.ndarray]) -> Generator[Tensor, None, None]:
+        with contextlib.closing(store.stream(batches, expression=False)) as stream:
+            for batch in stream:
+                yield model(batch.spots, None, columns)[1]
+
+    parts = forward(rows.cpu().numpy(), room or Room(BATCH), predictions)
     model.train(was_training)
     return torch.cat(parts)
 
@@ -53,6 +62,23 @@ class PositionControl:
 
 
 @dataclass(frozen=True)
+class Maps:
+    """What was scored, spot by spot, on the host.
+
+    Attributes:
+        predicted: (spots, genes) float32, as the model gives it; a loss of correlations leaves its scale open.
+        measured: (spots, genes) float32, the targets.
+        slope, offset: (genes,) float32, the affine fit of the training spots: predicted · slope + offset has the units
+            of the targets.
+    """
+
+    predicted: np.ndarray
+    measured: np.ndarray
+    slope: np.ndarray
+    offset: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scores:
     """Scores of the primary genes, (sections, genes) float64 on the host; NaN = the gene does not vary there.
 
@@ -66,6 +92,7 @@ class Scores:
         ssim: structural similarity of the measured map and the predicted one after the affine fit.
         pooled: (genes,) PCC over the test spots of all sections at once, which also rewards offsets between sections.
         position: the position control; None where a test section has no training spots.
+        maps: what was scored; None where nobody has kept it.
     """
 
     pearson: np.ndarray
@@ -76,6 +103,7 @@ class Scores:
     ssim: np.ndarray
     pooled: np.ndarray
     position: PositionControl | None = None
+    maps: Maps | None = None
 
     def summary(self) -> dict[str, float]:
         """Each score with its reduction in the name: over genes within a section, then over sections."""
@@ -115,6 +143,7 @@ def evaluate(
     training_rows: Tensor,
     primary: Tensor,
     validation_rows: Tensor | None = None,
+    room: Room | None = None,
 ) -> Scores:
     """Score a trained model on test spots.
 
@@ -125,12 +154,14 @@ def evaluate(
         training_rows: its training spots.
         primary: (genes,) bool.
         validation_rows: its validation spots, for the position control; None = there is none.
+        room: for a forward pass, see `predict`.
     """
+    room = room or Room(BATCH)
     columns = primary.to(test.device).nonzero().squeeze(1)
-    prediction = predict(model, test, torch.arange(len(test), device=test.device), columns)
+    prediction = predict(model, test, torch.arange(len(test), device=test.device), columns, room)
     target = test.expression_of(columns=columns)
     slope, offset = metrics.affine_fit(
-        predict(model, development, training_rows, columns), development.expression_of(training_rows, columns)
+        predict(model, development, training_rows, columns, room), development.expression_of(training_rows, columns)
     )
     fitted = prediction * slope + offset
     sections = [
@@ -144,6 +175,7 @@ def evaluate(
         **{name: torch.stack([scores[name] for scores in sections]).cpu().numpy() for name in sections[0]},
         pooled=metrics.pearson(prediction, target).cpu().numpy(),
         position=position,
+        maps=Maps(*(t.float().cpu().numpy() for t in (prediction, target, slope, offset))),
     )
 
 

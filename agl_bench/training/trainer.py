@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -26,18 +26,20 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from agl_bench.data.room import Room
 from agl_bench.data.store import SpotStore, device_memory
-from agl_bench.errors import BadPlugin, Diverged
+from agl_bench.errors import BadPlugin, Diverged, TooLittleMemory
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, Step
 from agl_bench.interfaces.spots import SpotBatch
 from agl_bench.maths.hypergradient import Hypergradient, Moments, Sum
-from agl_bench.maths.losses import LOSSES
+from agl_bench.maths.losses import LOSSES, SEPARABLE
 from agl_bench.maths.seeds import generator_for, seed_for
 from agl_bench.protocol import Protocol
 from agl_bench.training.course import Course
-from agl_bench.training.evaluate import pcc_by_section, predict
+from agl_bench.training.evaluate import BATCH, pcc_by_section, predict
 from agl_bench.training.model import Model
 from agl_bench.training.precision import fast
 from agl_bench.training.records import EpochRecord, Fit, OuterPass
@@ -110,6 +112,15 @@ class Trainer:
 
     Everything random is seeded by purpose and epoch, and never by the selector: all selectors see the same batches and
     the same augmentations.
+
+    Where a batch is too much for the memory of the device, its gradient is added up from parts of it, half as many
+    spots at a time, if that changes nothing but rounding and the draws of dropout: the loss must be a mean over spots,
+    and neither a layer nor the selector may look at a whole batch. Else the batch size that fits is found and named:
+    that is a condition of the comparison, which no training may change on its own.
+
+    Attributes:
+        room: spots of a training batch that pass through the model at a time.
+        evaluation_room: likewise of spots that are predicted, where any number will do.
     """
 
     def __init__(
@@ -136,6 +147,7 @@ class Trainer:
         self.course = Course(protocol, learns=bool(self.own) and selector.learns_from == "validation")
         self.outer_optimizer = self._new_outer_optimizer() if self.course.learns else None
         self.first_own = {n: p.detach().clone() for n, p in self.own.items()}
+        self.room, self.evaluation_room = Room(protocol.batch_size), Room(BATCH)
         self.hypergradient: Hypergradient | None = None  # settled at the first outer step
         self.signal: Signal | None = None
         self.epoch = -1  # the last one that has ended
@@ -190,6 +202,12 @@ class Trainer:
         if self._fit is None:
             raise RuntimeError("the trainer has not been iterated to its end")
         return self._fit
+
+    @property
+    def rooms(self) -> dict[str, int]:
+        """Spots at a time in "training" and in "evaluation", where memory did not suffice for all; for the record."""
+        rooms = {"training": self.room, "evaluation": self.evaluation_room}
+        return {name: room.spots for name, room in rooms.items() if room.is_halved}
 
     def __iter__(self) -> Iterator[EpochRecord]:
         while self._goes_on():
@@ -248,11 +266,8 @@ class Trainer:
             "engine": self._settled(),
             "best_state": self.best_state,
             "best_weights": self.best_weights,
-            "random": {
-                "torch": torch.get_rng_state(),
-                "device": torch.cuda.get_rng_state(self.store.device) if self.store.device.type == "cuda" else None,
-                "selector": self.selector.generator.get_state(),
-            },
+            "rooms": [self.room.spots, self.evaluation_room.spots],
+            "random": self._random(),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -283,10 +298,23 @@ class Trainer:
         model, selector = ({n: t.to(device) for n, t in part.items()} for part in state["best_state"])
         self.best_state = model, selector
         self.best_weights = state["best_weights"].to(device)
-        torch.set_rng_state(state["random"]["torch"])
-        if state["random"]["device"] is not None:
-            torch.cuda.set_rng_state(state["random"]["device"], device)
-        self.selector.generator.set_state(state["random"]["selector"])
+        self.room.spots, self.evaluation_room.spots = state["rooms"]
+        self._draw_again_from(state["random"])
+
+    def _random(self) -> dict[str, Tensor | None]:
+        """The random states that training goes on from."""
+        return {
+            "torch": torch.get_rng_state(),
+            "device": torch.cuda.get_rng_state(self.store.device) if self.store.device.type == "cuda" else None,
+            "selector": self.selector.generator.get_state(),
+        }
+
+    def _draw_again_from(self, random: Mapping[str, Any]) -> None:
+        """Back to what `_random` gave."""
+        torch.set_rng_state(random["torch"])
+        if random["device"] is not None:
+            torch.cuda.set_rng_state(random["device"], self.store.device)
+        self.selector.generator.set_state(random["selector"])
 
     def _settled(self) -> dict[str, Any] | None:
         """What was settled of the selector's hypergradient; None if that is still to come."""
@@ -327,22 +355,10 @@ class Trainer:
         batches = self._batches(self.rows.train, purpose, epoch, self.protocol.batch_size)
         weights = torch.empty(0)
         for number, batch in enumerate(self.store.stream(batches, augment), start=1):
-            with fast(self.protocol.precision, self.store.device):
-                features, prediction = self.trained(batch.spots)
-            if features.dtype == torch.bfloat16:  # selectors see one type, in training as in look-aheads
-                features, prediction = features.float(), prediction.float()
-            losses, step = self._losses(features, prediction, batch, epoch)
-            loss = losses.mean() if self.course.is_warming else self._combine(losses, step)
-            if not loss.requires_grad:
-                raise self._detached()
-            if number == len(batches):
-                weights = self._effective_weights(loss, losses)
-            self.optimizer.zero_grad(set_to_none=True)
-            with fast(self.protocol.precision, self.store.device, backward=True):
-                loss.backward()  # type: ignore[no-untyped-call]
+            loss, losses, weights = self._gradients(batch, epoch, weigh=number == len(batches))
             self.optimizer.step()
-            total += loss.detach()
-            broken = torch.where(broken.any(), broken, ~losses.detach().isfinite())  # those of the first bad batch
+            total += loss
+            broken = torch.where(broken.any(), broken, ~losses.isfinite())  # those of the first bad batch
         self._steps += len(batches)
         mean = float(total) / len(batches)  # read once per epoch: no step waits for the device
         if not np.isfinite(mean):
@@ -353,6 +369,142 @@ class Trainer:
                 + "; lower protocol.learning_rate or the selector's learning rate"
             )
         return mean, weights
+
+    def _gradients(self, batch: SpotBatch, epoch: int, *, weigh: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Lay the gradients of a training batch into the parameters, with as many spots at a time as there is room for.
+
+        Returns:
+            Its loss (), losses (genes,), and effective weights (genes,) if `weigh`; detached.
+        """
+        while True:
+            before, spots = self._random(), min(self.room.spots, len(batch.row))
+            self.optimizer.zero_grad(set_to_none=True)
+            with contextlib.suppress(torch.OutOfMemoryError):
+                if spots == len(batch.row):
+                    return self._at_once(batch, epoch, weigh=weigh)
+                return self._in_parts(batch, epoch, spots, weigh=weigh)
+            # Nothing has moved yet but the random states; what the failed step has left in memory is let go.
+            self._draw_again_from(before)
+            if why := self._indivisible():
+                raise self._too_little(batch, epoch, why)
+            self.room.halve(spots)
+
+    def _at_once(self, batch: SpotBatch, epoch: int, *, weigh: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `_gradients`."""
+        features, prediction = self._predicted(batch)
+        losses, step = self._losses(features, prediction, batch, epoch)
+        loss = self._training_loss(losses, step)
+        weights = self._effective_weights(loss, losses) if weigh else torch.empty(0)
+        with fast(self.protocol.precision, self.store.device, backward=True):
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), losses.detach(), weights
+
+    def _in_parts(self, batch: SpotBatch, epoch: int, spots: int, *, weigh: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `_gradients`: first the losses, with no graph of the model; then their slopes part by part.
+
+        The selector sees the losses of the whole batch, once, so that it need not be linear in them. Dropout draws for
+        each part, twice the same.
+        """
+        parts = [(part, len(part.row) / len(batch.row)) for part in batch.split(spots)]
+        states, seen = [], []
+        with torch.no_grad():
+            for part, _ in parts:
+                states.append(self._random())
+                seen.append(self._predicted(part))
+            features, prediction = (torch.cat(tensors).requires_grad_() for tensors in zip(*seen, strict=True))
+            losses, step = self._losses(features, prediction, batch, epoch)
+        losses.requires_grad_()
+        loss = self._training_loss(losses, step)
+        weights = self._effective_weights(loss, losses) if weigh else torch.empty(0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if features.grad is not None or prediction.grad is not None:
+            name = type(self.selector).__name__
+            raise self._too_little(batch, epoch, f"{name} looks at the predictions of a whole batch")
+        if losses.grad is None:
+            raise self._detached()
+        after = self._random()
+        for (part, share), state in zip(parts, states, strict=True):
+            self._draw_again_from(state)
+            of_part, _ = self._losses(*self._predicted(part), part, epoch)
+            with fast(self.protocol.precision, self.store.device, backward=True):
+                (of_part * losses.grad * share).sum().backward()  # type: ignore[no-untyped-call]
+        self._draw_again_from(after)
+        return loss.detach(), losses.detach(), weights
+
+    def _indivisible(self) -> str:
+        """Why a training batch must not be parted; "" if it may."""
+        if self.protocol.loss not in SEPARABLE:
+            return f"the loss '{self.protocol.loss}' of a batch is no mean over its parts"
+        if any(isinstance(m, _BatchNorm) and m.training for m in self.model.modules()):
+            return "batch normalisation looks at a whole batch"
+        return ""
+
+    def _too_little(self, batch: SpotBatch, epoch: int, why: str) -> TooLittleMemory:
+        """What to say where a training batch does not fit and must not be parted. The training is over."""
+
+        def try_with(spots: int) -> None:
+            part = batch.split(spots)[0]
+            for _ in range(2):  # in the second step the optimiser has its moments, in memory too
+                self.optimizer.zero_grad(set_to_none=True)
+                self._at_once(part, epoch, weigh=True)
+                self.optimizer.step()
+
+        tried = len(batch.row)
+        most = _halved(tried, try_with)
+        remedy = f"set protocol.batch_size={most}, which fits, for all that is compared, or use" if most else ""
+        other = "" if self.protocol.precision == "bf16" else " or --precision bf16"
+        return TooLittleMemory(
+            f"out of device memory with {tried} spots in a batch, and {why}: {remedy or 'not even 2 fit, so use'} "
+            f"a smaller backbone{other}"
+        )
+
+    def _too_little_ahead(self, epoch: int, sizes: tuple[int, int], batches: tuple[int, int]) -> TooLittleMemory:
+        """Likewise where a look-ahead does not fit.
+
+        Args:
+            epoch: for the selector.
+            sizes: spots of a batch of the inner and of the outer loss.
+            batches: that each of the losses averages.
+        """
+        method = self.hypergradient or self.selector.hypergradient
+        groups = method.steps if method.batches == "new" else 1
+
+        def first(store: SpotStore, rows: np.ndarray, spots: int, count: int) -> Iterator[SpotBatch]:
+            here = torch.from_numpy(rows[:spots]).to(store.device)
+            return (store.batch(here) for _ in range(count))
+
+        def try_with(spots: int) -> None:
+            inner, outer = (min(spots, size) for size in sizes)
+            self._hypergradient(
+                [first(self.store, self.rows.train, inner, batches[0]) for _ in range(groups)],
+                first(self.scored, self.rows.held_out, outer, batches[1]), self.own, epoch, self._moments(),
+            )  # fmt: skip
+
+        most = _halved(max(sizes), try_with)
+        remedy = "not even 2 fit, so"
+        if most:
+            keys = ["outer_batch_size"] if sizes[1] > most else []
+            keys += ["inner_batch_size"] if self.protocol.inner_batch_size > most else []
+            remedy = "set " + " and ".join(f"protocol.{k}={most}" for k in keys) + " for all that is compared, or"
+        return TooLittleMemory(
+            f"out of device memory in a look-ahead with {max(sizes)} spots in a batch: {remedy} lower "
+            "protocol.outer_batches or use a smaller backbone"
+        )
+
+    def _predicted(self, batch: SpotBatch) -> tuple[Tensor, Tensor]:
+        """Features and prediction of a first-order step."""
+        with fast(self.protocol.precision, self.store.device):
+            features, prediction = self.trained(batch.spots)
+        if features.dtype == torch.bfloat16:  # selectors see one type, in training as in look-aheads
+            return features.float(), prediction.float()
+        return features, prediction
+
+    def _training_loss(self, losses: Tensor, step: Step) -> Tensor:
+        """The loss of a first-order step."""
+        loss = losses.mean() if self.course.is_warming else self._combine(losses, step)
+        if not loss.requires_grad:
+            raise self._detached()
+        return loss
 
     def _outer_steps(self, epoch: int) -> tuple[OuterPass, ...]:
         """One pass of outer steps, or passes until the selector has converged.
@@ -423,9 +575,13 @@ class Trainer:
         with streams:
             for number in range(count):
                 groups = [itertools.islice(inner, averaged) for _ in range(per_look_ahead)]
-                outer, gradients = self._hypergradient(
-                    groups, itertools.islice(held_out, averaged_outer), self.own, epoch, moments, turn * count + number
-                )
+                taken, ahead = itertools.islice(held_out, averaged_outer), turn * count + number
+                found = None
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    found = self._hypergradient(groups, taken, self.own, epoch, moments, ahead)
+                if found is None:
+                    raise self._too_little_ahead(epoch, (inner_size, outer_size), (averaged, averaged_outer))
+                outer, gradients = found
                 self.signal.add(gradients)
                 for name, parameter in self.own.items():
                     parameter.grad = gradients[name]
@@ -576,7 +732,7 @@ class Trainer:
 
     def _validate(self) -> Tensor:
         """PCC of the primary genes within each section of the validation spots, (sections, primary)."""
-        prediction = predict(self.model, self.scored, self.validation_rows, self.primary_columns)
+        prediction = predict(self.model, self.scored, self.validation_rows, self.primary_columns, self.evaluation_room)
         section = self.store.section_on_host[self.rows.validation]
         return pcc_by_section(prediction, self.validation_target, section).cpu()
 
@@ -615,6 +771,17 @@ class Trainer:
 def _copy(module: torch.nn.Module) -> dict[str, Tensor]:
     """A copy of a module's state."""
     return {n: t.clone() for n, t in module.state_dict().items()}
+
+
+def _halved(spots: int, try_with: Callable[[int], None]) -> int:
+    """The first of spots / 2, spots / 4, … that the memory of the device suffices for; 0 if not even 2."""
+    while spots > 2:
+        spots = (spots + 1) // 2
+        torch.cuda.empty_cache()
+        with contextlib.suppress(torch.OutOfMemoryError):
+            try_with(spots)
+            return spots
+    return 0
 
 
 def _mean(pcc: Tensor) -> float:

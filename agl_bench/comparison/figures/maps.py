@@ -17,9 +17,9 @@ from agl_bench.data.neighbours import pitch
 from agl_bench.interfaces.spots import Section
 
 TAKEN = 0.5  # of the weight of a primary gene: more is selected
-_TISSUE = 0.4  # how strongly the picture is seen below spots
-_PANEL = 2.7  # inches
-_PIXELS = 400  # of the longer side of the tissue in a panel
+_TISSUE = 0.45  # how strongly the picture is seen below spots
+_PANEL = 2.5  # inches
+_PIXELS = 180  # of the longer side of the tissue: it is a ground, not the point, and every panel carries it
 _MARGIN = 0.06  # around the spots, of their longer side
 _LIMIT = 2.0  # standard deviations at the ends of the colours
 _WIDTH = 0.75  # of the pitch: spots without a section behind them
@@ -49,7 +49,7 @@ class Ground:
     Attributes:
         section: as read; what its `patches` can show is in the picture.
         positions: (spots, 2) in pixels.
-        picture: of the tissue around the spots, uint8 (h, w, 3), or None.
+        picture: of the tissue around the spots, uint8 (h, w), grey so that only expression has colour; or None.
         extent: (left, right, bottom, top) of the picture, in pixels of the section.
         diameter: of a spot, in pixels.
     """
@@ -74,7 +74,7 @@ class Ground:
 def _cut(
     picture: np.ndarray, whole: tuple[float, float, float, float], part: tuple[float, float, float, float]
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """A part of a picture, in no more pixels than a panel shows, and its extent."""
+    """A part of a picture, grey and small, and its extent."""
     scale = (whole[1] - whole[0]) / picture.shape[1]
     first = np.floor((np.array([part[0], part[3]]) - [whole[0], whole[3]]) / scale).astype(int)
     last = np.ceil((np.array([part[1], part[2]]) - [whole[0], whole[3]]) / scale).astype(int)
@@ -83,7 +83,7 @@ def _cut(
     left, top = whole[0] + first[0] * scale, whole[3] + first[1] * scale
     shrink = max(max(height, width) / _PIXELS, 1.0)
     size = max(round(width / shrink), 1), max(round(height / shrink), 1)
-    small = np.asarray(Image.fromarray(cut).resize(size, Image.Resampling.BOX))
+    small = np.asarray(Image.fromarray(cut).convert("L").resize(size, Image.Resampling.BOX))
     return small, (float(left), float(left + width * scale), float(top + height * scale), float(top))
 
 
@@ -201,7 +201,6 @@ def predictions(
         low, high = positions.min(axis=0) - diameter, positions.max(axis=0) + diameter
         picture, extent, um_per_px = None, (float(low[0]), float(high[0]), float(high[1]), float(low[1])), None
     figure, grid = _panels(1 + len(tables), len(genes), extent, title)
-    discs = None
     for number, (axes_of, (name, table)) in enumerate(zip(grid, [("measured", first), *tables.items()], strict=True)):
         spots = table[["x_px", "y_px"]].to_numpy(float)
         for axes, gene in zip(axes_of, genes, strict=True):
@@ -235,7 +234,7 @@ def _standardised(table: pd.DataFrame, column: str) -> np.ndarray:
     groups = table.groupby("fold", sort=False)[column]
     spread = groups.transform("std", ddof=0)
     scaled = (table[column] - groups.transform("mean")) / spread.where(spread > 0)
-    return scaled.to_numpy(float)
+    return np.asarray(scaled, dtype=np.float64)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -255,6 +254,6 @@ def _below(axes: Any, picture: np.ndarray | None, extent: tuple[float, float, fl
     """The faint tissue, and no ticks."""
     left, right, bottom, top = extent
     if picture is not None:
-        axes.imshow(picture, extent=extent, alpha=_TISSUE, interpolation="antialiased")
+        axes.imshow(picture, extent=extent, alpha=_TISSUE, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
     axes.spines[:].set(color="0.8")

@@ -112,15 +112,15 @@ def critical_difference(ranks: pd.DataFrame, title: str, *, width: float) -> Fig
         axes.plot(row.mean_rank, -y, style.marker, color=style.colour, markersize=_POINT)
     for level, (first, last) in enumerate(groups):
         ends = rows["mean_rank"].iloc[[first, last]].to_numpy(float)
-        y = 0.75 + 0.35 * level
-        axes.plot(ends + np.array([-0.03, 0.03]), [y, y], color="black", linewidth=4, solid_capstyle="butt")
-    y = 1.15 + 0.35 * len(groups)
+        bar = 0.75 + 0.35 * level
+        axes.plot(ends + np.array([-0.03, 0.03]), [bar, bar], color="black", linewidth=4, solid_capstyle="butt")
+    above = 1.15 + 0.35 * len(groups)
     low, high = axes.get_xlim()
     low, high = min(low, 0.9), max(high, n + 0.1, 0.9 + width)
-    axes.plot([low, low + width], [y, y], color=QUIET, linewidth=1.2, marker="|", markersize=8)
-    axes.text(low + width + 0.03 * (high - low), y, f"critical difference {width:.2f}", va="center", color=QUIET)
+    axes.plot([low, low + width], [above, above], color=QUIET, linewidth=1.2, marker="|", markersize=8)
+    axes.text(low + width + 0.03 * (high - low), above, f"critical difference {width:.2f}", va="center", color=QUIET)
     axes.set_xlim(low, high)
-    axes.set_ylim(-n + 0.4, y + 0.6)
+    axes.set_ylim(-n + 0.4, above + 0.6)
     axes.set_yticks([-y for y in range(n)], [f"{short(r.selector)}  {r.mean_rank:.2f}" for r in rows.itertuples()])
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

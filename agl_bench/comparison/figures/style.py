@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from agl_bench.bench.table import BASELINE
@@ -128,9 +129,8 @@ def where(place: Mapping[str, Any], *without: str) -> str:
 
 def canvas(width: float, height: float, title: str) -> Figure:
     """An empty figure of so many inches, drawn by Agg, with its title at the upper left."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))  # inches
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # inches
     lines = textwrap.wrap(title, max(30, int(width * 13)))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11)
     return figure
@@ -150,13 +150,12 @@ def look() -> Any:
 
 
 def write(figure: Figure, png: Path, svg: Path) -> None:
-    """Both files, without dates in them; the PNG with 256 colours, which makes it three times smaller."""
+    """Both files, without dates in them; the PNG with 128 colours, which makes it four times smaller."""
     figure.set_dpi(DPI)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it has placed everything: once is enough for two files
     figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": "agl-bench"})
-    figure.canvas.draw()
-    pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
-    # Coverage, not frequency: the colours of few spots count as much as those of the tissue below them.
-    few = pixels.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(png, optimize=True)
+    agg = FigureCanvasAgg(figure)
+    agg.draw()
+    pixels = Image.fromarray(np.asarray(agg.buffer_rgba())[..., :3])
+    pixels.quantize(128, dither=Image.Dither.NONE).save(png, optimize=True)
