@@ -57,6 +57,7 @@ def draw_all(
     gathered: Gathered,
     folder: Path,
     *,
+    baseline: str = BASELINE,
     root: Path | None = None,
     pairs: pd.DataFrame | None = None,
     ranks: pd.DataFrame | None = None,
@@ -69,6 +70,7 @@ def draw_all(
     Args:
         gathered: the cells.
         folder: for the files; made if it is not there.
+        baseline: what the others are compared with.
         root: folder of the datasets, for maps on the tissue; None = such maps say that there is no section.
         pairs: `statistics.pairs` against the baseline, where it is known already.
         ranks: `statistics.ranks`, likewise.
@@ -83,7 +85,7 @@ def draw_all(
         return []
     folder.mkdir(parents=True, exist_ok=True)
     if pairs is None:
-        pairs = statistics.pairs(cells, baseline=BASELINE)
+        pairs = statistics.pairs(cells, baseline=baseline)
     if ranks is None:
         ranks = statistics.ranks(cells)
     sheet, tissues = _Sheet(folder), _Tissues(plugins, root)
@@ -94,7 +96,7 @@ def draw_all(
         drawn = set(sizes.sort_values(ascending=False, kind="stable").index[:places])
         for key, members in cells.groupby(PLACE, sort=False):
             if key in drawn:
-                _Place(sheet, gathered, members, _rows_of(pairs, members), tissues).draw()
+                _Place(sheet, gathered, members, _rows_of(pairs, members), baseline, tissues).draw()
         if left := len(sizes) - len(drawn):
             sheet.absent(
                 "further-places", "Further places", {},
@@ -193,13 +195,15 @@ class _Place:
         gathered: Gathered,
         cells: pd.DataFrame,
         pairs: pd.DataFrame,
+        baseline: str,
         tissues: _Tissues,
     ) -> None:
+        self.baseline = baseline
         self.sheet, self.gathered, self.cells, self.pairs, self.tissues = sheet, gathered, cells, pairs, tissues
         self.place: dict[str, Any] = cells.iloc[0][PLACE].to_dict()
         self.shown = reading.sampled(cells, CELLS)
         self.genes = reading.genes_of(gathered, self.shown)
-        self.per_gene = reading.per_gene(self.genes)
+        self.per_gene = reading.per_gene(self.genes, baseline=baseline)
         self.courses = reading.courses_of(gathered, self.shown)
 
     def draw(self) -> None:
@@ -220,12 +224,12 @@ class _Place:
         cells, pairs = self.cells, self.pairs
         units = int(pairs["units"].max()) if len(pairs) else 0
         self._add(
-            "forest", f"Difference to {BASELINE}",
-            f"Mean difference of test PCC to {BASELINE} on the same folds and seeds; lines are 95 % intervals of a "
-            f"hierarchical bootstrap over units (tested sections or donors, n = {units}) and the seeds within them. "
-            f"The band, ±{statistics.ROPE:g} PCC, counts as no difference. Filled markers are better or worse by a "
+            "forest", f"Difference to {self.baseline}",
+            f"Mean difference of test PCC to {self.baseline} on the same folds and seeds; lines are 95 % intervals "
+            f"of a hierarchical bootstrap over units (tested sections or donors, n = {units}) and the seeds within them."
+            f" The band, ±{statistics.ROPE:g} PCC, counts as no difference. Filled markers are better or worse by a "
             "sign-flip test of units, whose p is Holm-corrected over the pairs of the place.",
-            lambda title: standing.forest(pairs, title, rope=statistics.ROPE),
+            lambda title: standing.forest(pairs, title, baseline=self.baseline, rope=statistics.ROPE),
         )  # fmt: skip
         number = self.per_gene["gene"].nunique()
         self._add(
@@ -233,7 +237,7 @@ class _Place:
             f"Each dot is a primary gene ({number} in all: folds differ in theirs), mean over the cells where it is "
             "primary; the box holds the quartiles, the line the 5th to the 95th percentile. Genes are not independent "
             f"of each other: this is a description, no test.{self._sample()}",
-            lambda title: standing.gene_distributions(self.per_gene, title),
+            lambda title: standing.gene_distributions(self.per_gene, title, baseline=self.baseline),
         )  # fmt: skip
         on_cpu = set(cells["device"]) == {"cpu"}
         self._add(
@@ -247,9 +251,9 @@ class _Place:
         )  # fmt: skip
 
     def _choice(self) -> None:
-        lines = reading.sweep_lines(self.cells, self.pairs)
-        paired = BASELINE in set(self.cells["selector"])
-        score = f"difference of test PCC to {BASELINE}" if paired else "test PCC"
+        lines = reading.sweep_lines(self.cells, self.pairs, baseline=self.baseline)
+        paired = self.baseline in set(self.cells["selector"])
+        score = f"difference of test PCC to {self.baseline}" if paired else "test PCC"
         interval = "95 % bootstrap interval" if paired else "one standard deviation"
         self._add(
             "sweep", "PCC against the number of auxiliary genes",
@@ -297,8 +301,8 @@ class _Place:
     def _tables(self) -> dict[str, pd.DataFrame]:
         """Predictions of the baseline and the selectors with the best mean PCC."""
         means = self.cells.groupby("selector")["pcc"].mean().sort_values(ascending=False, kind="stable")
-        others = [str(s) for s in means.index if s != BASELINE][:_ROWS]
-        wanted = [*([BASELINE] if BASELINE in means.index else []), *others]
+        others = [str(s) for s in means.index if s != self.baseline][:_ROWS]
+        wanted = [*([self.baseline] if self.baseline in means.index else []), *others]
         return reading.predictions_of(self.gathered, self.cells, wanted)
 
     def _predictions(self, tables: dict[str, pd.DataFrame], ground: maps.Ground | None) -> None:

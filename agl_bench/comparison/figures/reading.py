@@ -9,6 +9,7 @@ import pandas as pd
 
 from agl_bench.bench.table import BASELINE
 from agl_bench.comparison.gather import UNIT, Gathered
+from agl_bench.errors import NotKept
 
 _GENES = ["gene", "primary", "rank", "weight", "pearson"]
 
@@ -77,10 +78,10 @@ def courses_of(gathered: Gathered, cells: pd.DataFrame) -> dict[str, list[pd.Dat
     return found
 
 
-def _table(gathered: Gathered, key: str, name: str, columns: Sequence[str] | None) -> pd.DataFrame | None:
+def _table(gathered: Gathered, key: str, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
     """A table of a cell, or None where the cell has none that can be read."""
     try:
-        return pd.read_parquet(gathered.store.cells / key / f"{name}.parquet", columns=columns)
+        return pd.read_parquet(gathered.store.cells / key / f"{name}.parquet", columns=list(columns))
     except (OSError, ValueError):
         return None
 
@@ -130,8 +131,8 @@ def predictions_of(gathered: Gathered, cells: pd.DataFrame, selectors: Iterable[
         tables = {}
         for selector in selectors:
             own = units[units["selector"] == selector]
-            kept = [(c.fold, _table(gathered, c.key, "predictions", None)) for c in own.itertuples()]
-            parts = [table.assign(fold=fold) for fold, table in kept if table is not None]
+            parts = [_predictions(gathered, cell.key, cell.fold) for cell in own.itertuples()]
+            parts = [part for part in parts if part is not None]
             if parts:
                 tables[selector] = pd.concat(parts, ignore_index=True)
         if tables:
@@ -148,6 +149,13 @@ def predictions_of(gathered: Gathered, cells: pd.DataFrame, selectors: Iterable[
     section = shared.get_level_values("section").value_counts().sort_index().idxmax()
     rows = shared[shared.get_level_values("section") == section].sort_values()
     return {name: table.loc[rows].reset_index() for name, table in spots.items()}
+
+
+def _predictions(gathered: Gathered, key: str, fold: str) -> pd.DataFrame | None:
+    try:
+        return gathered.store.predictions(key).assign(fold=fold)
+    except NotKept:
+        return None
 
 
 def shown_genes(tables: Mapping[str, pd.DataFrame], genes: pd.DataFrame) -> list[str]:
