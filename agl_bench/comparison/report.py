@@ -163,10 +163,7 @@ def assemble(
         )
         for place in named
     ]  # fmt: skip
-    drawn = figures.draw_all(
-        own, drawings, root=root, ranks=ranks,
-        pairs=against if baseline == BASELINE else None,
-    )  # fmt: skip
+    drawn = figures.draw_all(own, drawings, baseline=baseline, root=root, pairs=against, ranks=ranks)
     across = _across(cells, lines, ranks, bounds, baseline)
     parts = [
         Section(
