@@ -186,7 +186,9 @@ def assemble(
     parts = [part for part in parts if not part.is_empty]
     kept = tables.listing("cells", "Every cell", "One row for each finished cell.", gathered.cells)
     everything = [*standing, *(t for part in parts for t in part.tables), kept]
-    return Report(by_place.answers(), _facts(gathered, cells, list(presets)), standing, parts, found, baseline, everything)
+    return Report(
+        by_place.answers(), _facts(gathered, cells, list(presets)), standing, parts, found, baseline, everything
+    )
 
 
 def _renamed(gathered: Gathered, presets: Mapping[str, str]) -> Gathered:
