@@ -35,8 +35,8 @@ def pair(a: str, b: str = BASELINE, **values: object) -> dict[str, object]:
     """A row of `statistics.pairs`."""
     default = {
         "units": 8, "folds": 8, "seeds": 3, "difference": 0.02, "low": 0.01, "high": 0.03, "p": 0.0078,
-        "p_corrected": 0.02, "p_holm": 0.0078, "least_p": 0.0078, "effect": 1.5, "superiority": 0.9, "equivalence": 0.1, "inferiority": 0.0,
-        "verdict": "better",
+        "p_corrected": 0.02, "p_holm": 0.0078, "least_p": 0.0078, "effect": 1.5, "superiority": 0.9,
+        "equivalence": 0.1, "inferiority": 0.0, "verdict": "better",
     }  # fmt: skip
     return HEART | {"a": a, "b": b} | default | values
 
