@@ -51,8 +51,8 @@ def forest(pairs: pd.DataFrame, title: str, *, baseline: str = BASELINE, rope: f
     if rows.empty:
         raise NotDrawn(f"no selector shares finished folds and seeds with the baseline {baseline}")
     look = styles(rows["a"])
-    figure = canvas(9.2, 1.45 + 0.36 * len(rows), title)
-    axes, words = figure.subplots(1, 2, sharey=True, width_ratios=(5, 4))
+    figure = canvas(9.8, 1.45 + 0.36 * len(rows), title)
+    axes, words = figure.subplots(1, 2, sharey=True, width_ratios=(5, 4.6))
     plain_axes(axes, "x")
     axes.axvspan(-rope, rope, color="#EEEEEE", linewidth=0)
     axes.axvline(0, color=QUIET, linewidth=1)
@@ -71,13 +71,13 @@ def forest(pairs: pd.DataFrame, title: str, *, baseline: str = BASELINE, rope: f
     words.axis("off")
     words.set_xlim(0, 1)
     top = len(rows) - 0.35
-    for x, head in ((0.0, "difference [95 % interval]"), (0.5, "p (Holm)"), (0.7, "verdict")):
+    for x, head in ((0.0, "difference [95 % interval]"), (0.56, "p (Holm)"), (0.75, "verdict")):
         words.text(x, top, head, color=QUIET, fontsize=8, va="bottom")
     for y, row in enumerate(rows.itertuples()):
         words.text(0.0, y, f"{_signed(row.difference)} [{_signed(row.low)}, {_signed(row.high)}]", va="center")
-        words.text(0.5, y, _p(row.p_holm), va="center")
+        words.text(0.56, y, _p(row.p_holm), va="center")
         weight = "bold" if row.verdict in _VERDICTS else "normal"
-        words.text(0.7, y, row.verdict, va="center", color=_VERDICTS.get(row.verdict, QUIET), weight=weight)
+        words.text(0.75, y, row.verdict, va="center", color=_VERDICTS.get(row.verdict, QUIET), weight=weight)
     return figure
 
 
@@ -274,7 +274,7 @@ def cost(lines: pd.DataFrame, title: str, *, memory: str) -> Figure:
             )  # fmt: skip
         axes.set_xlabel(label)
         axes.margins(0.12)
-    right.set_xlim(left=0)
+    right.set_xlim(0, 1.12 * float(np.nanmax([1.0, *rows["peak_memory_mb"]])))
     left.set_xscale("log")
     left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     left.xaxis.set_minor_formatter(FuncFormatter(_log_minor(rows["seconds"])))
