@@ -29,7 +29,7 @@ ALPHA = 0.05
 ROPE = 0.005  # PCC: what is closer is equal for practical purposes
 EXACT = 13  # units up to which all sign flips are tried
 ACROSS = [name for name in PLACE if name != "dataset"]  # within what datasets are compared
-FEW_UNITS = 6  # below that no two-sided sign flip reaches .05, and percentile intervals are too narrow
+FEW_UNITS = 6  # below that no two-sided sign flip reaches .05
 _CHUNK = 256  # pairs that are resampled at a time
 _PAIR = [
     "a", "b", "units", "folds", "seeds", "difference", "low", "high", "p", "p_corrected", "p_holm", "least_p",
@@ -245,8 +245,8 @@ def interval(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarr
         if present.sum() < 2:
             continue
         n = present.any(1).sum() if present.any(1).sum() > 1 else present.sum()
-        # Percentiles are too narrow as the variance is without its n − 1, and the normal beside t: Hesterberg (2015,
-        # The American Statistician 69, 371-386), "expanded percentile".
+        # Plain percentiles are too narrow for few units: by √((n − 1)/n), and as the normal is beside t. Hesterberg
+        # (2015, The American Statistician 69, 371-386): "expanded percentile".
         level = stats.norm.cdf(stats.t.ppf(ALPHA / 2, n - 1) * np.sqrt(n / (n - 1)))
         weights = _draws(present, resamples, np.random.default_rng(seed_for(seed, "statistics", "bootstrap")))
         for start in range(0, len(rows), _CHUNK):
@@ -356,8 +356,8 @@ def _probabilities(by_unit: np.ndarray, overlap: float, rope: float) -> tuple[np
     """
     n, mean, deviation = _moments(by_unit)
     scale = deviation * np.sqrt(1 / n + overlap)
-    tiny = np.finfo(float).tiny  # of identical units: all mass at their value
-    posterior = stats.t(np.maximum(n - 1, 1), mean, np.maximum(scale, tiny))
+    some_scale = np.maximum(scale, np.finfo(float).smallest_normal)  # of equal units: all mass at their value
+    posterior = stats.t(np.maximum(n - 1, 1), mean, some_scale)
     above, below = posterior.sf(rope), posterior.cdf(-rope)
     some = np.where(n > 1, 1.0, np.nan)
     return above * some, (1 - above - below) * some, below * some
@@ -557,10 +557,44 @@ def _cautions(place: _Place) -> Iterator[str]:
         )
     if not place.resampled and units > 1:
         yield "the folds share training sections, for which p does not allow and p_corrected does"
+    if BASELINE in place.selectors and (moved := _moved_by_seeds(place)):
+        yield (
+            f"a seed moves {', '.join(moved)} against {BASELINE} alike on all {unit}s, for which p does not allow and "
+            "the interval does: more seeds are needed"
+        )
     full = there.any(0).sum()
     own = dict(zip(place.selectors, there.sum((1, 2, 3)), strict=True))
     if missing := [f"{name} {full - count} of {full}" for name, count in own.items() if count < full]:
         yield f"cells (fold × seed) are missing: {', '.join(missing)}"
+
+
+def _moved_by_seeds(place: _Place) -> list[str]:
+    """Selectors whose difference to the baseline depends on the seed, at .05 after Holm's correction."""
+    others = [i for i, name in enumerate(place.selectors) if name not in (BASELINE, BOUND)]
+    apart = _mean(place.pcc[others] - place.pcc[place.selectors.index(BASELINE)], 2)
+    p = seed_effect(apart)
+    told = np.flatnonzero(np.isfinite(p))
+    return [place.selectors[others[i]] for i in told[holm_corrected(p[told]) <= ALPHA]]
+
+
+def seed_effect(values: np.ndarray) -> np.ndarray:
+    """p that seeds have no effect common to all units: F of a two-way analysis of variance without repetition.
+
+    Args:
+        values: (rows, units, seeds).
+
+    Returns:
+        (rows,); NaN where a cell is missing, and with fewer than two units or seeds.
+    """
+    _, units, seeds = values.shape
+    if units < 2 or seeds < 2:
+        return np.full(len(values), np.nan)
+    of_seed, of_unit = values.mean(1, keepdims=True), values.mean(2, keepdims=True)
+    rest = values - of_seed - of_unit + values.mean((1, 2), keepdims=True)
+    freedom = (units - 1) * (seeds - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = units * of_seed[:, 0].var(1, ddof=1) / ((rest**2).sum((1, 2)) / freedom)
+    return np.asarray(stats.f.sf(ratio, seeds - 1, freedom))
 
 
 def _where(place: _Place) -> str:

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import scikit_posthocs
 from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
 
 from agl_bench.bench.table import BASELINE, BOUND
@@ -361,6 +363,25 @@ def test_cautions_say_what_is_missing():
     assert any("share training sections" in s for s in said)
 
     assert statistics.cautions(table(made(1, 2, 8, 5, 3))) == []
+
+
+def test_a_common_effect_of_seeds_is_that_of_an_analysis_of_variance():
+    values = made(3, 6, 1, 4)[:, :, 0]
+    frame = pd.DataFrame({"d": values[1].ravel(), "u": np.repeat(range(6), 4), "s": np.tile(range(4), 6)})
+    expected = anova_lm(ols("d ~ C(u) + C(s)", frame).fit()).loc["C(s)", "PR(>F)"]
+    values[2, 0, 0] = np.nan
+
+    found = statistics.seed_effect(values)
+
+    assert found[1] == pytest.approx(expected) and math.isnan(found[2])
+    assert np.isnan(statistics.seed_effect(values[:, :1])).all()
+
+
+def test_a_seed_that_moves_all_sections_is_told():
+    pcc = made(1, 3, 6, 1, 4)
+    pcc[0, 1] += np.array([-0.1, 0, 0.05, 0.1])
+    said = statistics.cautions(table(pcc, evaluation="inter"))
+    assert any("a seed moves a against pgl alike on all folds" in s for s in said)
 
 
 def test_no_false_alarm_beyond_chance_where_sections_differ():
