@@ -31,6 +31,7 @@ from agl_bench.registry.plugins import Plugins
 ACROSS = [name for name in PLACE if name != "dataset"]
 _PAGE = Path(__file__).parent / "page"
 _MOST_OPEN = 6  # places whose details are unfolded from the beginning
+_MANY, _PLACES_OF_MANY = 3_000, 4  # of more cells than this, so many places are drawn: a report takes a minute at most
 _MOST_SVG = 150_000  # bytes of a drawing that is put into the page as such, else as PNG
 _FIGURES = {  # where a figure stands, by the beginning of its name; others are at the end
     "results": "results",
@@ -163,7 +164,8 @@ def assemble(
         )
         for place in named
     ]  # fmt: skip
-    drawn = figures.draw_all(own, drawings, baseline=baseline, root=root, pairs=against, ranks=ranks)
+    places = {"places": _PLACES_OF_MANY} if len(cells) > _MANY else {}
+    drawn = figures.draw_all(own, drawings, baseline=baseline, root=root, pairs=against, ranks=ranks, **places)
     across = _across(cells, lines, ranks, bounds, baseline)
     parts = [
         Section(
