@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from agl_bench.bench.table import FEW_SEEDS
+from agl_bench.comparison.statistics import ALPHA
 from agl_bench.comparison.tables import TOO_FEW, p_text, plain, spread_text
 
 
@@ -39,10 +41,8 @@ def answer(where: str, lines: pd.DataFrame, against: pd.DataFrame, pairs: pd.Dat
     sentences = []
     better, worse, equal = ([r for r in rows if r["verdict"] == v] for v in ("better", "worse", "equivalent"))
     if all(r["verdict"] == TOO_FEW for r in rows):
-        unit = "section" if lines["evaluation"].iloc[0] == "intra" else "fold"
-        number = f"{_count(top['units'], f'tested {unit}')} and {_count(top['seeds'], 'seed')}"
         sentences.append(
-            f"{where}, these cells cannot decide which selector is better: {number} are too few for any test. "
+            f"{where}, these cells cannot decide which selector is better: {_too_few(rows)}. "
             f"{_highest(top, ratio, baseline, with_p=False)}."
         )
     elif better:
@@ -61,6 +61,21 @@ def answer(where: str, lines: pd.DataFrame, against: pd.DataFrame, pairs: pd.Dat
     if equal:
         sentences.append(f"Equivalent to {baseline} for practical purposes: {_list([r['a'] for r in equal])}.")
     return " ".join(sentences)
+
+
+def _too_few(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Why nothing can be concluded."""
+    top = max(rows, key=lambda r: r["units"])
+    reasons = []
+    if top["seeds"] < FEW_SEEDS:
+        reasons.append(f"{_count(top['seeds'], 'seed')} cannot tell a selector from the luck of its start")
+    least = min(1.0, top["least_p"] * len(rows))
+    if least > ALPHA:
+        unit = "section" if top["evaluation"] == "intra" else "fold"
+        allow = "allows" if top["units"] == 1 else "allow"
+        also = f" with {len(rows)} selectors compared" if len(rows) > 1 else ""
+        reasons.append(f"{_count(top['units'], f'tested {unit}')} {allow} no p below {p_text(least)}{also}")
+    return _list(reasons) or "too few folds and seeds are shared"
 
 
 def _highest(row: Mapping[str, Any], ratio: Mapping[str, float], baseline: str, *, with_p: bool) -> str:

@@ -31,6 +31,7 @@ from agl_bench.registry.plugins import Plugins
 ACROSS = [name for name in PLACE if name != "dataset"]
 _PAGE = Path(__file__).parent / "page"
 _MOST_OPEN = 6  # places whose details are unfolded from the beginning
+_MANY, _PLACES_OF_MANY = 3_000, 4  # of more cells than this, so many places are drawn: a report takes a minute at most
 _MOST_SVG = 150_000  # bytes of a drawing that is put into the page as such, else as PNG
 _FIGURES = {  # where a figure stands, by the beginning of its name; others are at the end
     "results": "results",
@@ -138,6 +139,10 @@ def assemble(
 ) -> Report:
     """Everything a report says; figures are drawn into a folder. See `write_report`."""
     bounds, backbones = known_controls(gathered.cells, plugins)
+    below = controls(gathered.cells, backbones)
+    presets = tables.short_presets(gathered.cells["preset"])
+    gathered = _renamed(gathered, presets)
+    below = {(*place[:3], presets[place[3]], place[4]): found for place, found in below.items()}
     own = replace(gathered, cells=methods(gathered.cells, backbones).reset_index(drop=True))
     cells = own.cells
     if cells.empty:
@@ -147,7 +152,6 @@ def assemble(
     pairs = statistics.pairs(cells)
     against = statistics.pairs(cells, baseline=baseline)
     ranks = statistics.ranks(cells[~cells["name"].isin(bounds)])
-    below = controls(gathered.cells, backbones)
     found = quality(gathered, work, below, bounds, statistics.cautions(cells))
     lines = tables.standings(cells, against, baseline=baseline)
     places = lines[PLACE].drop_duplicates(ignore_index=True)
@@ -160,17 +164,15 @@ def assemble(
         )
         for place in named
     ]  # fmt: skip
-    drawn = figures.draw_all(
-        own, drawings, root=root, ranks=ranks,
-        pairs=against if baseline == BASELINE else None,
-    )  # fmt: skip
+    places = {"places": _PLACES_OF_MANY} if len(cells) > _MANY else {}
+    drawn = figures.draw_all(own, drawings, baseline=baseline, root=root, pairs=against, ranks=ranks, **places)
     across = _across(cells, lines, ranks, bounds, baseline)
     parts = [
         Section(
             "results", "Results", _RESULTS, [tables.by_fold(named[k], g) for k, g in _grouped(cells) if k in named]
         ),
         Section("statistics", "Every pair of selectors", _PAIRS, by_place.pair_tables()),
-        Section("across", "Across datasets", _ACROSS, across),
+        *([Section("across", "Across datasets", _ACROSS, across)] if cells["dataset"].nunique() > 1 else []),
         Section("selection", "Which genes are selected", _SELECTION, _selection(own, named)),
         Section("transfer", "Negative transfer, gene by gene", _TRANSFER, _transfer(own, named, baseline)),
         Section("cost", "Score against cost", _COST, _costs(cells, named)),
@@ -180,13 +182,23 @@ def assemble(
     parts = [_with_figures(part, drawn) for part in parts]
     parts.append(_quality_section(found))
     parts.append(Section("tuning", "Tuning", _TUNING, _tuning(work)))
-    rest = [d for d in drawn if _home(d) not in {p.name for p in parts}]
+    rest = [d for d in drawn if _home(d) == "further"]
     parts.append(_split("further", "Further figures", "", [], rest))
     parts.append(Section("provenance", "Where it is from", _PROVENANCE, _provenance(gathered)))
     parts = [part for part in parts if not part.is_empty]
     kept = tables.listing("cells", "Every cell", "One row for each finished cell.", gathered.cells)
     everything = [*standing, *(t for part in parts for t in part.tables), kept]
-    return Report(by_place.answers(), _facts(gathered, cells), standing, parts, found, baseline, everything)
+    return Report(
+        by_place.answers(), _facts(gathered, cells, list(presets)), standing, parts, found, baseline, everything
+    )
+
+
+def _renamed(gathered: Gathered, presets: Mapping[str, str]) -> Gathered:
+    """With short labels of presets."""
+    cells, failed = (
+        frame.assign(preset=[presets.get(p, p) for p in frame["preset"]]) for frame in (gathered.cells, gathered.failed)
+    )
+    return replace(gathered, cells=cells, failed=failed)
 
 
 class _Places:
@@ -375,7 +387,7 @@ def _tuning(work: Path) -> list[Table]:
     return found
 
 
-def _facts(gathered: Gathered, cells: pd.DataFrame) -> dict[str, Sequence[str]]:
+def _facts(gathered: Gathered, cells: pd.DataFrame, presets: Sequence[str]) -> dict[str, Sequence[str]]:
     """What the header states: name -> words."""
     specs = [gathered.specs[key] for key in gathered.cells["key"]]
 
@@ -385,6 +397,7 @@ def _facts(gathered: Gathered, cells: pd.DataFrame) -> dict[str, Sequence[str]]:
     fixed = ["fixed settings"] if (cells["tuning"] == "").any() else []
     return {
         "preset": distinct(cells["preset"]),
+        "preset in full": presets,
         "datasets": distinct(f"{s['dataset']['label']} ({s['data'] or 'no fingerprint'})" for s in specs),
         "evaluations": distinct(cells["evaluation"]),
         "backbones": distinct(cells["backbone"]),

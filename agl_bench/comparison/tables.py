@@ -17,6 +17,7 @@ SIGNIFICANT = ((0.001, "***"), (0.01, "**"), (0.05, "*"))  # p at most, mark
 MARKS = "* p ≤ .05, ** p ≤ .01, *** p ≤ .001 after Holm"
 TOO_FEW = "too few units"  # verdict of `statistics.pairs`
 NONE = "–"
+_PRESET = 40  # characters of a preset in headings
 GENES_SHOWN = 10  # most harmed and most helped of a selector; all are in the CSV file
 
 
@@ -127,6 +128,22 @@ def place_title(place: Mapping[str, str], *, dataset: bool = True) -> str:
     words = [place["dataset"]] if dataset else []
     words += [f"{place['evaluation']}-batch", f"backbone {place['backbone']}", f"preset {place['preset']}"]
     return " · ".join([*words, place["tuning"] or "fixed settings"])
+
+
+def short_presets(labels: Iterable[str]) -> dict[str, str]:
+    """Label of a preset -> one that fits a heading; the same for two never. The report's header has the whole."""
+    found: dict[str, str] = {}
+    for label in dict.fromkeys(labels):
+        name, _, changed = label.partition(" with ")
+        short = label if len(label) <= _PRESET else f"{name} with {_changes(changed)} settings changed"
+        same = sum(s == short or s.startswith(f"{short} #") for s in found.values())
+        found[label] = f"{short} #{same + 1}" if same else short
+    return found
+
+
+def _changes(changed: str) -> int:
+    """Number of KEY=VALUE in a list of them, whose values may hold commas."""
+    return sum("=" in item for item in changed.split(", "))
 
 
 def file_names(places: pd.DataFrame) -> list[str]:
@@ -504,7 +521,7 @@ def transfer_table(name: str, place: Mapping[str, str], transfer: pd.DataFrame, 
         )
     caption = (
         f"PCC of each primary gene against {baseline}, with 95 % intervals that are not corrected for the number of "
-        "genes: about one gene in twenty is outside by chance. Every gene is in the CSV file."
+        "genes: at least one gene in twenty is outside by chance. Every gene is in the CSV file."
     )
     title = f"Negative transfer · {place_title(place)}"
     return Table(f"transfer-{name}", title, caption, columns, rows, transfer)
