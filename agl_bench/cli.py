@@ -235,6 +235,7 @@ def run(
 
         content = as_json(own) | controls_as_json(found, notes, bounds)
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
     if stopped:
         sentence = f"{len(stopped)} of {len(cells)} cells reached the time limit of {time_limit}"
@@ -840,8 +841,9 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
 @click.option(
     "--tracking", metavar="URI", help="MLflow tracking URI.  [default: MLFLOW_TRACKING_URI or WORK/mlflow.db]"
 )
+@_PLUGIN
 @_WORK
-def sync(work: Path, tracking: str | None) -> None:
+def sync(files: tuple[Path, ...], work: Path, tracking: str | None) -> None:
     """Bring MLflow up to date with the finished cells of the work folder."""
     if tracking == "none":
         raise BadSpec("--tracking none: there is nothing to sync to; name a tracking URI or leave the option out")
@@ -855,6 +857,7 @@ def sync(work: Path, tracking: str | None) -> None:
         else:
             kept += 1
     recorder.finish()
+    _annotate(store, recorder, _discover(files))
     if recorder.dead:
         raise AglBenchError(f"the sync was cut short: {recorder.dead}")
     console.print(f"{added} cells added to MLflow, {kept} were there already.")
@@ -955,6 +958,7 @@ def reproduce(
     if signals.asked():
         raise KeyboardInterrupt
     _show_reproduced(grid, gather(store), out, console)
+    _annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
     if failures:
         sys.exit(1)
@@ -1092,6 +1096,18 @@ def _recorder(work: Path, tracking: str | None, console: Console) -> Recorder:
         from agl_bench.bench.mlflow_recorder import MlflowRecorder
 
         return MlflowRecorder.connect(work, tracking)
+
+
+def _annotate(store: CellStore, recorder: Recorder, plugins: Plugins) -> None:
+    """Show in MLflow how the lines of the work folder stand."""
+    from agl_bench.bench.recorder import NoRecorder
+
+    if recorder.dead or isinstance(recorder, NoRecorder):
+        return
+    from agl_bench.comparison.gather import gather
+    from agl_bench.comparison.standings import standings
+
+    recorder.annotate(standings(gather(store), plugins))
 
 
 def _with_tuned(cells: list[Any], campaign: Campaign, plugins: Plugins, folder: Path | None, *, transfer: bool) -> Any:
