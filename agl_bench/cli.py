@@ -109,6 +109,13 @@ def cli() -> None:
     help="Of training passes, short for --set protocol.precision; look-aheads stay fp32.  [default: the preset's]",
 )
 @click.option("--again", is_flag=True, help="Run finished and failed cells anew, from the beginning.")
+@click.option(
+    "--keep",
+    type=click.Choice(["predictions", "model", "nothing"]),
+    default="predictions",
+    show_default=True,
+    help="Of each cell beside its tables: predictions of the test spots, the model too, or nothing.",
+)
 @click.option("--retry-failed", is_flag=True, help="Run failed and diverged cells anew.")
 @click.option(
     "--checkpoint-every",
@@ -155,6 +162,7 @@ def run(
     device: str,
     precision: str | None,
     again: bool,
+    keep: Any,
     retry_failed: bool,
     checkpoint_every: float,
     time_limit: str | None,
@@ -215,7 +223,7 @@ def run(
     with _Signals() as signals:
         events = run_cells(
             cells, bench, store, recorder, again=again, retry_failed=retry_failed, checkpoint_every=checkpoint_every,
-            time_limit=limit, stop=signals.asked,
+            time_limit=limit, stop=signals.asked, keep=keep,
         )  # fmt: skip
         results, failures, stopped = follow(events, len(cells), console)
     if signals.asked():

@@ -8,6 +8,7 @@ AglBenchError
 ├── BadSection         a tissue section that fails a check
 ├── MissingData        a dataset's files are not where they should be
 ├── FetchFailed        a download could not be started or did not pass its check
+├── NotKept            a finished cell has not kept what is asked for
 ├── BadWorkFolder      the work folder cannot be written, or holds something unreadable
 ├── TrackerUnavailable the MLflow server does not answer
 └── Diverged           training produced a non-finite loss
@@ -65,6 +66,10 @@ class MissingData(AglBenchError):
 
 class FetchFailed(AglBenchError):
     """A download could not be started, finished or verified."""
+
+
+class NotKept(AglBenchError):
+    """A finished cell has not kept what is asked for: which cell, which command brings it."""
 
 
 class BadWorkFolder(AglBenchError):

@@ -6,6 +6,7 @@ Several processes, of several machines where the folder is shared, may work on o
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -15,18 +16,21 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow.parquet as pq
+import torch
 
 from agl_bench.bench.checkpoints import Partial, flush, replace_text
+from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Leases, Owner, is_stale
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
-from agl_bench.digests import file_digest, text_digest
-from agl_bench.errors import AglBenchError, BadWorkFolder
+from agl_bench.digests import bytes_digest, file_digest, text_digest
+from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, NotKept, UnknownName
 
 FORMAT = 2
 DIGEST = 16  # bytes of a table's digest; part of the format
 Status = Literal["failed", "diverged"]
 _TABLES = ("genes", "epochs", "outer")
+_KEPT = {"predictions": "predictions.parquet", "model": "model.pt"}  # what a cell may keep beside its tables
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,68 @@ class CellStore:
                 continue  # being written, damaged or of another version
             yield content | {"key": folder.name}
 
+    def find(self, text: str) -> str:
+        """Key of the finished cell that is called so, by its key or the beginning of it.
+
+        Raises:
+            UnknownName: if there is none.
+            BadSpec: if several begin so.
+        """
+        keys = sorted(p.name for p in self.cells.iterdir() if p.is_dir() and not p.name.startswith("."))
+        found = [text] if text in keys else [k for k in keys if text and k.startswith(text)]
+        if not found:
+            raise UnknownName("cell", text, keys[:5], remedy=f"{len(keys)} in all, in {self.cells}.")
+        if len(found) > 1:
+            raise BadSpec(
+                f"cell '{text}' is not one: {len(found)} keys begin so ({', '.join(found[:3])}, …); add to it"
+            )
+        return found[0]
+
+    def kept(self, key: str) -> frozenset[str]:
+        """What a finished cell keeps beside its tables: "predictions", "model", both or nothing."""
+        try:
+            content = json.loads((self.cells / key / "result.json").read_text(encoding="utf-8"))
+            return frozenset(_KEPT) & frozenset(content["digests"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return frozenset()
+
+    def predictions(self, key: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """Predicted and measured expression of a cell's test spots, see `result.prediction_table`.
+
+        Args:
+            key: of a finished cell.
+            columns: only these; None = all.
+
+        Raises:
+            NotKept: if the cell has not kept them, or they are damaged.
+        """
+        return pd.read_parquet(io.BytesIO(self._content(key, "predictions")), columns=columns)
+
+    def model(self, key: str) -> KeptModel:
+        """The model of a finished cell in its best state.
+
+        Raises:
+            NotKept: if the cell has not kept it, or it is damaged.
+        """
+        stream = io.BytesIO(self._content(key, "model"))
+        return KeptModel.of_state(torch.load(stream, map_location="cpu", weights_only=True))
+
+    def _content(self, key: str, what: str) -> bytes:
+        """Of a file that a cell has kept, as it was written."""
+        remedy = f"`agl-bench rerun {key} --keep {what} --work {self.work}` makes the cell once more and keeps it"
+        try:
+            written = json.loads((self.cells / key / "result.json").read_text(encoding="utf-8"))["digests"].get(what)
+            if written is None:
+                raise NotKept(f"cell {key} has kept no {what}; {remedy}")
+            content = (self.cells / key / _KEPT[what]).read_bytes()
+        except FileNotFoundError as error:
+            if not (self.cells / key).is_dir():
+                raise NotKept(f"there is no finished cell {key} in {self.cells}") from None
+            raise NotKept(f"cell {key} has lost {Path(error.filename).name}; {remedy}") from None
+        if bytes_digest(content, DIGEST) != written:
+            raise NotKept(f"{_KEPT[what]} of cell {key} is damaged; {remedy}")
+        return content
+
     def write(self, result: Result) -> None:
         """Keep a finished cell, in place of an older one.
 
@@ -165,6 +231,13 @@ class CellStore:
             path = fresh / f"{name}.parquet"
             getattr(result, name).to_parquet(path, index=False)
             digests[name] = file_digest(path, DIGEST)
+        if result.predictions is not None:
+            result.predictions.to_parquet(fresh / _KEPT["predictions"], index=False)
+        if result.model is not None:
+            stream = io.BytesIO()  # torch's own writer aborts the process where a disk is full
+            torch.save(result.model.state(), stream)
+            (fresh / _KEPT["model"]).write_bytes(stream.getbuffer())
+        digests |= {what: file_digest(fresh / name, DIGEST) for what, name in _KEPT.items() if (fresh / name).is_file()}
         content = {
             "format": FORMAT,
             "spec": result.spec.as_json(),

@@ -34,10 +34,9 @@ def draw_overlay(dataset: str, section: Section, path: Path) -> None:
         path: of the PNG.
     """
     positions = np.asarray(section.counts.obsm["spatial"], dtype=np.float64)
-    stated, pitch = spot_diameter_px(section.counts.uns), pitch_px(section)
-    diameter = stated or _UNKNOWN * (pitch or Protocol().patch_um / section.um_per_px)
-    picture, extent = _tissue(section, positions)
-    left, right, bottom, top = _around(positions, extent)
+    stated, diameter = spot_diameter_px(section.counts.uns), drawn_diameter_px(section)
+    picture, extent = tissue(section)
+    left, right, bottom, top = around(positions, extent)
     ratio = (bottom - top) / (right - left)
     figure = Figure(figsize=(2 * _PANEL + 1.2, min(max(_PANEL * ratio, 3.0), 2 * _PANEL) + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
@@ -47,20 +46,15 @@ def draw_overlay(dataset: str, section: Section, path: Path) -> None:
             axes.imshow(picture, extent=extent, alpha=strength, interpolation="antialiased")
         axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
         axes.spines[:].set(color="0.8")
-        _scale_bar(axes, (left, right, bottom, top), section.um_per_px)
-
-    def circles(axes: Any, **look: Any) -> EllipseCollection:
-        made = EllipseCollection(
-            diameter, diameter, 0.0, units="xy", offsets=positions, offset_transform=axes.transData, **look
-        )
-        axes.add_collection(made)
-        return made
+        scale_bar(axes, (left, right, bottom, top), section.um_per_px)
 
     for colour, line in (("black", 2.2), ("#ffe600", 1.0)):  # seen on glass and on any stain
-        circles(spots, facecolors="none", edgecolors=colour, linewidths=line)
+        circles(spots, positions, diameter, facecolors="none", edgecolors=colour, linewidths=line)
     umi = np.maximum(umi_of(section), 1.0)
     low, high = np.quantile(umi, (0.01, 0.99))
-    discs = circles(counted, array=umi, cmap="viridis", linewidths=0, norm=LogNorm(low, max(high, low * 1.1)))
+    discs = circles(
+        counted, positions, diameter, array=umi, cmap="viridis", linewidths=0, norm=LogNorm(low, max(high, low * 1.1))
+    )
     bar = figure.colorbar(discs, ax=counted, shrink=0.75, label="counts of a spot (UMI)", extend="both")
     bar.set_ticks(LogLocator(subs=(1, 2, 3, 5, 7)), labels=None)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -73,8 +67,24 @@ def draw_overlay(dataset: str, section: Section, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _tissue(section: Section, positions: np.ndarray) -> tuple[np.ndarray | None, tuple[float, float, float, float]]:
+def drawn_diameter_px(section: Section) -> float:
+    """How wide a spot is drawn, in pixels: as wide as it is, or a share of the pitch where that is not known."""
+    stated = spot_diameter_px(section.counts.uns)
+    return stated or _UNKNOWN * (pitch_px(section) or Protocol().patch_um / section.um_per_px)
+
+
+def circles(axes: Any, positions: np.ndarray, diameter: float, **look: Any) -> EllipseCollection:
+    """Spots, (spots, 2) in pixels, as circles that keep their size on the tissue."""
+    made = EllipseCollection(
+        diameter, diameter, 0.0, units="xy", offsets=positions, offset_transform=axes.transData, **look
+    )
+    axes.add_collection(made)
+    return made
+
+
+def tissue(section: Section) -> tuple[np.ndarray | None, tuple[float, float, float, float]]:
     """A picture of the tissue, uint8 (h, w, 3), if there is one, and its (left, right, bottom, top) in pixels."""
+    positions = np.asarray(section.counts.obsm["spatial"], dtype=np.float64)
     overview = getattr(section.patches, "overview", None)
     if overview is not None:
         picture, scale = overview(_LONGEST)
@@ -99,10 +109,18 @@ def _tissue(section: Section, positions: np.ndarray) -> tuple[np.ndarray | None,
     return canvas, (float(left), float(left + width * scale), float(top + height * scale), float(top))
 
 
-def _around(positions: np.ndarray, extent: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """The part of the picture that has spots, with a good margin: (left, right, bottom, top) in pixels."""
+def around(
+    positions: np.ndarray, extent: tuple[float, float, float, float], margin: float = _CONTEXT
+) -> tuple[float, float, float, float]:
+    """The part of the picture that has spots, with a margin: (left, right, bottom, top) in pixels.
+
+    Args:
+        positions: (spots, 2) in pixels.
+        extent: (left, right, bottom, top) of the picture.
+        margin: around the spots, of their longer side.
+    """
     low, high = positions.min(axis=0), positions.max(axis=0)
-    edge = _CONTEXT * float((high - low).max())
+    edge = margin * float((high - low).max())
     left, right, bottom, top = extent
     return (
         max(left, low[0] - edge) if edge else left,
@@ -112,7 +130,7 @@ def _around(positions: np.ndarray, extent: tuple[float, float, float, float]) ->
     )
 
 
-def _scale_bar(axes: Any, extent: tuple[float, float, float, float], um_per_px: float) -> None:
+def scale_bar(axes: Any, extent: tuple[float, float, float, float], um_per_px: float) -> None:
     """A bar of a round length, about a sixth of the width, in the lower left corner."""
     left, right, bottom, top = extent
     width, height = right - left, bottom - top

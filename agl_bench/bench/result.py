@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.spec import RunSpec
+from agl_bench.data.preprocess import SpotTable
 from agl_bench.interfaces.genes import GeneSplit
-from agl_bench.training.evaluate import Scores
+from agl_bench.training.evaluate import Maps, Scores
 from agl_bench.training.records import EpochRecord, Fit
 
 PER_SECTION = ("pearson", "spearman", "mse", "moran_measured", "moran_predicted", "ssim")  # fields of `Scores`
@@ -24,7 +26,8 @@ class Result:
         spec: what was run.
         scores: test scores, each with its reduction in the name.
         genes: one row per gene: gene, primary, rank, score, weight (effective), those of `PER_SECTION` (mean over test
-            sections) and pearson_pooled; NaN for auxiliary genes, which are not scored.
+            sections), pearson_pooled, slope and offset (see `training.evaluate.Maps`); NaN for auxiliary genes, which
+            are not scored.
         epochs: one row per epoch record.
         outer: one row per pass of outer steps (Fig. 4 of Shiku et al. 2026): epoch, turn within the epoch, outer_loss,
             outer_signal_to_noise, validation_pcc and selected (k) after it. The last two are those of the copy of the
@@ -35,6 +38,8 @@ class Result:
         provenance: versions, machine, commit.
         fold: digest of the fold's table, by which `folds/` has it, and how far test and training spots are apart
             (`data.folds.Separation`).
+        predictions: see `prediction_table`; None unless the cell has just been made, see `CellStore.predictions`.
+        model: in its best state; None likewise, see `CellStore.model`.
     """
 
     spec: RunSpec
@@ -47,6 +52,8 @@ class Result:
     cost: dict[str, float]
     provenance: dict[str, Any]
     fold: dict[str, Any] = field(default_factory=dict)
+    predictions: pd.DataFrame | None = field(default=None, repr=False)
+    model: KeptModel | None = field(default=None, repr=False)
 
     @property
     def pcc(self) -> float:
@@ -67,10 +74,41 @@ def gene_table(genes: GeneSplit, fit: Fit, scores: Scores) -> pd.DataFrame:
         }
     )
     columns = {name: mean_over_sections(getattr(scores, name)) for name in PER_SECTION}
-    for name, values in (columns | {"pearson_pooled": scores.pooled}).items():
+    columns["pearson_pooled"] = scores.pooled
+    if scores.maps is not None:
+        columns |= {"slope": scores.maps.slope, "offset": scores.maps.offset}
+    for name, values in columns.items():
         table[name] = np.full(len(primary), np.nan)
         table.loc[primary, name] = values
     return table
+
+
+def prediction_table(table: SpotTable, rows: np.ndarray, genes: GeneSplit, maps: Maps) -> pd.DataFrame:
+    """One row per test spot: section, spot, x_px and y_px (of its centre, as in the section's `obsm["spatial"]`), and
+    for each primary gene "predicted:GENE" and "measured:GENE", float32, as in `Maps`: what the scores are made of.
+
+    Args:
+        table: all spots.
+        rows: of the test spots.
+        genes: gene axis of the fold.
+        maps: of the test spots, in the order of `rows`.
+    """
+    section, source = table.section[rows], table.source_row[rows]
+    spots, places = np.empty(len(rows), dtype=object), np.empty((len(rows), 2))
+    for index in np.unique(section):
+        here, counts = section == index, table.sections[index].counts
+        spots[here] = counts.obs_names[source[here]]
+        places[here] = np.asarray(counts.obsm["spatial"])[source[here], :2]
+    names = [name for name, primary in zip(genes.names, genes.primary.tolist(), strict=True) if primary]
+    columns = {
+        "section": np.asarray([s.name for s in table.sections], dtype=object)[section],
+        "spot": spots,
+        "x_px": places[:, 0],
+        "y_px": places[:, 1],
+    }
+    for kind, values in (("predicted", maps.predicted), ("measured", maps.measured)):
+        columns |= {f"{kind}:{name}": values[:, place] for place, name in enumerate(names)}
+    return pd.DataFrame(columns)
 
 
 def mean_over_sections(values: np.ndarray) -> np.ndarray:

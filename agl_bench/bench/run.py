@@ -31,11 +31,12 @@ from agl_bench import __version__
 from agl_bench.bench.cells import CellStore, Status
 from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper
 from agl_bench.bench.fold_report import FoldReport
+from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
 from agl_bench.bench.planted import selection_scores, utilities
 from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
 from agl_bench.bench.recorder import CellLog, Recorder
-from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table
+from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table, prediction_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
@@ -50,7 +51,7 @@ from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, Diverged
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, TrainingView
-from agl_bench.interfaces.spots import Section
+from agl_bench.interfaces.spots import Section, Spots
 from agl_bench.maths.seeds import generator_for
 from agl_bench.registry.plugins import Plugins
 from agl_bench.training.evaluate import Scores, evaluate
@@ -60,6 +61,7 @@ from agl_bench.training.trainer import DevelopmentRows, Trainer
 
 EXAMPLE_SPOTS = 4  # shown to a backbone's constructor
 POLL = 2.0  # seconds between two looks at cells that other processes work on
+Keep = Literal["predictions", "model", "nothing"]  # beside the tables of a cell; "model" keeps both
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -193,11 +195,9 @@ class Bench:
 
     def build(self, spec: RunSpec, setting: Setting) -> tuple[Model, Selector]:
         """Model and selector of a cell, before training."""
-        store, train = setting.development, setting.rows.train
         make = self.plugins.entry(spec.backbone.name, "backbone").load()
-        example = store.spots(torch.arange(min(EXAMPLE_SPOTS, len(train)), device=store.device))
         model = build_model(
-            functools.partial(make, example, **spec.backbone.settings),
+            functools.partial(make, _example(setting), **spec.backbone.settings),
             len(setting.genes.names),
             spec.seed,
             f"{spec.backbone.name}/{spec.fold}",
@@ -209,7 +209,9 @@ class Bench:
         is_control = getattr(make_selector, "is_control", Selector.is_control)
         view = TrainingView(
             setting.genes,
-            functools.partial(store.leading_expression, len(train)),  # training spots come first
+            functools.partial(
+                setting.development.leading_expression, len(setting.rows.train)
+            ),  # training spots come first
             generator_for(spec.seed, "selector", spec.fold),
             spec.protocol.detach_weight_sum,
             self.truth(spec.dataset, setting.genes) if is_control else None,
@@ -232,10 +234,13 @@ class Bench:
         if setting.development.is_spoilt:
             raise BadPlugin(f"selector '{spec.selector.name}' has changed the training expression that it was shown")
 
-    def train(self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None) -> Iterator[EpochRecord | Result]:
+    def train(
+        self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None, *, keep: Keep = "predictions"
+    ) -> Iterator[EpochRecord | Result]:
         """Train one cell: its epochs, then its result.
 
-        With a keeper, from where the cell was left; the epochs up to there are yielded as well.
+        With a keeper, from where the cell was left; the epochs up to there are yielded as well. What is kept beside the
+        tables changes nothing in them.
         """
         started = time.perf_counter()
         setting = self.setting(spec, plan)
@@ -260,6 +265,14 @@ class Bench:
             )
         truth = self.truth(spec.dataset, setting.genes)
         selection = {} if truth is None else selection_scores(setting.genes, truth, trainer.fit.effective_weights)
+        maps = scores.maps
+        assert maps is not None
+        predictions = kept_model = None
+        if keep != "nothing":
+            table = self._tabulate(self.sections(spec.dataset), plan, spec)
+            predictions = prediction_table(table, setting.fold.test, setting.genes, maps)
+        if keep == "model":
+            kept_model = KeptModel.of(spec, model, setting.genes, _example(setting), maps)
         yield Result(
             spec=spec,
             scores=scores.summary() | selection,
@@ -274,6 +287,8 @@ class Bench:
             },
             provenance=provenance(self.device) | {"hypergradient": trainer.fit.hypergradient},
             fold=setting.report.record,
+            predictions=predictions,
+            model=kept_model,
         )
 
     def trainer(self, spec: RunSpec, plan: FoldPlan, setting: Setting) -> Trainer:
@@ -358,6 +373,12 @@ class Bench:
         return plan.sections, spec.protocol.of_data(), spec.seed if spec.protocol.patches == "shuffled" else None
 
 
+def _example(setting: Setting) -> Spots:
+    """The training spots that a backbone's constructor is shown."""
+    store = setting.development
+    return store.spots(torch.arange(min(EXAMPLE_SPOTS, len(setting.rows.train)), device=store.device))
+
+
 def _setting(
     table: SpotTable,
     plan: FoldPlan,
@@ -424,6 +445,7 @@ def run_cells(
     checkpoint_every: float = EVERY,
     time_limit: float | None = None,
     stop: Callable[[], str] = lambda: "",
+    keep: Keep = "predictions",
 ) -> Iterator[Event]:
     """Run what is not finished, one cell after the other.
 
@@ -441,6 +463,7 @@ def run_cells(
         checkpoint_every: seconds from one checkpoint of a cell to the next; 0 = each epoch.
         time_limit: seconds after which a cell is interrupted; None = no limit.
         stop: why no more must be done, asked often; "" = go on. The running cell ends with its epoch.
+        keep: what the store keeps of a cell beside its tables; those that are finished stay as they are.
     """
     left, said = list(cells), False
     with contextlib.ExitStack() as end:
@@ -467,7 +490,8 @@ def run_cells(
                             )
                             if again:
                                 keeper.partial.discard()
-                            if not (yield from _run_cell(spec, plan, bench, store, recorder.open(spec), keeper)):
+                            log = recorder.open(spec)
+                            if not (yield from _run_cell(spec, plan, bench, store, log, keeper, keep)):
                                 held.append((spec, plan))
                 elif known is None:
                     held.append((spec, plan))
@@ -505,7 +529,7 @@ def _sleep(seconds: float, stop: Callable[[], str]) -> None:
 
 
 def _run_cell(
-    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog, keeper: Keeper
+    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog, keeper: Keeper, keep: Keep
 ) -> Generator[Event, None, bool]:
     """Run one cell under its lease; False if another process has taken it over."""
     outcome: Finished | Failed | Stopped
@@ -516,7 +540,7 @@ def _run_cell(
             raise Interrupted(why)
         keeper.partial.begin(spec)
         store.forget_failure(spec.key)
-        for item in bench.train(spec, plan, keeper):
+        for item in bench.train(spec, plan, keeper, keep=keep):
             if is_new and keeper.problem:
                 yield Noted(spec, f"{keeper.problem}: set aside, the cell begins anew")
             if is_new and keeper.found is not None:
@@ -525,6 +549,7 @@ def _run_cell(
             if isinstance(item, Result):
                 keeper.lease.check()
                 store.write(item)
+                item = replace(item, predictions=None, model=None)  # in the store: a table of many cells stays small
                 log.close(item)
                 outcome = Finished(item, kept=False)
             else:

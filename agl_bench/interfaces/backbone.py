@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -28,6 +28,8 @@ class Backbone(nn.Module):
         splits: whether `forward` is `late(early(spots))`; a look-ahead may then move `late` and the head only, and
             compute `early` once.
         late_prefixes: how the names of the parameters that `late` uses begin, e.g. ("stages.6.", "mix.").
+        rebuilt_with: settings that differ where its state is loaded right after it is built, e.g. {"weights": "none"}
+            where the constructor would download what the state holds anyway.
         is_control: whether it is no image model but a bound for image models; `run --controls` adds it, tables show it
             below them.
     """
@@ -40,6 +42,7 @@ class Backbone(nn.Module):
     frozen: bool = False
     splits: bool = False
     late_prefixes: tuple[str, ...] = ()
+    rebuilt_with: ClassVar[dict[str, object]] = {}
     is_control: bool = False
 
     def __init__(self, example: Spots) -> None:

@@ -53,6 +53,23 @@ class PositionControl:
 
 
 @dataclass(frozen=True)
+class Maps:
+    """What was scored, spot by spot, on the host.
+
+    Attributes:
+        predicted: (spots, genes) float32, as the model gives it; a loss of correlations leaves its scale open.
+        measured: (spots, genes) float32, the targets.
+        slope, offset: (genes,) float32, the affine fit of the training spots: predicted · slope + offset has the units
+            of the targets.
+    """
+
+    predicted: np.ndarray
+    measured: np.ndarray
+    slope: np.ndarray
+    offset: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scores:
     """Scores of the primary genes, (sections, genes) float64 on the host; NaN = the gene does not vary there.
 
@@ -66,6 +83,7 @@ class Scores:
         ssim: structural similarity of the measured map and the predicted one after the affine fit.
         pooled: (genes,) PCC over the test spots of all sections at once, which also rewards offsets between sections.
         position: the position control; None where a test section has no training spots.
+        maps: what was scored; None where nobody has kept it.
     """
 
     pearson: np.ndarray
@@ -76,6 +94,7 @@ class Scores:
     ssim: np.ndarray
     pooled: np.ndarray
     position: PositionControl | None = None
+    maps: Maps | None = None
 
     def summary(self) -> dict[str, float]:
         """Each score with its reduction in the name: over genes within a section, then over sections."""
@@ -144,6 +163,7 @@ def evaluate(
         **{name: torch.stack([scores[name] for scores in sections]).cpu().numpy() for name in sections[0]},
         pooled=metrics.pearson(prediction, target).cpu().numpy(),
         position=position,
+        maps=Maps(*(t.float().cpu().numpy() for t in (prediction, target, slope, offset))),
     )
 
 

@@ -72,9 +72,9 @@ def grid(small):
 def run(grid):
     """Run the small grid into a work folder; returns the events."""
 
-    def run(work, *selectors, again=False, **options):
+    def run(work, *selectors, again=False, keep="predictions", **options):
         cells, bench = grid(*selectors, **options)
-        return list(run_cells(cells, bench, CellStore(work), NoRecorder(), again=again))
+        return list(run_cells(cells, bench, CellStore(work), NoRecorder(), again=again, keep=keep))
 
     return run
 

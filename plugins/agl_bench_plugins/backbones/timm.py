@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class Timm(Backbone):
     """Any timm model, by name."""
 
     reference = "Wightman, PyTorch Image Models"
+    rebuilt_with: ClassVar[dict[str, object]] = {"weights": "none"}
     mean: Tensor
     deviation: Tensor
 
