@@ -67,10 +67,10 @@ VIEWS = {
     "leaderboard": _view(
         "group",
         {
-            "tags.`agl.standing`": 270,  # first: it says what may be compared, and sorts by it
-            "tags.`agl.difference`": 165,
-            "tags.`agl.verdict`": 205,
-            f"metrics.`{HEADLINE}`": 220,
+            "tags.`agl.standing`": 245,  # first: it says what may be compared, and sorts by it
+            f"metrics.`{HEADLINE}`": 212,
+            "tags.`agl.difference`": 155,
+            "tags.`agl.verdict`": 200,
             f"metrics.`{HEADLINE.replace('test/', 'test_sd/')}`": 240,
             "metrics.`n_cells`": 80,
             "metrics.`best/k`": 90,
@@ -96,12 +96,12 @@ VIEWS = {
 DESCRIPTION = (
     "Auxiliary-gene selection, {evaluation}-batch. ★ marks the line with the highest mean test PCC among those that it "
     "may be compared with; `agl.standing` is the rank among them, and `agl.verdict` says whether the difference to the "
-    "baseline (`agl.difference`, with its 95 % interval) can be told from chance. A run with `agl.level = group` is one "
-    "line of the table (selector × dataset × backbone × settings) with means over its cells; below it, "
-    "`agl.level = cell`, is one run for each fold and seed with its curves. `agl.role = control` is no method but a bound "
-    "for methods. `test/pcc_gene_mean_section_mean` is the headline score; `best/k` counts the auxiliary genes that train "
-    "along, `best/…` belonging to the epoch with the highest validation PCC, whose model is tested. `agl-bench ui` prints "
-    "the links to the ready views."
+    "baseline (`agl.difference`, with its 95 % interval) can be told from chance. A run with `agl.level = group` is "
+    "one line of the table (selector × dataset × backbone × settings) with means over its cells; below it, "
+    "`agl.level = cell`, is one run for each fold and seed with its curves. `agl.role = control` is no method but a "
+    "bound for methods. `test/pcc_gene_mean_section_mean` is the headline score; `best/k` counts the auxiliary genes "
+    "that train along, `best/…` belonging to the epoch with the highest validation PCC, whose model is tested. "
+    "`agl-bench ui` prints the links to the ready views."
 )
 
 
@@ -112,12 +112,15 @@ def describe(evaluation: str, best: Sequence[Standing] = ()) -> str:
         evaluation: of the experiment.
         best: the standings that are best, one for each place.
     """
-    answers = []
+    answers, details = [], []
     for standing in best:
         selector = standing.name.partition(" · ")[0]
-        against = f", {standing.baseline} {standing.difference_text}: {standing.verdict}" if standing.verdict else ""
-        answers.append(f"- **{standing.place}: {selector}**, PCC {standing.pcc:.3f}{against}")
-    head = "**Highest mean test PCC**\n\n" + "\n".join(answers) + "\n\n" if answers else ""
+        answers.append(f"{standing.place} **{selector}** {standing.pcc:.3f}")  # all that shows while this is folded
+        if standing.verdict:
+            difference = f"difference to {standing.baseline} {standing.difference_text}: {standing.verdict}"
+            details.append(f"- {standing.place}: {selector}, {difference}")
+    head = f"Highest mean test PCC: {'; '.join(answers)}\n\n" if answers else ""
+    head += "\n".join(details) + "\n\n" if details else ""
     return head + DESCRIPTION.format(evaluation=evaluation)
 
 

@@ -40,7 +40,7 @@ def standings(gathered: Gathered, plugins: Plugins) -> dict[str, Standing]:
     methods = cells[~is_control]
     differences = {tuple(row[name] for name in LINE): row for row in _to_baseline(methods).to_dict("records")}
     ranks = _ranks(methods)
-    found = {}
+    found: dict[str, Standing] = {}
     groups = _groups(gathered)
     for line, members in cells.assign(is_control=is_control).groupby(LINE, sort=False):
         row = differences.get(line, {})
