@@ -26,8 +26,9 @@ def sweep(lines: pd.DataFrame, title: str, *, score: str) -> Figure:
     chose, with the spread of its choice.
 
     Args:
-        lines: one row per selector of one place: selector, name (plain), swept (whether it is a point of a curve),
-            selected and selected_sd (auxiliary genes, over folds and seeds), value, low, high (of the score).
+        lines: one row per selector of one place: selector, name (of its curve), swept (whether it is a point of one),
+            learned (whether its choice is marked), selected and selected_sd (auxiliary genes, over folds and seeds),
+            value, low, high (of the score).
         title: of the figure.
         score: what `value` is, for the axis.
 
@@ -52,7 +53,7 @@ def sweep(lines: pd.DataFrame, title: str, *, score: str) -> Figure:
         )
     for row in others.itertuples():
         style = look[row.selector]
-        if row.selected_sd > 0:  # it chooses: mark where
+        if row.learned:
             axes.axvline(row.selected, color=style.colour, linewidth=1, linestyle=":")
         if math.isfinite(row.low) and math.isfinite(row.high):
             axes.plot([row.selected, row.selected], [row.low, row.high], color=style.colour, linewidth=1.6)
@@ -60,8 +61,9 @@ def sweep(lines: pd.DataFrame, title: str, *, score: str) -> Figure:
             ends = [max(row.selected - row.selected_sd, 0), row.selected + row.selected_sd]
             axes.plot(ends, [row.value, row.value], color=style.colour, linewidth=1.6)
         axes.plot(
-            row.selected, row.value, style.marker, color=style.colour, markersize=10, markeredgecolor="white", zorder=3
-        )
+            row.selected, row.value, style.marker, color=style.colour, markersize=10, markeredgecolor="white", zorder=3,
+            clip_on=False,
+        )  # fmt: skip
     axes.set_xscale("symlog", linthresh=max(float(swept["selected"].min()), 1.0), linscale=0.4)
     axes.set_xlim(left=0)
     marks = _round_marks(float(rows["selected"].max()), float(swept["selected"].min()))

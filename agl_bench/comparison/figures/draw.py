@@ -27,8 +27,8 @@ from agl_bench.errors import AglBenchError
 from agl_bench.registry.plugins import Plugins
 
 CELLS = 24  # of a selector in one place that are read for genes and courses
-PLACES = 8  # that are drawn one by one
-_ROWS = 3  # selectors beside the baseline in maps of predictions
+PLACES = 6  # that are drawn one by one: some seconds each
+_ROWS = 2  # selectors beside the baseline in maps of predictions
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,9 @@ def _draw_across(sheet: _Sheet, cells: pd.DataFrame, ranks: pd.DataFrame) -> Non
     sheet.add(
         "critical-difference", "Ranks over datasets", place,
         "Mean rank of each selector over datasets with its 95 % bootstrap interval; a black bar joins selectors whose "
-        "ranks differ by less than Nemenyi's critical difference at .05. Friedman test over "
-        f"{test.get('blocks', 0):.0f} datasets: p = {test.get('p', math.nan):.3g}.",
+        "ranks differ by less than Nemenyi's critical difference at .05. Only selectors that were run on all of the "
+        f"datasets have a rank. Friedman test over {test.get('blocks', 0):.0f} datasets: "
+        f"p = {test.get('p', math.nan):.3g}.",
         lambda title: standing.critical_difference(own, title, width=test.get("critical_difference", math.nan)),
     )  # fmt: skip
 
@@ -163,23 +164,22 @@ class _Tissues:
 
     def __init__(self, plugins: Plugins, root: Path | None) -> None:
         self.plugins, self.root = plugins, root
-        self._found: dict[tuple[str, str], tuple[maps.Ground | None, str]] = {}
+        self._found: dict[str, tuple[maps.Ground | None, str]] = {}
 
-    def of(self, part: Part, section: str) -> tuple[maps.Ground | None, str]:
-        """A section of a dataset by its name, "" = the first one; or None and a sentence that says why."""
-        key = (json.dumps([part.name, part.settings]), section)
+    def of(self, part: Part) -> tuple[maps.Ground | None, str]:
+        """The first section of a dataset; or None and a sentence that says why."""
+        key = json.dumps([part.name, part.settings])
         if key not in self._found:
-            self._found[key] = self._read(part, section)
+            self._found[key] = self._read(part)
         return self._found[key]
 
-    def _read(self, part: Part, section: str) -> tuple[maps.Ground | None, str]:
+    def _read(self, part: Part) -> tuple[maps.Ground | None, str]:
         if self.root is None:
             return None, "the folder of the datasets is not known, so no section can be read"
         try:
             dataset = make_dataset(self.plugins, part)
             with naming_the_dataset(part):
-                names = list(dataset.sections(self.root))
-                found = dataset.read(self.root, section if section in names else names[0])
+                found = dataset.read(self.root, next(iter(dataset.sections(self.root))))
             check_section(found)
             return maps.Ground.of(found), ""
         except AglBenchError as error:
@@ -201,7 +201,9 @@ class _Place:
         self.baseline = baseline
         self.sheet, self.gathered, self.cells, self.pairs, self.tissues = sheet, gathered, cells, pairs, tissues
         self.place: dict[str, Any] = cells.iloc[0][PLACE].to_dict()
-        self.shown = reading.sampled(cells, CELLS)
+        self.lines = reading.sweep_lines(cells, pairs, baseline=baseline)
+        self.few = cells[cells["selector"].isin(reading.few_of_sweeps(self.lines))]
+        self.shown = reading.sampled(self.few, CELLS)
         self.genes = reading.genes_of(gathered, self.shown)
         self.per_gene = reading.per_gene(self.genes, baseline=baseline)
         self.courses = reading.courses_of(gathered, self.shown)
@@ -210,12 +212,8 @@ class _Place:
         """All of them."""
         self._standing()
         self._choice()
-        tables = self._tables()
-        name = next((str(t["section"].iloc[0]) for t in tables.values()), "")
-        spec = RunSpec.from_json(self.gathered.specs[self.cells["key"].iloc[0]])
-        ground, why = self.tissues.of(spec.dataset, name)
-        self._choices(ground, why)
-        self._predictions(tables, ground)
+        self._choices()
+        self._predictions()
 
     def _add(self, kind: str, title: str, caption: str, make: Callable[[str], Figure]) -> None:
         self.sheet.add(kind, title, self.place, caption, make)
@@ -226,7 +224,7 @@ class _Place:
         self._add(
             "forest", f"Difference to {self.baseline}",
             f"Mean difference of test PCC to {self.baseline} on the same folds and seeds; lines are 95 % intervals "
-            f"of a hierarchical bootstrap over units (tested sections or donors, n = {units}) and the seeds within them."
+            f"of a hierarchical bootstrap over units (n = {units} tested sections or donors) and seeds within them."
             f" The band, ±{statistics.ROPE:g} PCC, counts as no difference. Filled markers are better or worse by a "
             "sign-flip test of units, whose p is Holm-corrected over the pairs of the place.",
             lambda title: standing.forest(pairs, title, baseline=self.baseline, rope=statistics.ROPE),
@@ -242,16 +240,16 @@ class _Place:
         on_cpu = set(cells["device"]) == {"cpu"}
         self._add(
             "cost", "Score against cost",
-            f"Mean test PCC against the mean seconds of a cell and its mean peak memory. {_count(cells)} Machine: "
-            f"{', '.join(sorted(set(cells['machine']))) or 'not known'}."
+            f"Mean test PCC against the mean seconds of a cell and the largest peak memory of one.{self._all()} "
+            f"Machine: {', '.join(sorted(set(cells['machine']))) or 'not known'}."
             + (" On a CPU the peak is of the whole process so far, so later cells show the largest." if on_cpu else ""),
             lambda title: standing.cost(
-                selection.costs(cells), title, memory="process so far" if on_cpu else "device"
+                selection.costs(self.few), title, memory="process so far" if on_cpu else "device"
             ),
         )  # fmt: skip
 
     def _choice(self) -> None:
-        lines = reading.sweep_lines(self.cells, self.pairs, baseline=self.baseline)
+        lines = self.lines.assign(learned=self.lines["selector"].isin(self.courses))
         paired = self.baseline in set(self.cells["selector"])
         score = f"difference of test PCC to {self.baseline}" if paired else "test PCC"
         interval = "95 % bootstrap interval" if paired else "one standard deviation"
@@ -278,7 +276,8 @@ class _Place:
             lambda title: choice.weight_by_rank(self.genes, title),
         )  # fmt: skip
 
-    def _choices(self, ground: maps.Ground | None, why: str) -> None:
+    def _choices(self) -> None:
+        ground, why = self.tissues.of(RunSpec.from_json(self.gathered.specs[self.cells["key"].iloc[0]]).dataset)
         means = self.cells[self.cells["selector"].isin(self.courses)].groupby("selector")["pcc"].mean()
         best = list(means.sort_values(ascending=False, kind="stable").index[:2])
 
@@ -299,13 +298,14 @@ class _Place:
         )  # fmt: skip
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        """Predictions of the baseline and the selectors with the best mean PCC."""
-        means = self.cells.groupby("selector")["pcc"].mean().sort_values(ascending=False, kind="stable")
-        others = [str(s) for s in means.index if s != self.baseline][:_ROWS]
-        wanted = [*([self.baseline] if self.baseline in means.index else []), *others]
+        """Predictions of the baseline and of the selectors with the best mean PCC, learning ones first."""
+        means = self.few.groupby("selector")["pcc"].mean().sort_values(ascending=False, kind="stable")
+        others = sorted((str(s) for s in means.index if s != self.baseline), key=lambda s: s not in self.courses)
+        wanted = [*([self.baseline] if self.baseline in means.index else []), *others[:_ROWS]]
         return reading.predictions_of(self.gathered, self.cells, wanted)
 
-    def _predictions(self, tables: dict[str, pd.DataFrame], ground: maps.Ground | None) -> None:
+    def _predictions(self) -> None:
+        tables = self._tables()
         genes = reading.shown_genes(tables, self.per_gene)
         first = next(iter(tables.values()), pd.DataFrame({"section": [], "fold": []}))
         name = str(first["section"].iloc[0]) if len(first) else ""
@@ -313,20 +313,29 @@ class _Place:
         def make(title: str) -> Figure:
             if not tables:
                 raise NotDrawn("these cells keep no predictions: `agl-bench rerun KEY --keep predictions` adds them")
-            return maps.predictions(tables, genes, title, ground=ground)
+            return maps.predictions(tables, genes, title)
 
         self._add(
             "predictions", "Predicted against measured",
             f"The {len(first):,} test spots of section {name} ({first['fold'].nunique()} folds of one seed): the best, "
-            "the middle and the worst of the primary genes by mean PCC. Every map is standardised within a fold, since "
-            "the correlation loss leaves scale and offset free; PCC is over all spots shown.",
+            "the middle and the worst by mean PCC of the genes that are primary at most of them. Every map is "
+            "standardised within a fold, since the correlation loss leaves scale and offset free; PCC is over spots "
+            "with a colour. White: the gene is not primary in the fold of these spots.",
             make,
         )  # fmt: skip
 
     def _sample(self) -> str:
         """What of the cells is drawn."""
-        of, drawn = len(self.cells), len(self.shown)
-        return f" {_count(self.cells)}" if drawn == of else f" {drawn:,} of {of:,} cells, evenly over folds and seeds."
+        of, drawn = len(self.few), len(self.shown)
+        return self._all() if drawn == of else f" {drawn:,} of {of:,} cells, evenly over folds and seeds.{self._left()}"
+
+    def _all(self) -> str:
+        """How many cells there are of what is drawn."""
+        return f" {_count(self.few)}{self._left()}"
+
+    def _left(self) -> str:
+        """What of sweeps is left out."""
+        return " Of each sweep over k the middle one." if len(self.few) < len(self.cells) else ""
 
 
 def _count(cells: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,7 +23,7 @@ _PANEL = 2.5  # inches
 _PIXELS = 180  # of the longer side of the tissue: it is a ground, not the point, and every panel carries it
 _MARGIN = 0.06  # around the spots, of their longer side
 _LIMIT = 2.0  # standard deviations at the ends of the colours
-_WIDTH = 0.75  # of the pitch: spots without a section behind them
+_WIDTH = 0.8  # of the pitch: spots of maps without tissue
 
 
 @dataclass(frozen=True)
@@ -172,19 +173,17 @@ def _counts(section: Section, gene: str) -> np.ndarray:
     return np.log1p(dense.ravel().astype(np.float64))
 
 
-def predictions(
-    tables: Mapping[str, pd.DataFrame], genes: Sequence[str], title: str, *, ground: Ground | None = None
-) -> Figure:
+def predictions(tables: Mapping[str, pd.DataFrame], genes: Sequence[str], title: str) -> Figure:
     """Measured expression of primary genes above what each selector's model predicts at the same test spots.
 
     Every map is standardised over the test spots of a fold, since the correlation loss leaves scale and offset free.
+    Spots of folds in which a gene is not primary are white.
 
     Args:
         tables: selector -> test spots of one section: section, fold, x_px, y_px, "measured:GENE" and "predicted:GENE";
             every spot once. The first one's measured values are shown.
         genes: primary genes, one column each.
         title: of the figure.
-        ground: the tissue below the spots, if it is that of their section; None = spots alone.
 
     Raises:
         NotDrawn: if there is no table or no gene.
@@ -192,40 +191,30 @@ def predictions(
     if not tables or not genes:
         raise NotDrawn("there is no primary gene that all of these cells predict in one section")
     first = next(iter(tables.values()))
-    positions = first[["x_px", "y_px"]].to_numpy(float)
-    if ground is not None and ground.section.name == first["section"].iloc[0]:
-        diameter, picture, extent = ground.diameter, ground.picture, ground.extent
-        um_per_px = ground.section.um_per_px
-    else:
-        diameter = _WIDTH * (pitch(positions) or 1.0)
-        low, high = positions.min(axis=0) - diameter, positions.max(axis=0) + diameter
-        picture, extent, um_per_px = None, (float(low[0]), float(high[0]), float(high[1]), float(low[1])), None
+    spots = first[["x_px", "y_px"]].to_numpy(float)
+    diameter = _WIDTH * (pitch(spots) or 1.0)
+    low, high = spots.min(axis=0) - diameter, spots.max(axis=0) + diameter
+    extent = (float(low[0]), float(high[0]), float(high[1]), float(low[1]))
     figure, grid = _panels(1 + len(tables), len(genes), extent, title)
-    for number, (axes_of, (name, table)) in enumerate(zip(grid, [("measured", first), *tables.items()], strict=True)):
-        spots = table[["x_px", "y_px"]].to_numpy(float)
-        for axes, gene in zip(axes_of, genes, strict=True):
+    colours = colormaps["viridis"].with_extremes(bad="white")
+    for number, (line, (name, table)) in enumerate(zip(grid, [("measured", first), *tables.items()], strict=True)):
+        for axes, gene in zip(line, genes, strict=True):
             measured = _standardised(table, f"measured:{gene}")
             values = measured if number == 0 else _standardised(table, f"predicted:{gene}")
-            _below(axes, picture, extent)
-            discs = circles(axes, spots, diameter, array=values, cmap="viridis", linewidths=0)
+            _below(axes, None, extent)
+            places = table[["x_px", "y_px"]].to_numpy(float)
+            discs = circles(axes, places, diameter, array=values, cmap=colours, edgecolors="0.7", linewidths=0.3)
             discs.set_clim(-_LIMIT, _LIMIT)
             discs.set_rasterized(True)
             if number == 0:
                 axes.set_title(gene, fontsize=10, loc="left", style="italic")
             else:
                 axes.set_title(f"PCC {_correlation(measured, values):.2f}", fontsize=8, loc="left", color=QUIET)
-        axes_of[0].set_ylabel(short(name, 22), fontsize=10)
-    if um_per_px is not None:
-        scale_bar(grid[0][0], extent, um_per_px)
+        line[0].set_ylabel(short(name, 22), fontsize=10)
     figure.colorbar(
-        discs,
-        ax=list(grid.flat),
-        shrink=0.5,
-        aspect=30,
-        pad=0.01,
-        extend="both",
+        grid[0][0].collections[0], ax=list(grid.flat), shrink=0.5, aspect=30, pad=0.01, extend="both",
         label="standard deviations of the gene",
-    )
+    )  # fmt: skip
     return figure
 
 

@@ -11,6 +11,7 @@ from agl_bench.bench.table import BASELINE
 from agl_bench.comparison.gather import UNIT, Gathered
 from agl_bench.errors import NotKept
 
+_COVERED = 0.9  # of the spots at which the most widely predicted gene is
 _GENES = ["gene", "primary", "rank", "weight", "pearson"]
 
 
@@ -107,6 +108,17 @@ def sweep_lines(cells: pd.DataFrame, pairs: pd.DataFrame, *, baseline: str = BAS
     return lines
 
 
+def few_of_sweeps(lines: pd.DataFrame) -> list[str]:
+    """Selectors for figures with a panel or a row each: of each sweep only the middle k.
+
+    Args:
+        lines: of `sweep_lines`.
+    """
+    swept = lines[lines["swept"]].sort_values("selected", kind="stable")
+    middle = {str(own["selector"].iloc[len(own) // 2]) for _, own in swept.groupby("name")}
+    return [s for s, is_swept in zip(lines["selector"], lines["swept"], strict=True) if not is_swept or s in middle]
+
+
 def _without_k(label: str) -> tuple[str, bool]:
     """A selector's label without its setting k, and whether it has one."""
     name, _, settings = label.partition("(")
@@ -159,15 +171,18 @@ def _predictions(gathered: Gathered, key: str, fold: str) -> pd.DataFrame | None
 
 
 def shown_genes(tables: Mapping[str, pd.DataFrame], genes: pd.DataFrame) -> list[str]:
-    """The best, the middle and the worst predicted of the primary genes that all tables have at every spot.
+    """The best, the middle and the worst predicted of the primary genes that are predicted at most spots.
+
+    Folds differ in their primary genes: hardly one may be predicted at every spot of a section.
 
     Args:
         tables: of `predictions_of`.
         genes: of `per_gene`.
     """
     mark = "predicted:"
-    whole = [{c.removeprefix(mark) for c in t.columns[t.notna().all()] if c.startswith(mark)} for t in tables.values()]
-    known = set.intersection(*whole) if whole else set()
+    covered = pd.DataFrame({s: t.filter(regex=f"^{mark}").notna().mean() for s, t in tables.items()}).min(axis=1)
+    covered = covered[covered >= _COVERED * covered.max()]
+    known = {str(name).removeprefix(mark) for name in covered.index}
     means = genes[genes["gene"].isin(known)].groupby("gene")["pearson"].mean().dropna()
     ranked = [str(g) for g in means.sort_values(ascending=False, kind="stable").index]
     return list(dict.fromkeys(ranked[i] for i in (0, len(ranked) // 2, len(ranked) - 1))) if ranked else []

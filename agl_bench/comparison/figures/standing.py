@@ -27,7 +27,7 @@ from agl_bench.comparison.figures.style import (
 _POINT = 8  # size of a marker
 _VERDICTS = {"better": "#00614A", "worse": "#A63F00", "equivalent": "#004B7A"}  # of decided ones, dark enough to read
 _DECIDED = ("better", "worse")
-_COLUMNS = 4  # of datasets side by side
+_COLUMNS = 3  # of datasets side by side
 _DOTS = 400  # genes drawn as dots for each selector
 _SEED = 0  # of which dots, and of their scatter
 
@@ -51,8 +51,8 @@ def forest(pairs: pd.DataFrame, title: str, *, baseline: str = BASELINE, rope: f
     if rows.empty:
         raise NotDrawn(f"no selector shares finished folds and seeds with the baseline {baseline}")
     look = styles(rows["a"])
-    figure = canvas(9.2, 1.45 + 0.36 * len(rows), title)
-    axes, words = figure.subplots(1, 2, sharey=True, width_ratios=(5, 4))
+    figure = canvas(9.8, 1.45 + 0.36 * len(rows), title)
+    axes, words = figure.subplots(1, 2, sharey=True, width_ratios=(5, 4.6))
     plain_axes(axes, "x")
     axes.axvspan(-rope, rope, color="#EEEEEE", linewidth=0)
     axes.axvline(0, color=QUIET, linewidth=1)
@@ -66,18 +66,19 @@ def forest(pairs: pd.DataFrame, title: str, *, baseline: str = BASELINE, rope: f
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [short(a) for a in rows["a"]])
     axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(f"difference of test PCC to {baseline}")
     axes.tick_params(axis="y", length=0)
     words.axis("off")
     words.set_xlim(0, 1)
     top = len(rows) - 0.35
-    for x, head in ((0.0, "difference [95 % interval]"), (0.5, "p (Holm)"), (0.7, "verdict")):
+    for x, head in ((0.0, "difference [95 % interval]"), (0.56, "p (Holm)"), (0.75, "verdict")):
         words.text(x, top, head, color=QUIET, fontsize=8, va="bottom")
     for y, row in enumerate(rows.itertuples()):
         words.text(0.0, y, f"{_signed(row.difference)} [{_signed(row.low)}, {_signed(row.high)}]", va="center")
-        words.text(0.5, y, _p(row.p_holm), va="center")
+        words.text(0.56, y, _p(row.p_holm), va="center")
         weight = "bold" if row.verdict in _VERDICTS else "normal"
-        words.text(0.7, y, row.verdict, va="center", color=_VERDICTS.get(row.verdict, QUIET), weight=weight)
+        words.text(0.75, y, row.verdict, va="center", color=_VERDICTS.get(row.verdict, QUIET), weight=weight)
     return figure
 
 
@@ -274,7 +275,7 @@ def cost(lines: pd.DataFrame, title: str, *, memory: str) -> Figure:
             )  # fmt: skip
         axes.set_xlabel(label)
         axes.margins(0.12)
-    right.set_xlim(left=0)
+    right.set_xlim(0, 1.12 * float(np.nanmax([1.0, *rows["peak_memory_mb"]])))
     left.set_xscale("log")
     left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     left.xaxis.set_minor_formatter(FuncFormatter(_log_minor(rows["seconds"])))

@@ -29,6 +29,7 @@ BASELINE_COLOUR = "#4D4D4D"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 QUIET, FAINT = "#595959", "#D9D9D9"  # of text that is not the point, and of lines to read values by
 DPI = 120
+_COLOURS = 192  # of a PNG
 _LOOK = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
     "font.size": 9,
@@ -150,7 +151,7 @@ def look() -> Any:
 
 
 def write(figure: Figure, png: Path, svg: Path) -> None:
-    """Both files, without dates in them; the PNG with 128 colours, which makes it four times smaller."""
+    """Both files, without dates in them; the PNG with few colours, which makes it three times smaller."""
     figure.set_dpi(DPI)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it has placed everything: once is enough for two files
@@ -158,4 +159,4 @@ def write(figure: Figure, png: Path, svg: Path) -> None:
     agg = FigureCanvasAgg(figure)
     agg.draw()
     pixels = Image.fromarray(np.asarray(agg.buffer_rgba())[..., :3])
-    pixels.quantize(128, dither=Image.Dither.NONE).save(png, optimize=True)
+    pixels.quantize(_COLOURS, dither=Image.Dither.NONE).save(png, optimize=True)
