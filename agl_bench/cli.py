@@ -305,6 +305,7 @@ def run(
 
         content = as_json(own) | controls_as_json(found, notes, bounds)
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
     if stopped:
         sentence = f"{len(stopped)} of {len(cells)} cells reached the time limit of {time_limit}"
@@ -938,10 +939,12 @@ def sync(
         else:
             kept += 1
     recorder.finish()
+    plugins = _discover(files)
+    _annotate(store, recorder, plugins)
     _raise_if_dead(recorder)
     console.print(f"{added} cells added to MLflow, {kept} were there already.")
     if models or register:
-        _sync_models(store, _discover(files), tracking, console, key, register)
+        _sync_models(store, plugins, tracking, console, key, register)
 
 
 @cli.command()
@@ -1200,6 +1203,7 @@ def reproduce(
     if signals.asked():
         raise KeyboardInterrupt
     _show_reproduced(grid, gather(store), out, console)
+    _annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
     if failures:
         sys.exit(1)
@@ -1479,6 +1483,18 @@ def _sync_models(
 def _raise_if_dead(recorder: Recorder) -> None:
     if recorder.dead:
         raise AglBenchError(f"the sync was cut short: {recorder.dead}")
+
+
+def _annotate(store: CellStore, recorder: Recorder, plugins: Plugins) -> None:
+    """Show in MLflow how the lines of the work folder stand."""
+    from agl_bench.bench.recorder import NoRecorder
+
+    if recorder.dead or isinstance(recorder, NoRecorder):
+        return
+    from agl_bench.comparison.gather import gather
+    from agl_bench.comparison.standings import standings
+
+    recorder.annotate(standings(gather(store), plugins))
 
 
 def _with_tuned(cells: list[Any], campaign: Campaign, plugins: Plugins, folder: Path | None, *, transfer: bool) -> Any:

@@ -28,8 +28,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from agl_bench.bench.mlflow_models import Models, register
-from agl_bench.bench.mlflow_views import DESCRIPTION, VIEWS, experiment_name, links
-from agl_bench.bench.recorder import CellLog, Recorder
+from agl_bench.bench.mlflow_views import VIEWS, describe, experiment_name, links
+from agl_bench.bench.recorder import CellLog, Recorder, Standing
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
 from agl_bench.data.folds import EVALUATIONS
@@ -40,6 +40,8 @@ from agl_bench.training.records import EpochRecord
 MODEL = "agl.model"  # tag of a run: the address of its model
 FLUSH_SECONDS = 5.0  # a running cell's curves are at most this old
 FLUSH_METRICS = 500  # MLflow takes 1000 in one request
+NOTE = "mlflow.note.content"  # above the runs
+DECIMALS = 4  # of the means of a line, for readers; cells have all digits
 FLUSH_SETTINGS = 100  # MLflow takes 100 params, and 100 tags, in one request
 
 T = TypeVar("T")
@@ -81,6 +83,7 @@ def _tags(spec: RunSpec, level: str) -> dict[str, str]:
         "agl.backbone": spec.backbone.name,
         "agl.preset": spec.preset,
         "agl.tuning": spec.tuning.label if spec.tuning else "fixed settings",
+        "agl.role": "control" if spec.protocol.patches == "shuffled" else "method",  # other controls: see `_annotate`
         "mlflow.source.name": f"agl-bench {spec.version}",
         "mlflow.source.type": "LOCAL",
     }
@@ -120,9 +123,9 @@ def _group_metrics(cells: list[dict[str, float]]) -> dict[str, float]:
     metrics = {"n_cells": float(len(cells))}
     for name in sorted({n for cell in cells for n in cell if n.startswith(("test/", "best/", "cost/"))}):
         values = [cell[name] for cell in cells if name in cell]
-        metrics[name] = statistics.fmean(values)
+        metrics[name] = round(statistics.fmean(values), DECIMALS)
         if name.startswith("test/") and len(values) > 1:
-            metrics[name.replace("test/", "test_sd/", 1)] = statistics.stdev(values)
+            metrics[name.replace("test/", "test_sd/", 1)] = round(statistics.stdev(values), DECIMALS)
     return metrics
 
 
@@ -305,6 +308,10 @@ class MlflowRecorder(Recorder):
     def finish(self) -> None:
         """Bring the means of every touched group up to date, other processes' cells included, and close them."""
         self.guarded(self._finish, None)
+
+    def annotate(self, standings: Mapping[str, Standing]) -> None:
+        """Show at the run of each line how it stands; lines that the tracker does not have are passed over."""
+        self.guarded(lambda: self._annotate(standings), None)
 
     def links(self, base: str | None = None) -> dict[str, str]:
         """Ready views: what is shown -> address; none if the tracker is a database that nobody serves.
@@ -536,6 +543,31 @@ class MlflowRecorder(Recorder):
             self.log(group.run_id, metrics)
             group.metrics = metrics
 
+    def _annotate(self, standings: Mapping[str, Standing]) -> None:
+        for key, standing in standings.items():
+            group = self._index(standing.evaluation).groups.get(key)
+            if group is not None:
+                metrics = {
+                    "difference_to_baseline": standing.difference,
+                    "difference_to_baseline_low": standing.low,
+                    "difference_to_baseline_high": standing.high,
+                }
+                mark = "★ " if standing.is_best else ""
+                tags = {
+                    "mlflow.runName": f"{mark}{standing.name}{' (control)' if standing.is_control else ''}",
+                    "agl.role": "control" if standing.is_control else "method",
+                    "agl.standing": standing.text,
+                    "agl.difference": standing.difference_text or "–",
+                    "agl.verdict": standing.verdict or "–",
+                    "agl.baseline": standing.baseline,
+                    "mlflow.runColor": standing.colour,
+                }
+                self.log(group.run_id, {k: round(v, DECIMALS) for k, v in metrics.items()}, tags=tags)
+        for evaluation in {s.evaluation for s in standings.values()}:
+            here = {s.place: s for s in standings.values() if s.evaluation == evaluation and s.is_best}
+            note = describe(evaluation, [here[place] for place in sorted(here)])
+            self._client.set_experiment_tag(self._experiments[evaluation], NOTE, note)
+
     def _log_dataset(self, run_id: str, spec: RunSpec) -> None:
         part = spec.dataset
         dataset = Dataset(
@@ -627,7 +659,7 @@ def _make_experiment(client: MlflowClient, tracker: Tracker, evaluation: str) ->
     name = experiment_name(evaluation)
     tags = {
         "mlflow.experimentKind": "custom_model_development",  # yet only workflowType in a link decides how it opens
-        "mlflow.note.content": DESCRIPTION.format(evaluation=evaluation),
+        NOTE: describe(evaluation),
         **{f"mlflow.sharedViewState.{view}": state for view, state in VIEWS.items()},
     }
     found = client.get_experiment_by_name(name)
@@ -640,7 +672,8 @@ def _make_experiment(client: MlflowClient, tracker: Tracker, evaluation: str) ->
             f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
         )
     for key, value in tags.items():
-        if found.tags.get(key) != value:
+        known = found.tags.get(key, "")
+        if known != value and not (key == NOTE and known.endswith(value)):  # the answers stand before it
             client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
 
