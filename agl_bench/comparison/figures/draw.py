@@ -317,8 +317,8 @@ class _Place:
 
         self._add(
             "predictions", "Predicted against measured",
-            f"The {len(first):,} test spots of section {name} ({first['fold'].nunique()} folds of one seed): the best, "
-            "the middle and the worst by mean PCC of the genes that are primary at most of them. Every map is "
+            f"The {len(first):,} test spots of section {name} ({_number(first['fold'].nunique())} of one seed): the "
+            "best, the middle and the worst by mean PCC of the genes that are primary at most of them. Every map is "
             "standardised within a fold, since the correlation loss leaves scale and offset free; PCC is over spots "
             "with a colour. White: the gene is not primary in the fold of these spots.",
             make,
@@ -342,6 +342,10 @@ def _count(cells: pd.DataFrame) -> str:
     each = cells.groupby(LINE).size()
     number = f"{each.min()}" if each.min() == each.max() else f"{each.min()} to {each.max()}"
     return f"n = {number} cells (folds × seeds) of each selector."
+
+
+def _number(folds: int) -> str:
+    return f"{folds} fold" + ("s" if folds != 1 else "")
 
 
 def _methods(cells: pd.DataFrame, plugins: Plugins) -> pd.DataFrame:

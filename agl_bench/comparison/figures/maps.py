@@ -20,7 +20,7 @@ from agl_bench.interfaces.spots import Section
 
 TAKEN = 0.5  # of the weight of a primary gene: more is selected
 _TISSUE = 0.45  # how strongly the picture is seen below spots
-_PANEL = 2.5  # inches
+_PANEL = 2.2  # inches
 _PIXELS = 180  # of the longer side of the tissue: it is a ground, not the point, and every panel carries it
 _MARGIN = 0.06  # around the spots, of their longer side
 _LIMIT = 2.0  # standard deviations at the ends of the colours
