@@ -1201,10 +1201,9 @@ def _show_reproduced(grid: Grid, gathered: Gathered, root: Path, out: Path | Non
     if out is not None:
         for stem, table in tables.items():
             table.to_csv(out / f"{stem}.csv", index=False)
-            console.print(f"wrote {out / stem}.csv", markup=False, highlight=False)
+            click.echo(f"wrote {out / stem}.csv")
         for drawn in draw(grid, gathered, out / "figures", root):
-            what = f"wrote {drawn.png}" if drawn.png else f"no figure of {drawn.title}: {drawn.why}"
-            console.print(what, markup=False, highlight=False)
+            click.echo(f"wrote {drawn.png}" if drawn.png else f"no figure of {drawn.title}: {drawn.why}")
 
 
 def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:
