@@ -28,11 +28,11 @@ share of pairs called equivalent when the true difference is exactly the half-wi
 
 With `--speed`: seconds and memory of the tables of 10,000 cells of 15,000 genes.
 
-In short: sections as units keep their level, where folds or cells as units raise several times as many false alarms. An
-effect of the seed that is common to all sections raises those of the sign flip too; the interval allows for it, and with
-it the verdict, unless the effect is as large as that of a section and there are many sections: then only more seeds
-help, and `cautions` says so where it shows. Left-out sections share training data, so that intervals over four of them
-are too narrow. The corrected t is right within sections and far on the safe side for left-out ones.
+In short: sections as units keep their level, where folds or cells as units raise several times as many false alarms.
+An effect of the seed that is common to all sections raises those of the sign flip too; the interval allows for it, and
+with it the verdict, unless the effect is as large as that of a section and there are many sections: then only more
+seeds help, and `cautions` says so where it shows. Left-out sections share training data, so that intervals over four of
+them are too narrow. The corrected t is right within sections and far on the safe side for left-out ones.
 """
 
 from __future__ import annotations

@@ -556,7 +556,7 @@ def _cautions(place: _Place) -> Iterator[str]:
             f"{min(1, least * others):.2g}, so none is called better or worse"
         )
     if not place.resampled and units > 1:
-        yield "the folds share training sections, for which p does not allow and p_corrected does"
+        yield "the folds share training sections, for which p_corrected allows, but neither p nor the interval does"
     if BASELINE in place.selectors and (moved := _moved_by_seeds(place)):
         yield (
             f"a seed moves {', '.join(moved)} against {BASELINE} alike on all {unit}s, for which p does not allow and "
