@@ -23,7 +23,7 @@ from scipy.stats import rankdata
 
 from agl_bench.bench.table import BASELINE, TRUTH
 from agl_bench.comparison.gather import LINE, PLACE, UNIT, Gathered
-from agl_bench.comparison.statistics import interval, unit_of
+from agl_bench.comparison.statistics import interval, mean_present, unit_of
 from agl_bench.training.trainer import HALF
 
 _MOST = 100  # cells of a line that are paired with each other, and units of a place that are compared
@@ -148,7 +148,7 @@ def negative_transfer(
         {
             "selector": np.repeat(np.asarray(names, dtype=object), len(genes)),
             "gene": np.tile(genes.to_numpy(), len(names)),
-            "difference": _nanmean(_nanmean(flat, 2), 1),
+            "difference": mean_present(mean_present(flat, 2), 1),
             "low": low,
             "high": high,
         },
@@ -342,12 +342,6 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
     return float(known.mean()) if len(known) else float("nan")
-
-
-def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
-    count = np.isfinite(values).sum(axis)
-    mean: np.ndarray = np.nansum(values, axis) / np.where(count > 0, count, np.nan)
-    return mean
 
 
 def _evenly(items: Sequence[Any], most: int) -> list[Any]:
