@@ -339,9 +339,7 @@ def _stability(choices: Sequence[_Choice]) -> tuple[float, float]:
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
     """Mean of those that are defined; NaN where none is."""
-    known = np.asarray(values, dtype=float)
-    known = known[np.isfinite(known)]
-    return float(known.mean()) if len(known) else float("nan")
+    return float(mean_present(np.asarray(values, dtype=float), 0))
 
 
 def _evenly(items: Sequence[Any], most: int) -> list[Any]:
