@@ -19,7 +19,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.stats import rankdata
 
 from agl_bench.bench.table import BASELINE, TRUTH
 from agl_bench.comparison.gather import LINE, PLACE, UNIT, Gathered
@@ -300,12 +299,20 @@ def _choices(gathered: Gathered) -> _Choices:
 
 
 def _spearman(weight: np.ndarray, order: np.ndarray) -> float:
-    """Rank correlation; NaN for equal weights. `order` has no ties."""
-    least, most = (weight.min(), weight.max()) if len(weight) else (0, 0)
-    if not least < most:
+    """Rank correlation; NaN for equal weights. `order` has no ties.
+
+    Ranks by an unstable sort, several times as fast as scipy's: it makes no difference where ties share their mean.
+    """
+    sorting = np.argsort(weight)
+    ascending = weight[sorting]
+    first = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]])[: len(weight)])
+    if len(first) < 2:
         return float("nan")
-    two_valued = ((weight == least) | (weight == most)).all()  # any two values are as good as their ranks
-    return float(np.corrcoef(weight if two_valued else rankdata(weight), order)[0, 1])
+    end = np.append(first[1:], len(weight))
+    ranks = np.empty(len(weight))
+    ranks[sorting] = np.repeat((first + end) / 2, end - first)
+    apart, place = ranks - ranks.mean(), order - order.mean()
+    return float(apart @ place / np.sqrt((apart @ apart) * (place @ place)))
 
 
 def _agreement(choices: Sequence[_Choice]) -> tuple[np.ndarray, np.ndarray]:
