@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.stats import rankdata
 
 from agl_bench.bench.table import BASELINE, TRUTH
 from agl_bench.comparison.gather import LINE, PLACE, UNIT, Gathered
-from agl_bench.comparison.statistics import interval, unit_of
+from agl_bench.comparison.statistics import interval, mean_present, unit_of
 from agl_bench.training.trainer import HALF
 
 _MOST = 100  # cells of a line that are paired with each other, and units of a place that are compared
@@ -147,7 +147,7 @@ def negative_transfer(
         {
             "selector": np.repeat(np.asarray(names, dtype=object), len(genes)),
             "gene": np.tile(genes.to_numpy(), len(names)),
-            "difference": _nanmean(_nanmean(flat, 2), 1),
+            "difference": mean_present(mean_present(flat, 2), 1),
             "low": low,
             "high": high,
         },
@@ -211,7 +211,7 @@ class _Choices:
     """Reads gene tables once each."""
 
     folder: Path
-    vocabulary: dict[str, int] = field(default_factory=dict)
+    vocabulary: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
     known: dict[str, tuple[int, _Choice]] = field(default_factory=dict)
     axes: OrderedDict[bytes, _Axis] = field(default_factory=OrderedDict)
 
@@ -230,10 +230,10 @@ class _Choices:
         return found
 
     def _read(self, path: Path) -> _Choice:
-        content = path.read_bytes()
-        table = pq.ParquetFile(pa.BufferReader(content))
-        axis = self._axis(content, table)
-        column = table.read(columns=["weight", "pearson"], use_threads=False)
+        with pa.memory_map(str(path)) as content:
+            table = pq.ParquetFile(content)
+            axis = self._axis(content, table)
+            column = table.read(columns=["weight", "pearson"], use_threads=False)
         every = column["weight"].to_numpy()
         weight = every[axis.auxiliary]
         chosen = weight > HALF
@@ -250,7 +250,7 @@ class _Choices:
             pcc=column["pearson"].to_numpy()[axis.primary].astype(np.float32),
         )
 
-    def _axis(self, content: bytes, table: pq.ParquetFile) -> _Axis:
+    def _axis(self, content: pa.MemoryMappedFile, table: pq.ParquetFile) -> _Axis:
         """The gene axis; decoded only where its columns have not been met with the same bytes."""
         digest = hashlib.blake2b(digest_size=16)
         described = table.metadata
@@ -259,7 +259,8 @@ class _Choices:
                 chunk = described.row_group(group).column(at)
                 if chunk.path_in_schema in _AXIS:
                     start = chunk.dictionary_page_offset or chunk.data_page_offset
-                    digest.update(content[start : start + chunk.total_compressed_size])
+                    content.seek(start)
+                    digest.update(content.read_buffer(chunk.total_compressed_size))
         name = digest.digest()
         if name in self.axes:
             self.axes.move_to_end(name)
@@ -270,19 +271,20 @@ class _Choices:
         return self.axes[name]
 
     def _decoded(self, columns: pa.Table) -> _Axis:
-        genes, primary = columns["gene"].to_pylist(), columns["primary"].to_numpy()
-        auxiliary = np.flatnonzero(~primary)
-        vocabulary = self.vocabulary
-        places = np.array([vocabulary.setdefault(genes[i], len(vocabulary)) for i in auxiliary], dtype=np.int32)
-        bits = np.zeros(len(vocabulary), dtype=bool)
+        genes, primary = columns["gene"].combine_chunks().cast(pa.string()), columns["primary"].to_numpy()
+        auxiliary, scored = np.flatnonzero(~primary), np.flatnonzero(primary)
+        names = genes.take(pa.array(auxiliary))
+        new = names.filter(pc.invert(pc.is_in(names, value_set=self.vocabulary)))
+        self.vocabulary = pa.concat_arrays([self.vocabulary, new])
+        places = pc.index_in(names, value_set=self.vocabulary).to_numpy()
+        bits = np.zeros(len(self.vocabulary), dtype=bool)
         bits[places] = True
-        scored = np.flatnonzero(primary)
         return _Axis(
             auxiliary=auxiliary,
             places=places,
             bits=np.packbits(bits),
             rank=columns["rank"].to_numpy()[auxiliary],
-            genes=tuple(genes[i] for i in scored),
+            genes=tuple(genes.take(pa.array(scored)).to_pylist()),
             primary=scored,
         )
 
@@ -297,10 +299,20 @@ def _choices(gathered: Gathered) -> _Choices:
 
 
 def _spearman(weight: np.ndarray, order: np.ndarray) -> float:
-    """Rank correlation; NaN for equal weights. `order` has no ties."""
-    if len(weight) < 2 or (weight == weight[0]).all():
+    """Rank correlation; NaN for equal weights. `order` has no ties.
+
+    Ranks by an unstable sort, several times as fast as scipy's: it makes no difference where ties share their mean.
+    """
+    sorting = np.argsort(weight)
+    ascending = weight[sorting]
+    first = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]])[: len(weight)])
+    if len(first) < 2:
         return float("nan")
-    return float(np.corrcoef(rankdata(weight), order)[0, 1])
+    end = np.append(first[1:], len(weight))
+    ranks = np.empty(len(weight))
+    ranks[sorting] = np.repeat((first + end) / 2, end - first)
+    apart, place = ranks - ranks.mean(), order - order.mean()
+    return float(apart @ place / np.sqrt((apart @ apart) * (place @ place)))
 
 
 def _agreement(choices: Sequence[_Choice]) -> tuple[np.ndarray, np.ndarray]:
@@ -334,15 +346,7 @@ def _stability(choices: Sequence[_Choice]) -> tuple[float, float]:
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
     """Mean of those that are defined; NaN where none is."""
-    known = np.asarray(values, dtype=float)
-    known = known[np.isfinite(known)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
-def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
-    count = np.isfinite(values).sum(axis)
-    mean: np.ndarray = np.nansum(values, axis) / np.where(count > 0, count, np.nan)
-    return mean
+    return float(mean_present(np.asarray(values, dtype=float), 0))
 
 
 def _evenly(items: Sequence[Any], most: int) -> list[Any]:

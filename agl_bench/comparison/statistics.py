@@ -1,12 +1,13 @@
 """Which selector is better, by how much, and how sure that is.
 
-What counts as a unit. Neither genes nor spots are independent, the folds of one section share its tissue, and seeds
-share folds. The unit is therefore what is tested as a whole: intra-batch a section (all folds and seeds of it), inter-
-batch a fold, i.e. a section or donor that was left out. A unit's value is the mean over its seeds of the mean over its
-folds. Intervals, sign flips, effect and ranks all speak of units: of whether the difference would be there on further
-sections like these, trained anew. Only `p_corrected` of an intra-batch evaluation speaks of the sections at hand.
+What counts as a unit. Neither genes nor spots are independent, the folds of one section share its tissue, and all folds
+of a seed start from the same weights. The unit is therefore what is tested as a whole: intra-batch a section (all folds
+of it), inter-batch a fold, i.e. a section or donor that was left out. A unit's value is the mean over its seeds of the
+mean over its folds. Intervals draw units and seeds: they speak of further sections like these, trained from further
+seeds. Sign flips, effect and probabilities speak of further sections and take the seeds as they are, which is why a
+verdict asks the interval too. `p_corrected` of an intra-batch evaluation speaks of the sections at hand.
 
-Simulations of all of it: benchmarks/statistics.md.
+Simulations of all of it: benchmarks/inference.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from scipy.special import gammaln
-from statsmodels.stats.multitest import multipletests
 
 from agl_bench.bench.table import BASELINE, BOUND, FEW_SEEDS
 from agl_bench.comparison.gather import PLACE
@@ -29,7 +29,7 @@ ALPHA = 0.05
 ROPE = 0.005  # PCC: what is closer is equal for practical purposes
 EXACT = 13  # units up to which all sign flips are tried
 ACROSS = [name for name in PLACE if name != "dataset"]  # within what datasets are compared
-FEW_UNITS = 6  # below that no two-sided sign flip reaches .05, and percentile intervals are too narrow
+FEW_UNITS = 6  # below that no two-sided sign flip reaches .05
 _CHUNK = 256  # pairs that are resampled at a time
 _PAIR = [
     "a", "b", "units", "folds", "seeds", "difference", "low", "high", "p", "p_corrected", "p_holm", "least_p",
@@ -60,8 +60,9 @@ def pairs(
 
         units, folds, seeds: shared sections or donors, folds, and seeds.
         difference: of test PCC, a − b, mean over units.
-        low, high: 95 % interval by a hierarchical bootstrap, units and then seeds within them; percentiles widened for
-            few units (Hesterberg 2015). With one unit it speaks of seeds only; NaN with one seed besides.
+        low, high: 95 % percentile interval of a bootstrap that draws units, and seeds for all of them alike (Owen
+            2007), widened for few units (Hesterberg 2015): below five, nearly their range. With one unit it speaks of
+            seeds only, with one seed of units only; NaN with one of both.
         p: two-sided sign flip of whole units, exact up to 13 and else random with the observed one counted in.
         p_corrected: corrected resampled t (Nadeau and Bengio 2003), whose variance is larger by test / training spots
             because folds share training spots. Intra-batch over folds and seeds within each section, then averaged
@@ -74,7 +75,8 @@ def pairs(
         superiority, equivalence, inferiority: probability that the difference in mean is above rope, within, below
             −rope: correlated Bayesian t (Benavoli et al. 2017); NaN for one unit.
         verdict: "too few units" with fewer than 3 seeds, or where least_p times the number of pairs is above .05;
-            "equivalent" if the interval lies within ±rope; "better" or "worse" if p_holm ≤ .05; else "undecided".
+            "equivalent" if the interval lies within ±rope; "better" or "worse" if p_holm ≤ .05 and the interval does
+            not hold 0; else "undecided".
     """
     found = [_pairs(place, baseline, resamples, seed, rope) for place in _places(cells)]
     found = [frame for frame in found if len(frame)]
@@ -128,12 +130,14 @@ def _places(cells: pd.DataFrame) -> Iterator[_Place]:
         pcc = np.full((len(selectors), len(units), int(within.max()) + 1, len(seeds)), np.nan)
         at = selectors.get_indexer(members["selector"]), unit_at[fold_at], within[fold_at]
         pcc[(*at, seeds.get_indexer(members["seed"]))] = members["pcc"]
-        spots = members.groupby(unit_at[fold_at])[["test_spots", "train_spots"]].mean()
+        tested, trained = (
+            np.bincount(unit_at[fold_at], members[f"{kind}_spots"], len(units)) for kind in ("test", "train")
+        )
         yield _Place(
             key=key,
             selectors=tuple(selectors),
             pcc=pcc,
-            overlap=(spots["test_spots"] / spots["train_spots"]).to_numpy(float),
+            overlap=tested / trained,
             resampled=any(unit != fold for unit, fold in zip(owner, folds, strict=True)),
         )
 
@@ -151,10 +155,10 @@ def _pairs(place: _Place, baseline: str | None, resamples: int, seed: int, rope:
     first, second, apart = first[shared], second[shared], apart[shared]
     if not len(first):
         return pd.DataFrame()
-    by_seed = _mean(apart, 2)  # (pairs, units, seeds)
-    by_unit = _mean(by_seed, 2)
+    by_seed = mean_present(apart, 2)  # (pairs, units, seeds)
+    by_unit = mean_present(by_seed, 2)
     units = np.isfinite(by_unit).sum(1)
-    difference = _mean(by_unit, 1)
+    difference = mean_present(by_unit, 1)
     low, high = interval(by_seed, resamples=resamples, seed=seed)
     p, least = sign_flip(by_unit, resamples=resamples, seed=seed)
     names = np.asarray(place.selectors, dtype=object)
@@ -162,7 +166,7 @@ def _pairs(place: _Place, baseline: str | None, resamples: int, seed: int, rope:
     holm, family = np.empty(len(p)), np.empty(len(p), dtype=int)
     for own in (with_bound, ~with_bound):
         if own.any():
-            holm[own], family[own] = multipletests(p[own], method="holm")[1], own.sum()
+            holm[own], family[own] = holm_corrected(p[own]), own.sum()
     overlap = 0.0 if place.resampled else float(place.overlap.mean())
     above, within, below = _probabilities(by_unit, overlap, rope)
     seeds = np.isfinite(apart).any((1, 2)).sum(1)
@@ -187,7 +191,8 @@ def _pairs(place: _Place, baseline: str | None, resamples: int, seed: int, rope:
             "verdict": "undecided",
         }
     )
-    frame.loc[holm <= ALPHA, "verdict"] = np.where(difference > 0, "better", "worse")[holm <= ALPHA]
+    frame.loc[(holm <= ALPHA) & (low > 0), "verdict"] = "better"
+    frame.loc[(holm <= ALPHA) & (high < 0), "verdict"] = "worse"
     frame.loc[(low > -rope) & (high < rope), "verdict"] = "equivalent"
     frame.loc[(least * family > ALPHA) | (seeds < FEW_SEEDS), "verdict"] = "too few units"
     if baseline is None:
@@ -212,8 +217,19 @@ def _mirrored(frame: pd.DataFrame) -> pd.DataFrame:
     return turned[frame.columns]
 
 
+def holm_corrected(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction of the p of one family: (n,) -> (n,).
+
+    As statsmodels' `multipletests`, which collects all garbage of the process at every call.
+    """
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return corrected
+
+
 def interval(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean over units, by drawing units and then seeds within each.
+    """95 % interval of the mean over units, by drawing units and seeds.
 
     Args:
         values: (rows, units, seeds), NaN where there is none. Rows that have the same ones see the same draws.
@@ -226,12 +242,11 @@ def interval(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarr
     low, high = np.full((2, len(values)), np.nan)
     flat = np.nan_to_num(values.reshape(len(values), -1))
     for rows, present in _patterns(np.isfinite(values)):
-        own = present.any(1).sum()
-        n = own if own > 1 else present.sum()
-        if n < 2:
+        if present.sum() < 2:
             continue
-        # Hesterberg (2015, The American Statistician 69, 371-386), section 4.3: percentiles are too narrow by the
-        # n − 1 of the variance and by t against the normal.
+        n = present.any(1).sum() if present.any(1).sum() > 1 else present.sum()
+        # Plain percentiles are too narrow for few units: by √((n − 1)/n), and as the normal is beside t. Hesterberg
+        # (2015, The American Statistician 69, 371-386): "expanded percentile".
         level = stats.norm.cdf(stats.t.ppf(ALPHA / 2, n - 1) * np.sqrt(n / (n - 1)))
         weights = _draws(present, resamples, np.random.default_rng(seed_for(seed, "statistics", "bootstrap")))
         for start in range(0, len(rows), _CHUNK):
@@ -243,22 +258,25 @@ def interval(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarr
 def _draws(present: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Weight of each (unit, seed) in each resample: (resamples, units × seeds); each row sums to 1.
 
+    Seeds are drawn once for all units, because all units of a seed start from the same weights: the pigeonhole
+    bootstrap of Owen (2007, Annals of Applied Statistics 1, 386-411). A unit without a drawn seed takes no part.
+
     Args:
         present: (units, seeds) bool.
-        resamples: rows of the result.
+        resamples: how often; others stand in for those that drew nothing.
         rng: for the draws.
     """
-    units = np.flatnonzero(present.any(1))
-    seeds = present.sum(1)  # of each unit
-    order = np.argsort(~present, axis=1, kind="stable")  # its own seeds first
-    drawn = units[rng.integers(len(units), size=(resamples, len(units)))]
-    count = seeds[drawn][..., None]
-    most = int(seeds.max())
-    pick = (rng.random((*drawn.shape, most)) * count).astype(int)
-    column = drawn[..., None] * present.shape[1] + order[drawn[..., None], pick]
-    weight = (np.arange(most) < count) / (count * len(units))
-    column += np.arange(resamples)[:, None, None] * present.size
-    return np.bincount(column.ravel(), weight.ravel(), minlength=resamples * present.size).reshape(resamples, -1)
+    drawn_units, drawn_seeds = np.zeros((resamples, len(present))), np.zeros((resamples, present.shape[1]))
+    for drawn, there in ((drawn_units, present.any(1)), (drawn_seeds, present.any(0))):
+        n = there.sum()
+        drawn[:, there] = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    weight = drawn_seeds[:, None, :] * present
+    total = weight.sum(2)  # (resamples, units)
+    share = drawn_units * (total > 0)
+    share = share / np.maximum(share.sum(1, keepdims=True), 1)
+    weight = (weight * (share / np.maximum(total, 1))[..., None]).reshape(resamples, -1)
+    some = np.flatnonzero(share.any(1))
+    return np.asarray(weight[some[np.arange(resamples) % len(some)]])
 
 
 def sign_flip(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -310,7 +328,7 @@ def corrected_t(values: np.ndarray, overlap: np.ndarray) -> np.ndarray:
     """
     count = np.isfinite(values).sum((2, 3))
     here = count > 0
-    mean = _mean(values, (2, 3))
+    mean = mean_present(values, (2, 3))
     spread = np.nansum((values - mean[..., None, None]) ** 2, (2, 3)) / np.where(count > 1, count - 1, np.nan)
     variance = np.where(here, (1 / np.maximum(count, 1) + overlap) * spread, 0)
     total = np.where(here, mean, 0).sum(1)
@@ -338,8 +356,8 @@ def _probabilities(by_unit: np.ndarray, overlap: float, rope: float) -> tuple[np
     """
     n, mean, deviation = _moments(by_unit)
     scale = deviation * np.sqrt(1 / n + overlap)
-    tiny = np.finfo(float).tiny  # of identical units: all mass at their value
-    posterior = stats.t(np.maximum(n - 1, 1), mean, np.maximum(scale, tiny))
+    some_scale = np.maximum(scale, np.finfo(float).smallest_normal)  # of equal units: all mass at their value
+    posterior = stats.t(np.maximum(n - 1, 1), mean, some_scale)
     above, below = posterior.sf(rope), posterior.cdf(-rope)
     some = np.where(n > 1, 1.0, np.nan)
     return above * some, (1 - above - below) * some, below * some
@@ -347,12 +365,12 @@ def _probabilities(by_unit: np.ndarray, overlap: float, rope: float) -> tuple[np
 
 def _moments(by_unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Number, mean and sample standard deviation (NaN for one) of each row."""
-    n, mean = np.isfinite(by_unit).sum(1), _mean(by_unit, 1)
+    n, mean = np.isfinite(by_unit).sum(1), mean_present(by_unit, 1)
     squares = np.nansum((by_unit - mean[:, None]) ** 2, 1)
     return n, mean, np.sqrt(squares / np.where(n > 1, n - 1, np.nan))
 
 
-def _mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+def mean_present(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     """Mean of those that are there; NaN where none is."""
     count = np.isfinite(values).sum(axis)
     mean: np.ndarray = np.nansum(values, axis) / np.where(count > 0, count, np.nan)
@@ -391,7 +409,7 @@ def ranks(cells: pd.DataFrame, *, resamples: int = 10_000, seed: int = 0) -> pd.
         names, scores = _per_dataset(members)
         if not scores:
             continue
-        by_dataset = stats.rankdata([-_mean(_mean(s, 2), 1) for s in scores], axis=1)
+        by_dataset = stats.rankdata([-mean_present(mean_present(s, 2), 1) for s in scores], axis=1)
         tests[key] = _friedman(by_dataset)
         rng = np.random.default_rng(seed_for(seed, "statistics", "ranks"))
         drawn = np.stack([stats.rankdata(-_resampled(s, resamples, rng), axis=1) for s in scores])
@@ -440,7 +458,7 @@ def improvement(
             both = [s for s in both if len(s)]
             if not both:
                 continue
-            found = np.array([_relative(_mean(_mean(s, 2), 1)[None])[0] for s in both])
+            found = np.array([_relative(mean_present(mean_present(s, 2), 1)[None])[0] for s in both])
             rng = np.random.default_rng(seed_for(seed, "statistics", "improvement"))
             drawn = np.stack([_relative(_resampled(s, resamples, rng)) for s in both])
             pick = rng.integers(len(both), size=(len(both), resamples))
@@ -480,7 +498,7 @@ def _per_dataset(cells: pd.DataFrame) -> tuple[tuple[str, ...], list[np.ndarray]
 def _shared(pcc: np.ndarray) -> np.ndarray:
     """(selectors, units, folds, seeds) -> (selectors, units, seeds) of the cells that all have; empty without."""
     common = np.where(np.isfinite(pcc).all(0), pcc, np.nan)
-    return _mean(common, 2) if np.isfinite(common).any() else common[:0, :, 0]
+    return mean_present(common, 2) if np.isfinite(common).any() else common[:0, :, 0]
 
 
 def _resampled(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -537,14 +555,46 @@ def _cautions(place: _Place) -> Iterator[str]:
             f"{_count(units, f'tested {unit}')}; corrected for comparing {others} selectors with one, no p falls below "
             f"{min(1, least * others):.2g}, so none is called better or worse"
         )
-    if 1 < units < FEW_UNITS:
-        yield f"95 % intervals over {units} {unit}s are too narrow (see benchmarks/statistics.md)"
     if not place.resampled and units > 1:
-        yield "the folds share training sections, for which p does not allow and p_corrected does"
+        yield "the folds share training sections, for which p_corrected allows, but neither p nor the interval does"
+    if BASELINE in place.selectors and (moved := _moved_by_seeds(place)):
+        yield (
+            f"a seed moves {', '.join(moved)} against {BASELINE} alike on all {unit}s, for which p does not allow and "
+            "the interval does: more seeds are needed"
+        )
     full = there.any(0).sum()
     own = dict(zip(place.selectors, there.sum((1, 2, 3)), strict=True))
-    if missing := [f"{name} {full - count}" for name, count in own.items() if count < full]:
-        yield f"of {full} cells (fold × seed) are missing: {', '.join(missing)}"
+    if missing := [f"{name} {full - count} of {full}" for name, count in own.items() if count < full]:
+        yield f"cells (fold × seed) are missing: {', '.join(missing)}"
+
+
+def _moved_by_seeds(place: _Place) -> list[str]:
+    """Selectors whose difference to the baseline depends on the seed, at .05 after Holm's correction."""
+    others = [i for i, name in enumerate(place.selectors) if name not in (BASELINE, BOUND)]
+    apart = mean_present(place.pcc[others] - place.pcc[place.selectors.index(BASELINE)], 2)
+    p = seed_effect(apart)
+    told = np.flatnonzero(np.isfinite(p))
+    return [place.selectors[others[i]] for i in told[holm_corrected(p[told]) <= ALPHA]]
+
+
+def seed_effect(values: np.ndarray) -> np.ndarray:
+    """p that seeds have no effect common to all units: F of a two-way analysis of variance without repetition.
+
+    Args:
+        values: (rows, units, seeds).
+
+    Returns:
+        (rows,); NaN where a cell is missing, and with fewer than two units or seeds.
+    """
+    _, units, seeds = values.shape
+    if units < 2 or seeds < 2:
+        return np.full(len(values), np.nan)
+    of_seed, of_unit = values.mean(1, keepdims=True), values.mean(2, keepdims=True)
+    rest = values - of_seed - of_unit + values.mean((1, 2), keepdims=True)
+    freedom = (units - 1) * (seeds - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = units * of_seed[:, 0].var(1, ddof=1) / ((rest**2).sum((1, 2)) / freedom)
+    return np.asarray(stats.f.sf(ratio, seeds - 1, freedom))
 
 
 def _where(place: _Place) -> str:
