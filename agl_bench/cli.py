@@ -1139,7 +1139,7 @@ def compare(a: str, b: str, work: Path, json_: bool) -> None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--retry-failed", is_flag=True, help="Run failed and diverged cells anew.")
 @click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables as CSV.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables as CSV, and figures.")
 @click.option("--tracking", metavar="URI", help="MLflow as for run: a tracking URI, or none.")
 @_PLUGIN
 @_DATA
@@ -1202,7 +1202,7 @@ def reproduce(
         _, failures, _ = follow(events, len(grid.cells), console)
     if signals.asked():
         raise KeyboardInterrupt
-    _show_reproduced(grid, gather(store), out, console)
+    _show_reproduced(grid, gather(store), root, out, console)
     _annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
     if failures:
@@ -1575,9 +1575,9 @@ def _words(options: Sequence[str]) -> list[str]:
     return [word.strip() for option in options for word in option.split(",") if word.strip()]
 
 
-def _show_reproduced(grid: Grid, gathered: Gathered, out: Path | None, console: Console) -> None:
-    """What a paper prints, what came out, and the same as CSV files."""
-    from agl_bench.comparison.reproduce import compare, ends, only_one_takes, taken_genes, trajectories
+def _show_reproduced(grid: Grid, gathered: Gathered, root: Path, out: Path | None, console: Console) -> None:
+    """What a paper prints, what came out, and the same as files."""
+    from agl_bench.comparison.reproduce import compare, draw, ends, only_one_takes, taken_genes, trajectories
     from agl_bench.terminal import show_ends, show_genes, show_lines
 
     name = grid.target.name
@@ -1595,7 +1595,9 @@ def _show_reproduced(grid: Grid, gathered: Gathered, out: Path | None, console: 
     if out is not None:
         for stem, table in tables.items():
             table.to_csv(out / f"{stem}.csv", index=False)
-            console.print(f"wrote {out / stem}.csv", markup=False, highlight=False)
+            click.echo(f"wrote {out / stem}.csv")
+        for drawn in draw(grid, gathered, out / "figures", root):
+            click.echo(f"wrote {drawn.png}" if drawn.png else f"no figure of {drawn.title}: {drawn.why}")
 
 
 def _say_left_out(campaign: Campaign, cells: list[Any]) -> None:

@@ -67,10 +67,10 @@ VIEWS = {
     "leaderboard": _view(
         "group",
         {
-            "tags.`agl.standing`": 245,  # first: it says what may be compared, and sorts by it
+            "tags.`agl.standing`": 262,  # first: it says what may be compared, and sorts by it
             f"metrics.`{HEADLINE}`": 212,
-            "tags.`agl.difference`": 155,
-            "tags.`agl.verdict`": 200,
+            "tags.`agl.difference`": 158,
+            "tags.`agl.verdict`": 182,
             f"metrics.`{HEADLINE.replace('test/', 'test_sd/')}`": 240,
             "metrics.`n_cells`": 80,
             "metrics.`best/k`": 90,

@@ -16,6 +16,7 @@ import pandas as pd
 from agl_bench.bench.run import fingerprints
 from agl_bench.bench.spec import Campaign, RunSpec
 from agl_bench.bench.table import BASELINE
+from agl_bench.comparison.figures import Drawn, draw_all
 from agl_bench.comparison.gather import PLACE, UNIT, Gathered
 from agl_bench.comparison.statistics import pairs
 from agl_bench.data.folds import FoldPlan
@@ -26,7 +27,7 @@ from agl_bench.registry.plugins import Plugins
 
 Shows = Literal["scores", "trajectories", "genes"]
 TAKEN = 0.5  # a gene with more than this weight, the primary ones having 1, is taken
-_KEYS = ("title", "source", "shows", "preset", "backbone", "seeds", "gpu_hours", "says", "column", "row")
+_KEYS = ("title", "source", "shows", "figures", "preset", "backbone", "seeds", "gpu_hours", "says", "column", "row")
 _LINE = ("column", "method", "preset")  # what identifies a line of the tables below
 
 
@@ -79,6 +80,7 @@ class Target:
         name: e.g. "table1".
         title, source: for people.
         shows: test scores, trajectories over outer iterations, or genes.
+        figures: kinds of `figures.draw_all` that show the same.
         backbone: image encoder; "" = that of `run`.
         seeds: roots of randomness.
         gpu_hours: rough estimate for the whole on one GPU; None on data that the paper has not used.
@@ -90,6 +92,7 @@ class Target:
     title: str
     source: str
     shows: Shows
+    figures: tuple[str, ...]
     backbone: str
     seeds: tuple[str, ...]
     gpu_hours: float | None
@@ -162,6 +165,7 @@ def load_target(name: str, *, on: str | None = None, evaluations: Sequence[str] 
         title=table["title"],
         source=table["source"],
         shows=table["shows"],
+        figures=tuple(table["figures"]),
         backbone=table["backbone"],
         seeds=tuple(map(str, table["seeds"])),
         gpu_hours=float(table["gpu_hours"]),
@@ -445,6 +449,19 @@ def only_one_takes(table: pd.DataFrame) -> pd.DataFrame:
             found.append(lines[lines["lead"] > 0].drop(columns="lead"))
     names = ["column", "method", "gene", "taken", "others", "margin"]
     return pd.concat(found, ignore_index=True)[names] if found else pd.DataFrame(columns=names)
+
+
+def draw(grid: Grid, gathered: Gathered, folder: Path, root: Path) -> list[Drawn]:
+    """Draw the cells of a grid; the figures that show what the paper's does.
+
+    Args:
+        grid: whose.
+        gathered: the work folder.
+        folder: for the files; other figures of the same cells come there as well.
+        root: data folder, for maps on the tissue.
+    """
+    own = replace(gathered, cells=gathered.cells[gathered.cells["key"].isin(grid.lines)])
+    return [drawn for drawn in draw_all(own, folder, root=root) if drawn.name.startswith(grid.target.figures)]
 
 
 def _folder() -> Path:

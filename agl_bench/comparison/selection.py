@@ -19,11 +19,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.stats import rankdata
 
 from agl_bench.bench.table import BASELINE, TRUTH
 from agl_bench.comparison.gather import LINE, PLACE, UNIT, Gathered
-from agl_bench.comparison.statistics import interval, unit_of
+from agl_bench.comparison.statistics import interval, mean_present, unit_of
 from agl_bench.training.trainer import HALF
 
 _MOST = 100  # cells of a line that are paired with each other, and units of a place that are compared
@@ -148,7 +147,7 @@ def negative_transfer(
         {
             "selector": np.repeat(np.asarray(names, dtype=object), len(genes)),
             "gene": np.tile(genes.to_numpy(), len(names)),
-            "difference": _nanmean(_nanmean(flat, 2), 1),
+            "difference": mean_present(mean_present(flat, 2), 1),
             "low": low,
             "high": high,
         },
@@ -300,12 +299,20 @@ def _choices(gathered: Gathered) -> _Choices:
 
 
 def _spearman(weight: np.ndarray, order: np.ndarray) -> float:
-    """Rank correlation; NaN for equal weights. `order` has no ties."""
-    least, most = (weight.min(), weight.max()) if len(weight) else (0, 0)
-    if not least < most:
+    """Rank correlation; NaN for equal weights. `order` has no ties.
+
+    Ranks by an unstable sort, several times as fast as scipy's: it makes no difference where ties share their mean.
+    """
+    sorting = np.argsort(weight)
+    ascending = weight[sorting]
+    first = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]])[: len(weight)])
+    if len(first) < 2:
         return float("nan")
-    two_valued = ((weight == least) | (weight == most)).all()  # any two values are as good as their ranks
-    return float(np.corrcoef(weight if two_valued else rankdata(weight), order)[0, 1])
+    end = np.append(first[1:], len(weight))
+    ranks = np.empty(len(weight))
+    ranks[sorting] = np.repeat((first + end) / 2, end - first)
+    apart, place = ranks - ranks.mean(), order - order.mean()
+    return float(apart @ place / np.sqrt((apart @ apart) * (place @ place)))
 
 
 def _agreement(choices: Sequence[_Choice]) -> tuple[np.ndarray, np.ndarray]:
@@ -339,15 +346,7 @@ def _stability(choices: Sequence[_Choice]) -> tuple[float, float]:
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
     """Mean of those that are defined; NaN where none is."""
-    known = np.asarray(values, dtype=float)
-    known = known[np.isfinite(known)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
-def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
-    count = np.isfinite(values).sum(axis)
-    mean: np.ndarray = np.nansum(values, axis) / np.where(count > 0, count, np.nan)
-    return mean
+    return float(mean_present(np.asarray(values, dtype=float), 0))
 
 
 def _evenly(items: Sequence[Any], most: int) -> list[Any]:

@@ -155,10 +155,10 @@ def _pairs(place: _Place, baseline: str | None, resamples: int, seed: int, rope:
     first, second, apart = first[shared], second[shared], apart[shared]
     if not len(first):
         return pd.DataFrame()
-    by_seed = _mean(apart, 2)  # (pairs, units, seeds)
-    by_unit = _mean(by_seed, 2)
+    by_seed = mean_present(apart, 2)  # (pairs, units, seeds)
+    by_unit = mean_present(by_seed, 2)
     units = np.isfinite(by_unit).sum(1)
-    difference = _mean(by_unit, 1)
+    difference = mean_present(by_unit, 1)
     low, high = interval(by_seed, resamples=resamples, seed=seed)
     p, least = sign_flip(by_unit, resamples=resamples, seed=seed)
     names = np.asarray(place.selectors, dtype=object)
@@ -328,7 +328,7 @@ def corrected_t(values: np.ndarray, overlap: np.ndarray) -> np.ndarray:
     """
     count = np.isfinite(values).sum((2, 3))
     here = count > 0
-    mean = _mean(values, (2, 3))
+    mean = mean_present(values, (2, 3))
     spread = np.nansum((values - mean[..., None, None]) ** 2, (2, 3)) / np.where(count > 1, count - 1, np.nan)
     variance = np.where(here, (1 / np.maximum(count, 1) + overlap) * spread, 0)
     total = np.where(here, mean, 0).sum(1)
@@ -365,12 +365,12 @@ def _probabilities(by_unit: np.ndarray, overlap: float, rope: float) -> tuple[np
 
 def _moments(by_unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Number, mean and sample standard deviation (NaN for one) of each row."""
-    n, mean = np.isfinite(by_unit).sum(1), _mean(by_unit, 1)
+    n, mean = np.isfinite(by_unit).sum(1), mean_present(by_unit, 1)
     squares = np.nansum((by_unit - mean[:, None]) ** 2, 1)
     return n, mean, np.sqrt(squares / np.where(n > 1, n - 1, np.nan))
 
 
-def _mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+def mean_present(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     """Mean of those that are there; NaN where none is."""
     count = np.isfinite(values).sum(axis)
     mean: np.ndarray = np.nansum(values, axis) / np.where(count > 0, count, np.nan)
@@ -409,7 +409,7 @@ def ranks(cells: pd.DataFrame, *, resamples: int = 10_000, seed: int = 0) -> pd.
         names, scores = _per_dataset(members)
         if not scores:
             continue
-        by_dataset = stats.rankdata([-_mean(_mean(s, 2), 1) for s in scores], axis=1)
+        by_dataset = stats.rankdata([-mean_present(mean_present(s, 2), 1) for s in scores], axis=1)
         tests[key] = _friedman(by_dataset)
         rng = np.random.default_rng(seed_for(seed, "statistics", "ranks"))
         drawn = np.stack([stats.rankdata(-_resampled(s, resamples, rng), axis=1) for s in scores])
@@ -458,7 +458,7 @@ def improvement(
             both = [s for s in both if len(s)]
             if not both:
                 continue
-            found = np.array([_relative(_mean(_mean(s, 2), 1)[None])[0] for s in both])
+            found = np.array([_relative(mean_present(mean_present(s, 2), 1)[None])[0] for s in both])
             rng = np.random.default_rng(seed_for(seed, "statistics", "improvement"))
             drawn = np.stack([_relative(_resampled(s, resamples, rng)) for s in both])
             pick = rng.integers(len(both), size=(len(both), resamples))
@@ -498,7 +498,7 @@ def _per_dataset(cells: pd.DataFrame) -> tuple[tuple[str, ...], list[np.ndarray]
 def _shared(pcc: np.ndarray) -> np.ndarray:
     """(selectors, units, folds, seeds) -> (selectors, units, seeds) of the cells that all have; empty without."""
     common = np.where(np.isfinite(pcc).all(0), pcc, np.nan)
-    return _mean(common, 2) if np.isfinite(common).any() else common[:0, :, 0]
+    return mean_present(common, 2) if np.isfinite(common).any() else common[:0, :, 0]
 
 
 def _resampled(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -556,7 +556,7 @@ def _cautions(place: _Place) -> Iterator[str]:
             f"{min(1, least * others):.2g}, so none is called better or worse"
         )
     if not place.resampled and units > 1:
-        yield "the folds share training sections, for which p does not allow and p_corrected does"
+        yield "the folds share training sections, for which p_corrected allows, but neither p nor the interval does"
     if BASELINE in place.selectors and (moved := _moved_by_seeds(place)):
         yield (
             f"a seed moves {', '.join(moved)} against {BASELINE} alike on all {unit}s, for which p does not allow and "
@@ -571,7 +571,7 @@ def _cautions(place: _Place) -> Iterator[str]:
 def _moved_by_seeds(place: _Place) -> list[str]:
     """Selectors whose difference to the baseline depends on the seed, at .05 after Holm's correction."""
     others = [i for i, name in enumerate(place.selectors) if name not in (BASELINE, BOUND)]
-    apart = _mean(place.pcc[others] - place.pcc[place.selectors.index(BASELINE)], 2)
+    apart = mean_present(place.pcc[others] - place.pcc[place.selectors.index(BASELINE)], 2)
     p = seed_effect(apart)
     told = np.flatnonzero(np.isfinite(p))
     return [place.selectors[others[i]] for i in told[holm_corrected(p[told]) <= ALPHA]]

@@ -234,8 +234,11 @@ def test_missing_cells_are_counted(work: Path, plugins: Plugins) -> None:
 
 
 def test_trajectories_of_figure_4(tmp_path: Path, plugins: Plugins, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("fig4", tmp_path, "--seeds", "0", "--set", PRIMARY) == 0
-    assert "over outer iterations" in capsys.readouterr().out
+    assert run("fig4", tmp_path, "--seeds", "0", "--set", PRIMARY, "--out", str(tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert "over outer iterations" in said
+    (figure,) = (tmp_path / "out/figures").glob("trajectories-*.png")
+    assert f"wrote {figure}" in said
     gathered = gather(CellStore(tmp_path))
     table = trajectories(small_grid(plugins, "fig4", PRIMARY, seeds=("0",)), gathered)
     for key in gathered.cells["key"]:
