@@ -534,6 +534,8 @@ def test_no_slurm_and_no_ray_cluster(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ExecutorFailed, match="there is no Slurm on this machine"):
         Options("slurm", workers=1).engine("cpu").start(tmp_path)
+    with pytest.raises(ExecutorFailed, match=r"no Ray cluster answers at 127.0.0.1:1 \(.*refused"):
+        Options("ray", ray_address="127.0.0.1:1").engine("cpu").start(tmp_path)
 
 
 def test_clashes_end_with_status_2(words, tmp_path, capsys):
