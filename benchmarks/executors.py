@@ -15,7 +15,10 @@ without MLflow unless --tracking is given. All executors run the same cells with
     wall_s       of the command
     equal        that every result is that of `serial`, bit for bit
 
-Where other programs share the cores, all of them grow; `idle_share` says how much of the machine was left over before.
+The last line is `serial` once more with up to 200 cells, in CPU time of the process: what other programs on the machine
+do not change, and waiting for the disk does not count.
+
+Where other programs share the cores, all times but that grow; `idle_share` says how much of them was left over before.
 """
 
 from __future__ import annotations
@@ -34,6 +37,14 @@ from pathlib import Path
 import measure
 
 from agl_bench.bench.cells import CellStore
+from agl_bench.bench.checkpoints import Keeper
+from agl_bench.bench.recorder import NoRecorder
+from agl_bench.bench.result import Result
+from agl_bench.bench.run import Bench, Setting, choose_device, fingerprints, run_cells
+from agl_bench.bench.spec import Campaign, RunSpec
+from agl_bench.data.folds import FoldPlan
+from agl_bench.registry.plugins import Plugins
+from agl_bench.training.records import EpochRecord
 
 MICRO = {
     "synthetic.sections": 2, "synthetic.spots": 40, "synthetic.markers": 5, "synthetic.helpful_genes": 25,
@@ -91,6 +102,55 @@ def outcome(work: Path) -> Iterator[str]:
         yield from (t.to_csv(float_format="%.17g") for t in tables)
 
 
+class Clocked(Bench):
+    """Adds up the CPU time of the cells themselves."""
+
+    inside = 0.0
+
+    def setting(self, spec: RunSpec, plan: FoldPlan) -> Setting:
+        """As of `Bench`."""
+        began = time.process_time()
+        try:
+            return super().setting(spec, plan)
+        finally:
+            self.inside += time.process_time() - began
+
+    def train(self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None) -> Iterator[EpochRecord | Result]:
+        """As of `Bench`."""
+        self.setting(spec, plan)  # counted there
+        steps = super().train(spec, plan, keeper)
+        while True:
+            began = time.process_time()
+            item = next(steps, None)
+            self.inside += time.process_time() - began
+            if item is None:
+                return
+            yield item
+
+
+def in_cpu_time(options: argparse.Namespace) -> measure.Row:
+    """Overhead of `serial` in CPU time of this process, which other programs on the machine do not change."""
+    plugins, nowhere = Plugins.discover(), Path(os.devnull)
+    campaign = Campaign.of(
+        plugins, selectors=SELECTORS.split(","), datasets=["synthetic"], evaluation=["inter"], preset="smoke",
+        seeds=[str(seed) for seed in range(max(1, min(options.cells, 200) // 10))],
+        assignments=[f"{k}={v}" for k, v in MICRO.items()],
+    )  # fmt: skip
+    cells = campaign.cells(plugins, nowhere, device="cpu", fingerprint=fingerprints(campaign, plugins, nowhere))
+    bench = Clocked(plugins, nowhere, choose_device("cpu"))
+    with tempfile.TemporaryDirectory() as work:
+        store = CellStore(Path(work))
+        list(run_cells(cells[:1], bench, store, NoRecorder()))  # the first one imports and prepares
+        bench.inside, began = 0.0, time.process_time()
+        list(run_cells(cells[1:], bench, store, NoRecorder()))
+        total = time.process_time() - began
+    number = len(cells) - 1
+    return {
+        "executor": "serial, CPU time", "workers": 1, "cells": number, "cells_s": bench.inside, "loop_s": total,
+        "overhead_ms": 1000 * (total - bench.inside) / number,
+    }  # fmt: skip
+
+
 def rows(options: argparse.Namespace) -> list[measure.Row]:
     """The same cells with every executor."""
     words = options.words.split()
@@ -108,7 +168,7 @@ def rows(options: argparse.Namespace) -> list[measure.Row]:
             first = found[0] if found else row
             found.append(row | {"speed_up": first["loop_s"] / row["loop_s"], "equal": str(mine == expected)})
             print(measure.table(found[-1:]), file=sys.stderr, flush=True)
-    return found
+    return found if options.words else [*found, in_cpu_time(options)]
 
 
 def main() -> None:

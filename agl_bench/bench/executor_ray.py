@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from agl_bench.bench.executors import DEATHS, Engine
 from agl_bench.errors import ExecutorFailed
 
 THREADS = "OMP_NUM_THREADS"
+PROBE = 5.0  # seconds to wait for a cluster
 
 
 class RayEngine(Engine):
@@ -52,6 +54,7 @@ class RayEngine(Engine):
         terminate, threads = signal.getsignal(signal.SIGTERM), os.environ.get(THREADS)
         os.environ[THREADS] = str(self.threads)  # which workers on this machine get from here
         try:
+            _probe(self.address)
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             where = f"no Ray cluster answers at {self.address}" if self.address else "Ray cannot be started here"
@@ -115,6 +118,17 @@ def _work(job: Path, group: int, threads: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(threads)  # a machine of a cluster may have an OMP_NUM_THREADS of its own
     work(job, [group])
+
+
+def _probe(address: str | None) -> None:
+    """Knock at HOST:PORT or ray://HOST:PORT, since Ray itself waits for minutes.
+
+    Raises:
+        OSError: if nobody is there.
+    """
+    host, colon, port = (address or "").rpartition("//")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), PROBE).close()
 
 
 def _first_line(error: object) -> str:
