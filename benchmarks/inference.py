@@ -365,7 +365,9 @@ def main() -> None:
         seconds[title] = time.perf_counter() - began
     text = document(tables, seconds, options)
     if options.write:
-        Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+        path = Path(__file__).with_suffix(".md")
+        _, heading, kept = path.read_text(encoding="utf-8").partition("\n## Speed\n") if path.exists() else ("", "", "")
+        path.write_text(text + heading + kept, encoding="utf-8")  # what --speed measured stays
     print(text)
     if options.save:
         rows = [{"table": title} | row for title, found in tables.items() for row in found]
