@@ -23,9 +23,11 @@ from agl_bench.terminal import (
     make_console,
     show_card,
     show_end,
+    show_export,
     show_findings,
     show_merge,
     show_plan,
+    show_repetition,
     show_study_end,
     show_table,
 )
@@ -101,7 +103,7 @@ def _executor_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def bundled(slurm_time: str | None, **values: Any) -> None:
         names = ("executor", "workers", "ray_address", "gpus_per_cell", "slurm_partition")
-        limit = None if slurm_time is None else _seconds("--slurm-time", slurm_time)
+        limit = None if slurm_time is None else _seconds(slurm_time, "--slurm-time")
         executor = Options(**{name: values.pop(name) for name in names}, slurm_time=limit)
         command(executor=executor, **values)
 
@@ -231,7 +233,7 @@ def run(
     """
     from agl_bench.bench.spec import Campaign
 
-    limit = None if time_limit is None else _seconds("--time-limit", time_limit)
+    limit = None if time_limit is None else _seconds(time_limit)
     executor.check(device)
     plugins = _discover(files)
     if precision is not None:
@@ -271,7 +273,7 @@ def run(
     _say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
         preflight(cells, bench, store, again=again, retry_failed=retry_failed)
-    recorder = _recorder(work, tracking, console)
+    recorder = _recorder(work, tracking, console, (store, plugins) if keep == "model" else None)
     with _Signals() as signals:
         events: Iterator[Event]
         if engine is None:
@@ -303,6 +305,7 @@ def run(
 
         content = as_json(own) | controls_as_json(found, notes, bounds)
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
     if stopped:
         sentence = f"{len(stopped)} of {len(cells)} cells reached the time limit of {time_limit}"
@@ -911,13 +914,24 @@ def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
 @click.option(
     "--tracking", metavar="URI", help="MLflow tracking URI.  [default: MLFLOW_TRACKING_URI or WORK/mlflow.db]"
 )
+@click.option("--models", is_flag=True, help="Log the models too that cells have kept (run --keep model).")
+@click.option("--register", metavar="NAME", help="Register the model of --cell under this name.")
+@click.option("--cell", metavar="KEY", help="Whose model; its key, or the beginning of it.")
+@_PLUGIN
 @_WORK
-def sync(work: Path, tracking: str | None) -> None:
+def sync(
+    work: Path, tracking: str | None, models: bool, register: str | None, cell: str | None, files: tuple[Path, ...]
+) -> None:
     """Bring MLflow up to date with the finished cells of the work folder."""
     if tracking == "none":
         raise BadSpec("--tracking none: there is nothing to sync to; name a tracking URI or leave the option out")
+    if (register is None) != (cell is None):
+        raise BadSpec("--register NAME and --cell KEY go together: one model is registered at a time")
     store = _existing(work)
     console = make_console()
+    key = store.find(cell) if cell is not None else None
+    if key is not None:
+        store.model(key)  # what is not there is said before anything is logged
     recorder = _recorder(work, tracking, console)
     added = kept = 0
     for result in store:
@@ -926,9 +940,12 @@ def sync(work: Path, tracking: str | None) -> None:
         else:
             kept += 1
     recorder.finish()
-    if recorder.dead:
-        raise AglBenchError(f"the sync was cut short: {recorder.dead}")
+    plugins = _discover(files)
+    _annotate(store, recorder, plugins)
+    _raise_if_dead(recorder)
     console.print(f"{added} cells added to MLflow, {kept} were there already.")
+    if models or register:
+        _sync_models(store, plugins, tracking, console, key, register)
 
 
 @cli.command()
@@ -1187,9 +1204,122 @@ def reproduce(
     if signals.asked():
         raise KeyboardInterrupt
     _show_reproduced(grid, gather(store), out, console)
+    _annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
     if failures:
         sys.exit(1)
+
+
+@cli.command()
+@click.argument("cell")
+@click.option(
+    "--keep",
+    type=click.Choice(["predictions", "model"]),
+    help="If the result is the same, add this to the kept cell; model adds both.",
+)
+@click.option("--replace", "replaces", is_flag=True, help="Put the new result in place of the kept one.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: the cell's own]")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every difference.")
+@_PLUGIN
+@_DATA
+@_WORK
+def rerun(
+    cell: str,
+    keep: Any,
+    replaces: bool,
+    device: str | None,
+    json_file: Path | None,
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+) -> None:
+    """Make a finished cell once more and report the difference. CELL is its key, or the beginning of it.
+
+    The kept result stays unless --replace says otherwise. The exit status is 0 if both results are the same bit for
+    bit, 1 if they differ, 2 if the input is wrong.
+    """
+    from dataclasses import asdict
+
+    from agl_bench.bench.prepare import Preparation
+    from agl_bench.bench.rerun import (
+        check_can_be_written,
+        compare,
+        keep_more,
+        prepare_repetition,
+        repeat,
+        replace_result,
+    )
+    from agl_bench.bench.result import Result
+
+    store, console, plugins = _existing(work), make_console(), _discover(files)
+    _check_writable("--json", json_file)
+    prepared = Preparation(root, _cache(work))
+    repetition = prepare_repetition(store, cell, plugins, prepared, device=device)
+    check_can_be_written(repetition, keeps=keep is not None, replaces=replaces)
+    with console.status(f"making {repetition.spec.title} again"):
+        needed: Any = keep or ("predictions" if replaces else "nothing")
+        *_, result = repeat(repetition, plugins, prepared, keep=needed)
+    assert isinstance(result, Result)
+    found = compare(repetition.before, result)
+    show_repetition(repetition.key, repetition.spec.title, found, console)
+    if json_file is not None:
+        content = asdict(found) | {"cell": repetition.key, "identical": found.is_identical}
+        json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    if replaces:
+        replace_result(store, repetition, result)
+        console.print("It is in place of the kept one now.")
+    elif keep is not None and found.is_identical:
+        keep_more(store, repetition, result)
+        what = "predictions" if keep == "predictions" else "predictions and its model"
+        console.print(f"The kept cell has its {what} now.")
+    elif keep is not None:
+        console.print("Nothing was added to the kept cell; --replace puts the new one in its place.")
+    if not found.is_identical:
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dataset", required=True, help="As in the run, e.g. synthetic.")
+@click.option("--section", required=True, help="Name of the section.")
+@click.option("--evaluation", type=click.Choice(["intra", "inter"]), default="intra", show_default=True)
+@click.option("--backbone", help="Needed where several were run; so are --preset and --tuning.")
+@click.option("--preset", help="As the table shows it.")
+@click.option("--tuning", help="As the table shows it.  [default: fixed settings]")
+@click.option("--seed", "seeds", type=int, multiple=True, help="Only this seed; repeatable.  [default: all]")
+@_PLUGIN
+@_DATA
+@_WORK
+def export(
+    file: Path,
+    section: str,
+    seeds: tuple[int, ...],
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+    **place: str | None,
+) -> None:
+    """Write a section with weights and predictions of every selector as an .h5ad FILE for scanpy.
+
+    Adds var["agl_weight_NAME"], var["agl_selected_NAME"] and layers["agl_predicted_NAME"] for each selector, means over
+    the folds that test the section and over seeds, and uns["agl_bench"].
+    """
+    if file.suffix != ".h5ad":
+        raise BadSpec(f"{file} is no .h5ad; name the file so, since scanpy and anndata go by the ending")
+    _check_writable("FILE", file)
+    from agl_bench.bench.prepare import Preparation
+    from agl_bench.comparison.export import export_section, write_h5ad
+    from agl_bench.comparison.gather import gather
+
+    store, console, plugins = _existing(work), make_console(), _discover(files)
+    asked = {name: value for name, value in place.items() if value is not None}
+    with console.status(f"reading the cells of {section}"):
+        data = export_section(
+            gather(store), plugins, Preparation(root, _cache(work)), place=asked, section=section, seeds=seeds,
+            warn=_warn,
+        )  # fmt: skip
+        write_h5ad(data, file)
+    show_export(file, data, console)
 
 
 @cli.command()
@@ -1273,7 +1403,7 @@ def _warn(sentence: str) -> None:
     click.echo(f"agl-bench: {sentence}", err=True)
 
 
-def _seconds(option: str, text: str) -> float:
+def _seconds(text: str, option: str = "--time-limit") -> float:
     """A duration such as 90s, 30m, 2h or 1h30m."""
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
     seconds = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
@@ -1315,15 +1445,57 @@ def _check_writable(option: str, file: Path | None) -> None:
         raise BadSpec(f"{option} {file} cannot be written; name a file in a folder that exists and can be written")
 
 
-def _recorder(work: Path, tracking: str | None, console: Console) -> Recorder:
+def _recorder(
+    work: Path, tracking: str | None, console: Console, models: tuple[CellStore, Plugins] | None = None
+) -> Recorder:
+    """What shows results; the models of a store too where it and the plug-ins are given."""
     from agl_bench.bench.recorder import NoRecorder
 
     if tracking == "none":
         return NoRecorder()
     with console.status("opening MLflow"):
+        from agl_bench.bench.mlflow_models import Models
         from agl_bench.bench.mlflow_recorder import MlflowRecorder
 
-        return MlflowRecorder.connect(work, tracking)
+        return MlflowRecorder.connect(work, tracking, models=Models(*models) if models else None)
+
+
+def _sync_models(
+    store: CellStore, plugins: Plugins, tracking: str | None, console: Console, key: str | None, name: str | None
+) -> None:
+    """Log the models that cells have kept, or of one cell alone, which is registered as `name`."""
+    from agl_bench.bench.mlflow_recorder import MlflowRecorder
+
+    recorder = _recorder(store.work, tracking, console, (store, plugins))
+    assert isinstance(recorder, MlflowRecorder)
+    count = 0
+    for result in store if key is None else filter(None, [store.read(key)]):
+        if "model" in store.kept(result.spec.key):
+            address = recorder.record_model(result.spec)
+            count += address is not None
+            if name is not None and address is not None:
+                version = recorder.register_model(result.spec, name)
+                console.print(f"{result.spec.title}: models:/{name}/{version}", markup=False, highlight=False)
+    _raise_if_dead(recorder)
+    models = "1 model of a cell is" if count == 1 else f"{count} models of cells are"
+    console.print(f"{models} in MLflow" + ("." if count else "; keep them by run --keep model."))
+
+
+def _raise_if_dead(recorder: Recorder) -> None:
+    if recorder.dead:
+        raise AglBenchError(f"the sync was cut short: {recorder.dead}")
+
+
+def _annotate(store: CellStore, recorder: Recorder, plugins: Plugins) -> None:
+    """Show in MLflow how the lines of the work folder stand."""
+    from agl_bench.bench.recorder import NoRecorder
+
+    if recorder.dead or isinstance(recorder, NoRecorder):
+        return
+    from agl_bench.comparison.gather import gather
+    from agl_bench.comparison.standings import standings
+
+    recorder.annotate(standings(gather(store), plugins))
 
 
 def _with_tuned(cells: list[Any], campaign: Campaign, plugins: Plugins, folder: Path | None, *, transfer: bool) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.merge import Outcome, Plan
     from agl_bench.bench.plan import Estimate
     from agl_bench.bench.recorder import Recorder
+    from agl_bench.bench.rerun import Comparison
     from agl_bench.bench.result import Result
     from agl_bench.bench.run import Event, Failed, Stopped
     from agl_bench.bench.spec import Campaign
@@ -557,6 +558,55 @@ def _interval(line: dict[str, Any], name: str, form: str) -> str:
     if math.isnan(value):
         return "–"
     return f"{value:{form}}" + ("" if math.isnan(low) else f" \\[{low:{form}}, {high:{form}}]")
+
+
+def show_export(file: Path, data: Any, console: Console) -> None:
+    """What a file of one section holds, and how to draw it."""
+    selectors = data.uns["agl_bench"]["selectors"]
+    made = ", ".join(f"{name} ({len(known['cells'])} cells)" for name, known in selectors.items())
+    primary = int(data.var["agl_primary"].sum())
+    size = f"{data.n_obs:,} spots × {data.n_vars:,} genes, {primary} of them primary"
+    console.print(f"{file}: {size}; {made}", markup=False, highlight=False)
+    if data.layers:
+        layer = next(iter(data.layers))
+        predicted = (data.layers[layer] == data.layers[layer]).sum(axis=0)  # the rest is NaN
+        gene = data.var_names[predicted.argmax()]  # folds choose their own primary genes: few are predicted everywhere
+        console.print(
+            f'to see: sc.pl.embedding(sc.read_h5ad("{file}"), "spatial", color="{gene}", layer="{layer}")',
+            markup=False, highlight=False,
+        )  # fmt: skip
+
+
+def show_repetition(key: str, title: str, comparison: Comparison, console: Console) -> None:
+    """How a cell that was made again differs from the kept one."""
+    from rich.table import Table
+
+    console.print(f"cell {key}: {title}", markup=False, highlight=False)
+    for sentence in comparison.conditions:
+        console.print(f"other conditions: {sentence}", markup=False, highlight=False)
+    if not comparison.conditions:
+        console.print("the conditions are the same", highlight=False)
+    if comparison.is_identical:
+        console.print("The result is the same bit for bit.", highlight=False)
+        return
+    for what, differences in (("test scores", comparison.scores), ("columns of the table of genes", comparison.genes)):
+        if not differences:
+            continue
+        of_genes = differences is comparison.genes
+        table = Table(title=f"{what} that differ", title_justify="left")
+        table.add_column("column" if of_genes else "score", no_wrap=True)
+        for column in ("before", "now", "difference"):
+            table.add_column(column, justify="right", no_wrap=True)
+        if of_genes:
+            table.add_column("largest at", no_wrap=True)
+            table.add_column("genes that differ", justify="right", no_wrap=True)
+        for d in differences:
+            row = [d.name, f"{d.before:.6g}", f"{d.after:.6g}", f"{d.after - d.before:+.3g}"]
+            table.add_row(*row, *([d.gene, f"{d.genes:,}"] if of_genes else []))
+        console.print("", table)
+    for sentence in comparison.tables:
+        console.print(sentence, markup=False, highlight=False)
+    console.print("The result is NOT the same.", highlight=False)
 
 
 def _plus_minus(sd: float | None) -> str:

@@ -13,6 +13,7 @@ Where a SIGKILL hit is read from what the process left: its lease on a cell, and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -125,8 +126,11 @@ class Campaign:
 
     def held(self, child: Child) -> str:
         """The cell that a process, running or killed, has a lease on; "" if none."""
-        found = (self.work / "leases").glob(f"[!.]*/*~{child.pid}~*")
-        return next((path.parent.name for path in found), "")
+        for folder in (self.work / "leases").glob("[!.]*"):
+            with contextlib.suppress(FileNotFoundError):  # it has just been given back
+                if any(path.name.split("~")[1] == str(child.pid) for path in folder.iterdir()):
+                    return folder.name
+        return ""
 
     def where(self, child: Child) -> str:
         """Where a process was hit, by what it left."""
@@ -135,7 +139,9 @@ class Campaign:
             return WHERE[4] if child.had_cell else WHERE[0]
         if (self.work / "cells" / key).exists():
             return WHERE[3]
-        return WHERE[2] if any((self.work / "partial" / key).glob("[0-9]*.pt")) else WHERE[1]
+        with contextlib.suppress(FileNotFoundError):  # another process has taken it over, and is done
+            return WHERE[2] if any((self.work / "partial" / key).glob("[0-9]*.pt")) else WHERE[1]
+        return WHERE[2]
 
     def leave_alone(self) -> float:
         """Let one process do it all; seconds from its first cell to its end."""
@@ -154,6 +160,14 @@ class Campaign:
             chance: when, whom and how.
         """
         children = [self.start()]
+        with contextlib.ExitStack() as end:
+            end.callback(lambda: [os.kill(child.pid, signal.SIGKILL) for child in children])  # where this one fails
+            self._kill(children, kills, seconds, chance)
+            while children:
+                self._await(children[0])
+                children.pop(0)
+
+    def _kill(self, children: list[Child], kills: int, seconds: float, chance: random.Random) -> None:
         while sum(self.hits.values()) < kills:
             if len(children) < 2 and chance.random() < TOGETHER:
                 children.append(self.start())
@@ -169,11 +183,10 @@ class Campaign:
             victim.had_cell = victim.had_cell or bool(self.held(victim))
             children.remove(victim)
             if not self._end(victim, signal.SIGTERM if chance.random() < GENTLE else signal.SIGKILL):
-                break
+                return
             if not children:
                 children.append(self.start())
-        for child in children:
-            self._await(child)
+            print(f"{sum(self.hits.values())} kills, {self.finished():.0%} of the cells", file=sys.stderr, flush=True)
 
     def _see_at_work(self, child: Child) -> None:
         """Wait until a process has a cell, or does not get one for long because another one has the last."""

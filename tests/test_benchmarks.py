@@ -21,6 +21,7 @@ SCRIPTS = {  # what the table must show
     "prepare": ["prepare_s", "peak_MiB", "tiles", "jpeg"],
     "inference": ["Learned null", "false: sign flip", "d = 1.5", "called equivalent at the edge", "selection.summary"],
     "large": ["not zero", "Mapped", "anon_MiB", "hvg_k"],
+    "executors": ["overhead_ms", "speed_up", "serial", "local", "True"],
     "planted": ["best k of the sweep is at k* =", "pgl, k = 0 > agl, k = all", "amal ≤ pgl, k = 0", "Regime harmful"],
     "campaign": ["lost cells", "JSON table, the same", "12 cells, ", "where it hit"],
     "scaling": ["store_MiB", "train_s", "dkgsb", "time_slope"],

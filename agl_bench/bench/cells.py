@@ -103,6 +103,20 @@ class CellStore:
             self.warn(f"the result of cell {key} is damaged: set aside as {aside}, to be computed anew")
             return None
 
+    def read_of_any_version(self, key: str) -> Result:
+        """A finished cell, also where this version would call it by another key.
+
+        Raises:
+            BadWorkFolder: if it cannot be read.
+        """
+        try:
+            return read_cell(self.cells / key, of_this_version=False)
+        except Unreadable as error:
+            raise BadWorkFolder(
+                f"cell {key} in {self.cells} cannot be read ({error}): it is damaged, or of a "
+                "version of agl-bench that is too different; run its campaign again"
+            ) from None
+
     def __iter__(self) -> Iterator[Result]:
         """Every finished cell that can be read, in the order of their keys."""
         for folder in sorted(self.cells.iterdir()):
@@ -205,7 +219,7 @@ class CellStore:
             fresh.mkdir()
             for path in folder.iterdir():
                 shutil.copyfile(path, fresh / path.name)
-            check_cell(fresh, folder.name)  # what was copied, not what there was to copy
+            check_cell(fresh, folder.name, kept=True)  # what was copied, not what there was to copy
             for path in (*fresh.iterdir(), fresh):
                 flush(path)
 
@@ -387,8 +401,14 @@ class Unreadable(Exception):
         self.is_damaged = is_damaged
 
 
-def check_cell(folder: Path, key: str) -> dict[str, Any]:
-    """What `result.json` says of a finished cell whose tables are whole. Reads none of them, and changes nothing.
+def check_cell(folder: Path, key: str, *, kept: bool = False, of_this_version: bool = True) -> dict[str, Any]:
+    """What `result.json` says of a finished cell whose tables are whole. Changes nothing.
+
+    Args:
+        folder: of the cell.
+        key: that it must have, unless it may be of another version.
+        kept: check what it keeps beside its tables, too.
+        of_this_version: whether it must be of this version.
 
     Raises:
         Unreadable: if it is damaged or of another version.
@@ -400,25 +420,28 @@ def check_cell(folder: Path, key: str) -> dict[str, Any]:
     try:
         if content["format"] != FORMAT:
             raise Unreadable(content["format"], is_damaged=False)
-        for name in _TABLES:
-            path = folder / f"{name}.parquet"
+        files = {name: f"{name}.parquet" for name in _TABLES}
+        if kept:
+            files |= {name: file for name, file in _KEPT.items() if name in content["digests"]}
+        for name, file in files.items():
+            path = folder / file
             if not path.is_file() or file_digest(path, DIGEST) != content["digests"][name]:
                 raise Unreadable(name, is_damaged=True)
         found = RunSpec.from_json(content["spec"]).key
     except (KeyError, TypeError, AttributeError, AglBenchError) as error:
         raise Unreadable(error, is_damaged=False) from error
-    if found != key:  # of a version that counted other things into the key, or copied by hand
+    if of_this_version and found != key:  # of a version that counted other things into the key, or copied by hand
         raise Unreadable(found, is_damaged=False)
     return content
 
 
-def read_cell(folder: Path) -> Result:
-    """The finished cell in a folder that is named after its key.
+def read_cell(folder: Path, *, of_this_version: bool = True) -> Result:
+    """The finished cell in a folder that is named after its key; see `check_cell`.
 
     Raises:
         Unreadable: if it is damaged or of another version.
     """
-    content = check_cell(folder, folder.name)
+    content = check_cell(folder, folder.name, of_this_version=of_this_version)
     return Result(
         spec=RunSpec.from_json(content["spec"]),
         **{name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES},

@@ -17,6 +17,9 @@ from agl_bench.data.neighbours import pitch
 from agl_bench.digests import FileDigests
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
+from agl_bench.protocol import Protocol
+
+_UNKNOWN = 0.55  # of the pitch: the diameter of a spot where it is not known, as for Visium
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,12 @@ def pitch_px(section: Section) -> float | None:
     """Distance from a spot to its nearest, median; None for a single spot or where spots lie upon each other."""
     positions = np.asarray(section.counts.obsm["spatial"], dtype=np.float64)
     return pitch(positions) or None
+
+
+def drawn_diameter_px(section: Section) -> float:
+    """Diameter in pixels that a spot is drawn with: its own, or else a share of the pitch or of a patch."""
+    known = spot_diameter_px(section.counts.uns)
+    return known or _UNKNOWN * (pitch_px(section) or Protocol().patch_um / section.um_per_px)
 
 
 def spot_diameter_px(uns: Mapping[str, Any]) -> float | None:

@@ -52,7 +52,8 @@ class SubmititEngine(Engine):
         self._job = job
         self._variables = {"OMP_NUM_THREADS": str(self.threads)}
         self._variables |= {SPIN: os.environ[SPIN]} if SPIN in os.environ else {}
-        common = {"name": "agl-bench", "timeout_min": EVER, "gpus_per_node": self.gpus}
+        common: dict[str, Any] = {"name": "agl-bench", "timeout_min": EVER}
+        common |= {"gpus_per_node": self.gpus} if self.gpus else {}
         try:
             self._executor = submitit.AutoExecutor(
                 job / "submitit", cluster=self.options.executor, slurm_max_num_timeout=REQUEUED
@@ -76,7 +77,10 @@ class SubmititEngine(Engine):
         number = min(self.workers, len(groups))
         orders = [[*groups[start:], *groups[:start]] for start in (len(groups) * n // number for n in range(number))]
         if not self.is_local:
-            self.jobs = self._executor.map_array(_Work(), [self._job] * number, orders)
+            try:
+                self.jobs = self._executor.map_array(_Work(), [self._job] * number, orders)
+            except submitit.core.utils.FailedJobError as error:
+                raise ExecutorFailed(f"Slurm refuses the jobs: {_last_line(error)}") from None
             return
         self.jobs = []
         gpus = _visible_gpus() if self.gpus else []
@@ -95,8 +99,7 @@ class SubmititEngine(Engine):
         for job in self.jobs:
             error = job.exception() if job.done() else None
             if error is not None:
-                lines = (job.stderr() or str(error)).strip().splitlines()
-                return lines[-1].strip() if lines else type(error).__name__
+                return _last_line(job.stderr() or error)
         return ""
 
     def close(self) -> None:
@@ -133,6 +136,12 @@ def _without_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _last_line(text: object) -> str:
+    """Of what a program has said, as part of a sentence."""
+    lines = str(text).strip().splitlines()
+    return lines[-1].strip().rstrip(".") if lines else "nothing is said"
 
 
 def _visible_gpus() -> list[int]:

@@ -27,16 +27,21 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
-from agl_bench.bench.mlflow_views import DESCRIPTION, VIEWS, experiment_name, links
-from agl_bench.bench.recorder import CellLog, Recorder
+from agl_bench.bench.mlflow_models import Models, register
+from agl_bench.bench.mlflow_views import VIEWS, describe, experiment_name, links
+from agl_bench.bench.recorder import CellLog, Recorder, Standing
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
 from agl_bench.data.folds import EVALUATIONS
-from agl_bench.errors import TrackerUnavailable
+from agl_bench.digests import text_digest
+from agl_bench.errors import AglBenchError, BadSpec, TrackerUnavailable
 from agl_bench.training.records import EpochRecord
 
+MODEL = "agl.model"  # tag of a run: the address of its model
 FLUSH_SECONDS = 5.0  # a running cell's curves are at most this old
 FLUSH_METRICS = 500  # MLflow takes 1000 in one request
+NOTE = "mlflow.note.content"  # above the runs
+DECIMALS = 4  # of the means of a line, for readers; cells have all digits
 FLUSH_SETTINGS = 100  # MLflow takes 100 params, and 100 tags, in one request
 
 T = TypeVar("T")
@@ -78,6 +83,7 @@ def _tags(spec: RunSpec, level: str) -> dict[str, str]:
         "agl.backbone": spec.backbone.name,
         "agl.preset": spec.preset,
         "agl.tuning": spec.tuning.label if spec.tuning else "fixed settings",
+        "agl.role": "control" if spec.protocol.patches == "shuffled" else "method",  # other controls: see `_annotate`
         "mlflow.source.name": f"agl-bench {spec.version}",
         "mlflow.source.type": "LOCAL",
     }
@@ -117,9 +123,9 @@ def _group_metrics(cells: list[dict[str, float]]) -> dict[str, float]:
     metrics = {"n_cells": float(len(cells))}
     for name in sorted({n for cell in cells for n in cell if n.startswith(("test/", "best/", "cost/"))}):
         values = [cell[name] for cell in cells if name in cell]
-        metrics[name] = statistics.fmean(values)
+        metrics[name] = round(statistics.fmean(values), DECIMALS)
         if name.startswith("test/") and len(values) > 1:
-            metrics[name.replace("test/", "test_sd/", 1)] = statistics.stdev(values)
+            metrics[name.replace("test/", "test_sd/", 1)] = round(statistics.stdev(values), DECIMALS)
     return metrics
 
 
@@ -228,19 +234,25 @@ class MlflowRecorder(Recorder):
         experiments: dict[str, str],
         work: Path,
         warn: Callable[[str], None],
+        models: Models | None,
     ) -> None:
         """Use `connect`."""
         self.dead: str | None = None
         self.uri = tracker.name
         self._tracker, self._client, self._experiments = tracker, client, experiments
-        self._work, self._warn = work, warn
+        self._work, self._warn, self._models = work, warn, models
         self._indices: dict[str, _Index] = {}
         self._touched: dict[str, RunSpec] = {}  # groups of this session, each with one of its specs
         self._moment = 0
 
     @classmethod
     def connect(
-        cls, work: Path, uri: str | None = None, *, warn: Callable[[str], None] | None = None
+        cls,
+        work: Path,
+        uri: str | None = None,
+        *,
+        warn: Callable[[str], None] | None = None,
+        models: Models | None = None,
     ) -> MlflowRecorder:
         """Reach the tracker; create its database and experiments where they do not exist.
 
@@ -248,21 +260,22 @@ class MlflowRecorder(Recorder):
             work: work folder.
             uri: address; None = MLFLOW_TRACKING_URI, or else a database in the work folder.
             warn: says one line to the user; None = on stderr.
+            models: logs the models of cells that are shown; None = none are logged.
 
         Raises:
             TrackerUnavailable: within seconds, if it cannot be used.
         """
         tracker = Tracker.of(work, uri)
         tracker.probe()
-        client = client_of(tracker)
         try:
+            client = client_of(tracker)
             with lock(work):
                 experiments = {e: _make_experiment(client, tracker, e) for e in EVALUATIONS}
         except TrackerUnavailable:
             raise
         except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
             raise TrackerUnavailable(f"cannot track to {tracker.name}: {first_line(error)}") from error
-        return cls(tracker, client, experiments, work.absolute(), warn or _to_stderr)
+        return cls(tracker, client, experiments, work.absolute(), warn or _to_stderr, models)
 
     def open(self, spec: RunSpec) -> CellLog:
         """A run for the cell, in place of any earlier one of the same key."""
@@ -277,9 +290,28 @@ class MlflowRecorder(Recorder):
         """
         return self.guarded(lambda: self._record(result, anew), False)
 
+    def record_model(self, spec: RunSpec) -> str | None:
+        """Log the model of a cell that is shown, unless it is there; its address, None if there is none to log."""
+        return self.guarded(lambda: self._record_model(spec), None)
+
+    def register_model(self, spec: RunSpec, name: str) -> int:
+        """Register the logged model of a cell; returns the version.
+
+        Raises:
+            BadSpec: if the cell has no model there, or MLflow refuses the name.
+        """
+        run_id, address = self._model_of(spec)
+        if not address:
+            raise BadSpec(f"cell {spec.key} has no model in MLflow to register")
+        return register(self._client, address.removeprefix("models:/"), run_id, name, _tags(spec, "cell"))
+
     def finish(self) -> None:
         """Bring the means of every touched group up to date, other processes' cells included, and close them."""
         self.guarded(self._finish, None)
+
+    def annotate(self, standings: Mapping[str, Standing]) -> None:
+        """Show at the run of each line how it stands; lines that the tracker does not have are passed over."""
+        self.guarded(lambda: self._annotate(standings), None)
 
     def links(self, base: str | None = None) -> dict[str, str]:
         """Ready views: what is shown -> address; none if the tracker is a database that nobody serves.
@@ -306,6 +338,23 @@ class MlflowRecorder(Recorder):
             return otherwise
 
     # What follows talks to MLflow and may raise.
+
+    def show_report(self, folder: Path) -> dict[str, str]:
+        """See `log_report`."""
+        found = {}
+        tags = {"agl.level": "report", "agl.work": text_digest(str(self._work))}
+        same = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+        for evaluation, experiment in self._experiments.items():
+            if not self._client.search_runs([experiment], "tags.agl.level = 'cell'", max_results=1):
+                continue
+            before = self._client.search_runs([experiment], same)
+            run_id = str(self._client.create_run(experiment, tags=tags, run_name="report").info.run_id)
+            self._client.log_artifacts(run_id, str(folder))
+            self._client.set_terminated(run_id, "FINISHED")
+            for run in before:
+                self._client.delete_run(run.info.run_id)
+            found[evaluation] = run_id
+        return found
 
     def log(
         self,
@@ -355,6 +404,8 @@ class MlflowRecorder(Recorder):
             if shown.run_id == run_id:
                 shown.status, shown.metrics = "FINISHED", {m.key: m.value for m in outcome}
         self._update_group(spec)
+        if self._models is not None:
+            self._log_model(spec, run_id)
 
     def abandon(self, spec: RunSpec, run_id: str, sentence: str) -> None:
         """A cell failed."""
@@ -391,6 +442,29 @@ class MlflowRecorder(Recorder):
         self.log(run_id, [m for row in rows for m in self.metrics(_epoch_metrics(row), int(row["epoch"]))])
         self.conclude(spec, run_id, result)
         return True
+
+    def _record_model(self, spec: RunSpec) -> str | None:
+        run_id, address = self._model_of(spec)
+        return address or (self._log_model(spec, run_id) if run_id else None)
+
+    def _log_model(self, spec: RunSpec, run_id: str) -> str | None:
+        """What is wrong with one model is said and costs no other."""
+        assert self._models is not None, "connected without models"
+        try:
+            number = self._models.log(self._client, self._experiments[spec.evaluation], run_id, spec)
+        except AglBenchError as error:
+            self._warn(f"no model of cell {spec.key} in MLflow: {error}")
+            return None
+        address = f"models:/{number}"
+        self.log(run_id, tags={MODEL: address})
+        return address
+
+    def _model_of(self, spec: RunSpec) -> tuple[str, str]:
+        """The run that shows a cell as finished, and the address of its model; "" for what is not there."""
+        shown = next((s for s in self._index(spec.evaluation).cells.get(spec.key, []) if s.is_finished), None)
+        if shown is None:
+            return "", ""
+        return shown.run_id, str(self._client.get_run(shown.run_id).data.tags.get(MODEL, ""))
 
     def _is_finished_elsewhere(self, spec: RunSpec) -> bool:
         """Whether another process has shown the cell since the index was read."""
@@ -469,6 +543,31 @@ class MlflowRecorder(Recorder):
             self.log(group.run_id, metrics)
             group.metrics = metrics
 
+    def _annotate(self, standings: Mapping[str, Standing]) -> None:
+        for key, standing in standings.items():
+            group = self._index(standing.evaluation).groups.get(key)
+            if group is not None:
+                metrics = {
+                    "difference_to_baseline": standing.difference,
+                    "difference_to_baseline_low": standing.low,
+                    "difference_to_baseline_high": standing.high,
+                }
+                mark = "★ " if standing.is_best else ""
+                tags = {
+                    "mlflow.runName": f"{mark}{standing.name}{' (control)' if standing.is_control else ''}",
+                    "agl.role": "control" if standing.is_control else "method",
+                    "agl.standing": standing.text,
+                    "agl.difference": standing.difference_text or "–",
+                    "agl.verdict": standing.verdict or "–",
+                    "agl.baseline": standing.baseline,
+                    "mlflow.runColor": standing.colour,
+                }
+                self.log(group.run_id, {k: round(v, DECIMALS) for k, v in metrics.items()}, tags=tags)
+        for evaluation in {s.evaluation for s in standings.values()}:
+            here = {s.place: s for s in standings.values() if s.evaluation == evaluation and s.is_best}
+            note = describe(evaluation, [here[place] for place in sorted(here)])
+            self._client.set_experiment_tag(self._experiments[evaluation], NOTE, note)
+
     def _log_dataset(self, run_id: str, spec: RunSpec) -> None:
         part = spec.dataset
         dataset = Dataset(
@@ -514,6 +613,35 @@ class _Log(CellLog):
         self._waiting, self._flushed = [], time.monotonic()
 
 
+def log_report(work: Path, uri: str | None, folder: Path) -> dict[str, str]:
+    """Show a report with its figures and tables in MLflow, in place of an earlier one of the same work folder.
+
+    It becomes the artifacts of one run, tagged `agl.level = report`, in each experiment that has cells.
+
+    Args:
+        work: work folder.
+        uri: address of the tracker; None as in `MlflowRecorder.connect`.
+        folder: all that is in it is shown.
+
+    Returns:
+        evaluation -> id of the run.
+
+    Raises:
+        BadSpec: if the folder is not there or empty, or nothing is in MLflow that it could be a report of.
+        TrackerUnavailable: if the tracker cannot be used.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise BadSpec(f"{folder} is no folder of a report: nothing is there to show in MLflow")
+    recorder = MlflowRecorder.connect(work, uri)
+    try:
+        found = recorder.show_report(folder)
+    except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
+        raise TrackerUnavailable(f"the report cannot be shown in {recorder.uri}: {first_line(error)}") from error
+    if not found:
+        raise BadSpec(f"{recorder.uri} shows no cells to report on; `agl-bench sync --work {work}` brings them there")
+    return found
+
+
 def _enter(index: _Index, run: Run) -> None:
     tags, shown = run.data.tags, _shown(run)
     if tags.get("agl.level") == "group":
@@ -531,7 +659,7 @@ def _make_experiment(client: MlflowClient, tracker: Tracker, evaluation: str) ->
     name = experiment_name(evaluation)
     tags = {
         "mlflow.experimentKind": "custom_model_development",  # yet only workflowType in a link decides how it opens
-        "mlflow.note.content": DESCRIPTION.format(evaluation=evaluation),
+        NOTE: describe(evaluation),
         **{f"mlflow.sharedViewState.{view}": state for view, state in VIEWS.items()},
     }
     found = client.get_experiment_by_name(name)
@@ -544,7 +672,8 @@ def _make_experiment(client: MlflowClient, tracker: Tracker, evaluation: str) ->
             f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
         )
     for key, value in tags.items():
-        if found.tags.get(key) != value:
+        known = found.tags.get(key, "")
+        if known != value and not (key == NOTE and known.endswith(value)):  # the answers stand before it
             client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
 

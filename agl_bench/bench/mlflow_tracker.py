@@ -82,7 +82,7 @@ class Tracker:
         """Ask whether somebody is there; takes some seconds at most, where MLflow itself would try for minutes.
 
         Raises:
-            TrackerUnavailable: if not.
+            TrackerUnavailable: if not, or if a database cannot be used.
         """
         parts = urllib.parse.urlsplit(self.uri)
         try:
@@ -100,6 +100,21 @@ class Tracker:
                 f"no MLflow server answers at {self.name} ({first_line(reason)}); start it, or leave --tracking and "
                 "MLFLOW_TRACKING_URI unset to track into the work folder"
             ) from None
+        if not self.is_server and parts.scheme != "sqlite":
+            self._probe_database()
+
+    def _probe_database(self) -> None:
+        import sqlalchemy
+
+        try:
+            sqlalchemy.create_engine(self.uri, poolclass=sqlalchemy.NullPool).connect().close()
+        except ImportError as error:
+            raise TrackerUnavailable(
+                f"cannot track to {self.name}: {first_line(error)}; for PostgreSQL pip install 'agl-bench[postgresql]' "
+                "and write postgresql+psycopg://USER@HOST:PORT/DATABASE"
+            ) from None
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            raise TrackerUnavailable(f"cannot track to {self.name}: {first_line(error)}") from None
 
 
 def database_of(uri: str) -> Path:

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from agl_bench.bench.recorder import Standing
 
 HEADLINE = "test/pcc_gene_mean_section_mean"
 
 
-def _view(level: str, widths: dict[str, int], charts: dict[str, str], **more: object) -> str:
+def _view(
+    level: str,
+    widths: dict[str, int],
+    charts: dict[str, str],
+    *,
+    role: str = "",
+    order: str = f"metrics.`{HEADLINE}`",
+    **more: object,
+) -> str:
     """A saved view of the runs page, opened by `viewStateShareKey`.
 
     Args:
         level: of the runs to show.
         widths: column -> pixels.
         charts: metric -> BAR or LINE, shown before those that MLflow adds by itself.
+        role: method or control; "" = both.
+        order: what runs are sorted by; scores fall, texts rise.
         more: further state of the page.
     """
     section = {"uuid": "agl", "name": "overview", "columns": 2, "cardHeight": 460}
     switches = {"deleted": False, "isGenerated": False}
     return json.dumps(
         {
-            "searchFilter": f"tags.agl.level = '{level}'",
-            "orderByKey": f"metrics.`{HEADLINE}`",
-            "orderByAsc": False,
+            "searchFilter": f"tags.agl.level = '{level}'" + (f" and tags.agl.role = '{role}'" if role else ""),
+            "orderByKey": order,
+            "orderByAsc": order.startswith("tags."),
             "selectedColumns": list(widths),
             "columnOrder": list(widths),
             "columnWidths": widths,
@@ -55,15 +67,24 @@ VIEWS = {
     "leaderboard": _view(
         "group",
         {
-            "params.`preset`": 100,  # first: lines of different presets are not to be compared
-            f"metrics.`{HEADLINE}`": 255,
-            f"metrics.`{HEADLINE.replace('test/', 'test_sd/')}`": 275,
+            "tags.`agl.standing`": 245,  # first: it says what may be compared, and sorts by it
+            f"metrics.`{HEADLINE}`": 212,
+            "tags.`agl.difference`": 155,
+            "tags.`agl.verdict`": 200,
+            f"metrics.`{HEADLINE.replace('test/', 'test_sd/')}`": 240,
             "metrics.`n_cells`": 80,
             "metrics.`best/k`": 90,
-            "metrics.`best/epoch`": 100,
             "metrics.`cost/seconds`": 110,
         },
-        dict.fromkeys([HEADLINE, "best/k", "test/spearman_gene_mean_section_mean", "cost/seconds"], "BAR"),
+        dict.fromkeys([HEADLINE, "difference_to_baseline", "best/k", "cost/seconds"], "BAR"),
+        role="method",
+        order="tags.`agl.standing`",
+    ),
+    "controls": _view(
+        "group",
+        {"tags.`agl.standing`": 380, f"metrics.`{HEADLINE}`": 255, "metrics.`n_cells`": 80},
+        dict.fromkeys([HEADLINE], "BAR"),
+        role="control",
     ),
     "curves": _view(
         "cell",
@@ -73,12 +94,34 @@ VIEWS = {
     ),
 }
 DESCRIPTION = (
-    "Auxiliary-gene selection, {evaluation}-batch. Each run tagged `agl.level = group` is one line of the table "
-    "(selector × dataset × backbone × settings) with the mean over its cells; below it, `agl.level = cell`, is one run "
-    "for each fold and seed with its curves. `test/pcc_gene_mean_section_mean` is the headline score; `selection/k` "
-    "counts the auxiliary genes that train along; `best/…` belongs to the epoch with the highest validation PCC, whose "
-    "model is tested. `agl-bench ui` prints the links to the ready views."
+    "Auxiliary-gene selection, {evaluation}-batch. ★ marks the line with the highest mean test PCC among those that it "
+    "may be compared with; `agl.standing` is the rank among them, and `agl.verdict` says whether the difference to the "
+    "baseline (`agl.difference`, with its 95 % interval) can be told from chance. A run with `agl.level = group` is "
+    "one line of the table (selector × dataset × backbone × settings) with means over its cells; below it, "
+    "`agl.level = cell`, is one run for each fold and seed with its curves. `agl.role = control` is no method but a "
+    "bound for methods. `test/pcc_gene_mean_section_mean` is the headline score; `best/k` counts the auxiliary genes "
+    "that train along, `best/…` belonging to the epoch with the highest validation PCC, whose model is tested. "
+    "`agl-bench ui` prints the links to the ready views."
 )
+
+
+def describe(evaluation: str, best: Sequence[Standing] = ()) -> str:
+    """What stands above the runs of an experiment: the answer first, then what is what.
+
+    Args:
+        evaluation: of the experiment.
+        best: the standings that are best, one for each place.
+    """
+    answers, details = [], []
+    for standing in best:
+        selector = standing.name.partition(" · ")[0]
+        answers.append(f"{standing.place} **{selector}** {standing.pcc:.3f}")  # all that shows while this is folded
+        if standing.verdict:
+            difference = f"difference to {standing.baseline} {standing.difference_text}: {standing.verdict}"
+            details.append(f"- {standing.place}: {selector}, {difference}")
+    head = f"Highest mean test PCC: {'; '.join(answers)}\n\n" if answers else ""
+    head += "\n".join(details) + "\n\n" if details else ""
+    return head + DESCRIPTION.format(evaluation=evaluation)
 
 
 def experiment_name(evaluation: str) -> str:
@@ -99,6 +142,7 @@ def links(base: str, experiments: Mapping[str, str]) -> dict[str, str]:
         for what, mode, view in (
             ("leaderboard", "TABLE", "leaderboard"),
             ("scores as charts", "CHART", "leaderboard"),
+            ("controls, which bound the scores", "TABLE", "controls"),
             ("curves, mean of each line", "CHART", "curves"),
             ("all folds and seeds", "TABLE", ""),
         ):

@@ -12,13 +12,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from agl_bench.bench.describe import pitch_px, spot_diameter_px, umi_of
+from agl_bench.bench.describe import drawn_diameter_px, spot_diameter_px, umi_of
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 
 _LONGEST = 1600  # pixels of the longer side of the tissue
 _PATCH_PX = (6, 48)  # a patch is placed with at least and at most so many pixels
-_UNKNOWN = 0.55  # of the pitch: the diameter of a spot where it is not known, as for Visium
 _PANEL = 6.2  # inches
 _MARGIN = 0.06  # around the spots, of the longer side, where there is no image
 _CONTEXT = 0.2  # of an image around the spots, of the longer side
@@ -65,12 +64,6 @@ def draw_overlay(dataset: str, section: Section, path: Path) -> None:
     donor = f" · donor {section.donor}" if section.donor else ""
     figure.suptitle(f"{dataset} · {section.name}{donor} · {section.um_per_px:.3g} µm for a pixel", fontsize=12)
     figure.savefig(path, dpi=130)
-
-
-def drawn_diameter_px(section: Section) -> float:
-    """How wide a spot is drawn, in pixels: as wide as it is, or a share of the pitch where that is not known."""
-    stated = spot_diameter_px(section.counts.uns)
-    return stated or _UNKNOWN * (pitch_px(section) or Protocol().patch_um / section.um_per_px)
 
 
 def circles(axes: Any, positions: np.ndarray, diameter: float, **look: Any) -> EllipseCollection:

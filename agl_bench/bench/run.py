@@ -699,11 +699,17 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "agl_bench": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "scanpy", "anndata")},
+        **_versions(),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {sys.platform}",
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of libraries, for the record; each look-up takes a millisecond."""
+    return {name: version(name) for name in ("torch", "numpy", "scanpy", "anndata")}
 
 
 @functools.cache

@@ -182,7 +182,7 @@ class RunSpec:
         """
         return RunSpec(
             dataset, backbone, selector, self.evaluation, self.fold, self.seed, self.protocol, self.preset,
-            data + _named_by(self.protocol), self.device, tuning=self.tuning,
+            data + content_of_files(self.protocol), self.device, tuning=self.tuning,
         )  # fmt: skip
 
 
@@ -301,7 +301,7 @@ class Campaign:
             BadSpec: if the protocol names a file that is not there or that has no fold of an evaluation.
         """
         cells, labels = [], []
-        named = _named_by(self.protocol)
+        named = content_of_files(self.protocol)
         selectors = [self.part(plugins, s, "selector") for s in self.selectors]
         backbones = [self.part(plugins, b, "backbone") for b in self.backbones]
         for name in self.datasets:
@@ -335,6 +335,24 @@ class Campaign:
         return cells
 
 
+def content_of_files(protocol: Protocol) -> str:
+    """What the files that a protocol names add to the fingerprint of the data: a file stands for its content.
+
+    Raises:
+        BadSpec: if one is not there.
+    """
+    return "".join(f"+{file_digest(path)}" for path in protocol.files())
+
+
+def part_here(plugins: Plugins, part: Part, kind: str) -> Part:
+    """The same plug-in with the same settings, as it is here and now: its source and provider may be others.
+
+    Raises:
+        UnknownName, BadSpec: if it is not there, or does not know a setting.
+    """
+    return replace(_part(plugins, part.name, kind, {part.name: dict(part.settings)}), label=part.label)
+
+
 def one_part(plugins: Plugins, name: str, kind: str, assignments: Sequence[str]) -> Part:
     """A single plug-in with settings from "NAME.KEY=VALUE", outside any campaign; a dataset by its name or NAME:VALUE.
 
@@ -349,15 +367,6 @@ def one_part(plugins: Plugins, name: str, kind: str, assignments: Sequence[str])
             raise BadSpec(f"--set {text!r} is about {target}, not about {plain}")
         given[key] = value
     return _part(plugins, name, kind, {plain: given})
-
-
-def part_here(plugins: Plugins, part: Part, kind: str) -> Part:
-    """A plug-in with the same settings as this process has it, where `part` comes from another one.
-
-    Raises:
-        UnknownName, BadSpec: for a plug-in or a setting that nobody knows here.
-    """
-    return replace(_part(plugins, part.name, kind, {part.name: part.settings}), label=part.label)
 
 
 def one_dataset(plugins: Plugins, name: str, preset: str, assignments: Sequence[str]) -> tuple[Part, Protocol]:
@@ -399,11 +408,6 @@ def make_dataset(plugins: Plugins, part: Part) -> Dataset:
     """An instance with the settings of the part."""
     dataset: Dataset = plugins.entry(part.name, "dataset").load()(**part.settings)
     return dataset
-
-
-def _named_by(protocol: Protocol) -> str:
-    """Digests of the files that a protocol names: a file stands for its content."""
-    return "".join(f"+{file_digest(path)}" for path in protocol.files())
 
 
 def _settings(

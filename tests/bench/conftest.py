@@ -1,6 +1,10 @@
 """A grid that trains in a second, its results made up or real."""
 
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -103,3 +107,31 @@ def make_result(grid):
         )
 
     return make_result
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    """URL of a PostgreSQL database: a server of this test's own, from the programs that the machine has."""
+    pytest.importorskip("psycopg", reason="no driver: pip install agl-bench[postgresql]")
+    programs = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), shutil.which("initdb")]
+    if not programs[0]:
+        pytest.skip("no PostgreSQL server: apt-get install postgresql")
+    home = Path(programs[0]).resolve().parent
+    folder = Path(tempfile.mkdtemp(prefix="agl-bench-"))
+    # The server refuses to run as root; Debian's package brings a user for it.
+    change, user = (["runuser", "-u", "postgres", "--"], "postgres") if os.geteuid() == 0 else ([], None)
+    if user:
+        shutil.chown(folder, user)
+
+    def server(program, *words):
+        subprocess.run([*change, str(home / program), *words], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server("initdb", "-D", f"{folder}/data", "-U", "tester", "-A", "trust", "--no-sync")
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder}"
+    server("pg_ctl", "-D", f"{folder}/data", "-w", "-l", f"{folder}/log", "-o", options, "start")
+    yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+    server("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
+    shutil.rmtree(folder)

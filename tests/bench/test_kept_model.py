@@ -153,6 +153,29 @@ def test_a_frozen_encoder_is_kept_too(run, tmp_path) -> None:
         kept.build(Plugins.discover(strict=True))
 
 
+def test_a_model_of_embeddings_takes_embeddings(run, tmp_path, monkeypatch) -> None:
+    read = Synthetic.read
+
+    def with_embedding(self, root, name):
+        section = read(self, root, name)
+        section.embedding = np.log1p(section.counts.X[:, :40].toarray()).astype(np.float32)
+        return section
+
+    monkeypatch.setattr(Synthetic, "read", with_embedding)
+    run(tmp_path, "pgl", fold=["D1"], keep="model", backbone=["embedding"])
+    store = CellStore(tmp_path)
+    (key,) = [path.name for path in store.cells.iterdir()]
+    table, kept = store.predictions(key), store.model(key)
+    section = Synthetic(**store.read(key).spec.dataset.settings).read(Path(os.devnull), table["section"].iloc[0])
+    seen = section.embedding[section.counts.obs_names.get_indexer(table["spot"])]
+    predicted = kept.predict(kept.build(Plugins.discover(strict=True)), seen)
+    np.testing.assert_allclose(predicted, table[[f"predicted:{n}" for n in predicted]], rtol=0, atol=1e-6)
+    with pytest.raises(
+        BadSpec, match=r"takes embeddings as float32 of shape \(spots, 40\), got uint8 \(2, 16, 16, 3\)"
+    ):
+        kept.check(np.zeros((2, 16, 16, 3), np.uint8))
+
+
 def test_a_changed_backbone_is_named(store, key) -> None:
     kept = store.model(key)
     other = replace(kept, weights={n: t for n, t in kept.weights.items() if n != "backbone.mix.bias"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import socket
 import threading
 import time
@@ -15,9 +16,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from agl_bench.bench.mlflow_recorder import MlflowRecorder
+from agl_bench.bench.mlflow_recorder import NOTE, MlflowRecorder
 from agl_bench.bench.mlflow_ui import serve
-from agl_bench.bench.mlflow_views import HEADLINE
+from agl_bench.bench.mlflow_views import HEADLINE, VIEWS
+from agl_bench.bench.recorder import Standing
 from agl_bench.bench.result import Result, epoch_table, outer_table
 from agl_bench.bench.spec import Part, RunSpec
 from agl_bench.errors import TrackerUnavailable
@@ -136,7 +138,7 @@ def test_one_run_for_each_group_and_below_it_one_for_each_cell(work: Path) -> No
     below = [r for r in cells if r.data.tags["mlflow.parentRunId"] == line.info.run_id]
     assert {r.info.run_name for r in below} == {"cutting · fold C1.0 · seed 0", "cutting · fold C1.1 · seed 0"}
     assert line.data.metrics[HEADLINE] == pytest.approx(0.3)
-    assert line.data.metrics["test_sd/pcc_gene_mean_section_mean"] == pytest.approx(0.02**0.5)
+    assert line.data.metrics["test_sd/pcc_gene_mean_section_mean"] == round(0.02**0.5, 4)
     assert line.data.metrics["n_cells"] == 2
     assert line.data.metrics["best/k"] == 2
     assert "fold" not in line.data.params
@@ -307,10 +309,10 @@ def test_views_and_links(work: Path) -> None:
     recorder = connect(work)
     tags = MlflowClient(f"sqlite:///{work / 'mlflow.db'}").get_experiment_by_name("agl-bench/intra").tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
-    assert {"mlflow.sharedViewState.leaderboard", "mlflow.sharedViewState.curves"} <= set(tags)
+    assert {f"mlflow.sharedViewState.{view}" for view in ("leaderboard", "controls", "curves")} <= set(tags)
     assert recorder.links() == {}, "nobody serves a database file"
     links = recorder.links("http://localhost:5000/")
-    assert len(links) == 8
+    assert len(links) == 10
     assert all(link.startswith("http://localhost:5000/#/experiments/") for link in links.values())
 
 
@@ -325,6 +327,63 @@ def test_serve_says_what_is_missing(work: Path) -> None:
             serve(work, f"sqlite:///{work / 'mlflow.db'}", port=taken.getsockname()[1], ready=print)
     with pytest.raises(TrackerUnavailable, match="holds no runs"):
         serve(work, f"sqlite:///{work / 'mlflow.db'}", port=0, ready=print)
+
+
+def make_standing(name: str, *, rank: int | None = 1, is_control: bool = False, **more: object) -> Standing:
+    content = {
+        "evaluation": "intra", "name": f"{name} · toy · flat", "colour": "#0072B2", "place": "toy · flat · clean",
+        "is_control": is_control, "rank": rank, "of": 0 if is_control else 12, "pcc": 0.25, "baseline": "nothing",
+        "difference": 0.03124, "low": -0.01, "high": 0.07, "verdict": "undecided against nothing",
+    }  # fmt: skip
+    return Standing(**content | more)  # type: ignore[arg-type]
+
+
+def test_how_lines_stand(work: Path) -> None:
+    recorder = connect(work)
+    specs = {name: make_spec(name) for name in ("cutting", "steady", "bound")}
+    for spec in specs.values():
+        run_cell(recorder, make_result(spec))
+    recorder.finish()
+    standings = {
+        specs["cutting"].group: make_standing("cutting(k=2)"),
+        specs["steady"].group: make_standing("steady", rank=2, difference=np.nan, low=np.nan, high=np.nan, verdict=""),
+        specs["bound"].group: make_standing("bound", rank=None, is_control=True),
+        "a line that the tracker does not have": make_standing("other", rank=3),
+    }
+    for _ in range(2):
+        recorder.annotate(standings)
+    assert recorder.dead is None
+    groups, cells = by_level(work)
+    found = {r.data.tags["agl.selector"]: r for r in groups}
+    assert found["cutting"].info.run_name == "★ cutting(k=2) · toy · flat"
+    assert found["cutting"].data.tags["agl.standing"] == "toy · flat · clean: 01 of 12, highest mean"
+    assert found["cutting"].data.tags["agl.difference"] == "+0.031 [-0.010, +0.070]"
+    assert found["cutting"].data.tags["agl.verdict"] == "undecided against nothing"
+    assert found["cutting"].data.metrics["difference_to_baseline"] == 0.0312
+    assert found["cutting"].data.metrics["difference_to_baseline_high"] == 0.07
+    assert found["cutting"].data.tags["mlflow.runColor"] == "#0072B2"
+    assert found["steady"].info.run_name == "steady · toy · flat"
+    assert not any(name.startswith("difference") for name in found["steady"].data.metrics)
+    assert found["bound"].info.run_name == "bound · toy · flat (control)"
+    assert {name: r.data.tags["agl.role"] for name, r in found.items()} == {
+        "cutting": "method", "steady": "method", "bound": "control",
+    }  # fmt: skip
+    assert all("agl.standing" not in r.data.tags for r in cells)
+
+    note = MlflowClient(f"sqlite:///{work / 'mlflow.db'}").get_experiment_by_name("agl-bench/intra").tags[NOTE]
+    assert note.startswith("Highest mean test PCC: toy · flat · clean **cutting(k=2)** 0.250\n")
+    connect(work)
+    again = MlflowClient(f"sqlite:///{work / 'mlflow.db'}").get_experiment_by_name("agl-bench/intra").tags[NOTE]
+    assert again == note, "the answer is no longer there once another command has looked"
+
+
+def test_the_leaderboard_shows_methods_in_their_order() -> None:
+    view = json.loads(VIEWS["leaderboard"])
+    assert "tags.agl.role = 'method'" in view["searchFilter"]
+    assert (view["orderByKey"], view["orderByAsc"]) == ("tags.`agl.standing`", True)
+    texts = [make_standing("a", rank=rank).text for rank in range(1, 13)]
+    assert sorted(texts) == texts
+    assert make_standing("a", rank=None).text.endswith("not ranked, other folds or seeds")
 
 
 def test_long_settings_are_cut_in_sight(work: Path) -> None:

@@ -5,12 +5,10 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -42,7 +40,7 @@ from agl_bench.bench.tune import (
 from agl_bench.bench.tuned import Entry, conditions, read_entries, tuned_cells, with_settings, write_entry
 from agl_bench.cli import main
 from agl_bench.data.preprocess import SpotTable
-from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, Diverged
+from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, Diverged, TooLittleMemory
 from agl_bench.registry.plugins import Plugins
 
 ROOT = Path(os.devnull)
@@ -286,13 +284,16 @@ def test_nothing_to_search_is_one_trial(make, tmp_path):
 
 def test_diverged_trials_count_and_never_win(make, tmp_path):
     def disturb(number):
-        if number in (3, 4):
+        if number == 3:
             raise Diverged("the training loss became nan in epoch 0")
+        if number == 4:
+            raise TooLittleMemory("out of device memory with 64 spots in a batch")
 
     (study,) = make("pgl", trials=6, search=RATE, folds=1)
     *trials, done = tune(study, Played(disturb=disturb), open_storage(tmp_path, None))
     assert [t.value is None for t in trials] == [False, False, True, True, False, False]
-    assert "diverged" in trials[2].reason and (done.entry.points, done.entry.pruned) == (6, 2)
+    assert "diverged" in trials[2].reason and trials[3].reason.startswith("out of device memory")
+    assert (done.entry.points, done.entry.pruned) == (6, 2)
     nowhere = Played(lambda spec: math.nan)
     *_, failed = tune(replace(study, trials=2, sampler="random"), nowhere, open_storage(tmp_path, None))
     assert isinstance(failed, StudyFailed) and "none of 2 trials" in failed.sentence
@@ -424,34 +425,6 @@ def test_a_process_knows_whether_another_lives():
     gone = subprocess.Popen(["true"])
     gone.wait()
     assert _born(gone.pid) == "" and _born(os.getpid()) == _born(os.getpid()) != ""
-
-
-@pytest.fixture(scope="module")
-def postgresql():
-    """URL of a PostgreSQL database: a server of this test's own, from the programs that the machine has."""
-    pytest.importorskip("psycopg", reason="no driver: pip install agl-bench[postgresql]")
-    programs = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), shutil.which("initdb")]
-    if not programs[0]:
-        pytest.skip("no PostgreSQL server: apt-get install postgresql")
-    home = Path(programs[0]).resolve().parent
-    folder = Path(tempfile.mkdtemp(prefix="agl-bench-"))
-    # The server refuses to run as root; Debian's package brings a user for it.
-    change, user = (["runuser", "-u", "postgres", "--"], "postgres") if os.geteuid() == 0 else ([], None)
-    if user:
-        shutil.chown(folder, user)
-
-    def server(program, *words):
-        subprocess.run([*change, str(home / program), *words], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server("initdb", "-D", f"{folder}/data", "-U", "tester", "-A", "trust", "--no-sync")
-    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder}"
-    server("pg_ctl", "-D", f"{folder}/data", "-w", "-l", f"{folder}/log", "-o", options, "start")
-    yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
-    server("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])

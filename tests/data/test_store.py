@@ -465,6 +465,21 @@ def test_kept_features_are_those_encoded_on_the_fly(table: SpotTable, symmetries
     assert plain is not None and torch.equal(plain, store.embedding[0][[2, 0]])
 
 
+def test_an_encoder_that_needs_much_memory_sees_fewer_spots_at_a_time(table: SpotTable) -> None:
+    class Large(Encoder):
+        def encode(self, spots: Spots) -> torch.Tensor:
+            features = super().encode(spots)
+            if len(features) > 3:
+                raise torch.OutOfMemoryError
+            return features
+
+    store, expected = (store_of(table, shuffled(table)) for _ in range(2))
+    expected.encode(Encoder(), 8)
+    store.encode(Large(), 8)
+    assert store.embedding is not None and expected.embedding is not None
+    torch.testing.assert_close(store.embedding, expected.embedding, rtol=0, atol=1e-6)
+
+
 def test_features_made_before_can_be_handed_in(table: SpotTable) -> None:
     first, second = (store_of(table, shuffled(table)) for _ in range(2))
     first.encode(Encoder(), 8)

@@ -132,6 +132,39 @@ def test_what_a_selector_draws_goes_on(make_toy: Callable[..., Any], seed: int) 
     check(lambda: toy.trainer(Drawing, Jittery, seed=seed))
 
 
+def test_what_did_not_fit_into_memory_stays_in_parts(make_toy: Callable[..., Any]) -> None:
+    """Also on a device where it would fit: the parts are summed in the order of before, with the same dropout."""
+    toy = make_toy(epochs=4, loss="squared_error", augment=True)
+
+    class Dropping(Backbone):
+        width, patch_px, learning_rate = 5, 16, 1e-2
+        most = 4
+
+        def __init__(self, example: Spots) -> None:
+            super().__init__(example)
+            self.mix = nn.Linear(768, self.width)
+
+        def forward(self, spots: Spots) -> Tensor:
+            assert spots.patches is not None
+            if len(spots.position) > self.most:
+                raise torch.OutOfMemoryError
+            return nn.functional.dropout(torch.tanh(self.mix(2 * spots.patches.flatten(1) - 1)), 0.3, self.training)
+
+    class Roomy(Dropping):
+        most = 10_000
+
+    made: list[Trainer] = []
+
+    def make() -> Trainer:
+        made.append(toy.trainer(Drawing, Dropping if not made else Roomy))
+        return made[-1]
+
+    toy.protocol = replace(toy.protocol, outer_batch_size=3)
+    check(make)
+    assert all(trainer.rooms == made[0].rooms for trainer in made)
+    assert made[0].rooms["training"] <= 4 and made[0].rooms["evaluation"] <= 4
+
+
 def test_a_stopped_iteration_goes_on_by_itself(make_toy: Callable[..., Any]) -> None:
     toy = make_toy(epochs=4)
     whole, stopped = toy.trainer(Dkgsb), toy.trainer(Dkgsb)

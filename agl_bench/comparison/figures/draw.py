@@ -27,7 +27,7 @@ from agl_bench.errors import AglBenchError
 from agl_bench.registry.plugins import Plugins
 
 CELLS = 24  # of a selector in one place that are read for genes and courses
-PLACES = 8  # that are drawn one by one
+PLACES = 6  # that are drawn one by one: some seconds each
 _ROWS = 2  # selectors beside the baseline in maps of predictions
 
 
@@ -152,8 +152,9 @@ def _draw_across(sheet: _Sheet, cells: pd.DataFrame, ranks: pd.DataFrame) -> Non
     sheet.add(
         "critical-difference", "Ranks over datasets", place,
         "Mean rank of each selector over datasets with its 95 % bootstrap interval; a black bar joins selectors whose "
-        "ranks differ by less than Nemenyi's critical difference at .05. Friedman test over "
-        f"{test.get('blocks', 0):.0f} datasets: p = {test.get('p', math.nan):.3g}.",
+        "ranks differ by less than Nemenyi's critical difference at .05. Only selectors that were run on all of the "
+        f"datasets have a rank. Friedman test over {test.get('blocks', 0):.0f} datasets: "
+        f"p = {test.get('p', math.nan):.3g}.",
         lambda title: standing.critical_difference(own, title, width=test.get("critical_difference", math.nan)),
     )  # fmt: skip
 

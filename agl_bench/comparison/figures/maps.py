@@ -12,7 +12,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from agl_bench.bench.overlay import around, circles, drawn_diameter_px, scale_bar, tissue
+from agl_bench.bench.describe import drawn_diameter_px
+from agl_bench.bench.overlay import around, circles, scale_bar, tissue
 from agl_bench.comparison.figures.style import QUIET, NotDrawn, canvas, short
 from agl_bench.data.neighbours import pitch
 from agl_bench.interfaces.spots import Section

@@ -27,7 +27,7 @@ from agl_bench.comparison.figures.style import (
 _POINT = 8  # size of a marker
 _VERDICTS = {"better": "#00614A", "worse": "#A63F00", "equivalent": "#004B7A"}  # of decided ones, dark enough to read
 _DECIDED = ("better", "worse")
-_COLUMNS = 4  # of datasets side by side
+_COLUMNS = 3  # of datasets side by side
 _DOTS = 400  # genes drawn as dots for each selector
 _SEED = 0  # of which dots, and of their scatter
 
@@ -66,6 +66,7 @@ def forest(pairs: pd.DataFrame, title: str, *, baseline: str = BASELINE, rope: f
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [short(a) for a in rows["a"]])
     axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(f"difference of test PCC to {baseline}")
     axes.tick_params(axis="y", length=0)
     words.axis("off")

@@ -1,0 +1,129 @@
+"""What an executor costs beyond the work itself, and what two workers gain.
+
+    python benchmarks/executors.py                           # 1,000 cells of milliseconds: what is beyond the work
+    python benchmarks/executors.py --words "--selectors pgl,dkgsb --datasets her2st"   # cells of real size: speed-up
+
+Every campaign has a work folder of its own and runs as a user would have it, `agl-bench run` in a process of its own,
+without MLflow unless --tracking is given. All executors run the same cells with one thread each.
+
+    cells_s      sum of what the cells themselves report (`cost.seconds`: reading their data, training, testing)
+    loop_s       wall clock from the first cell that begins to the last that is kept
+    overhead_ms  (loop_s × workers − cells_s) / cells: everything else, for each cell: leases, writing and flushing its
+                 folder, handing it out, reading it back and showing it, and workers that have nothing to do at the end.
+                 It counts the time of a worker, so that two workers at a time do not hide it.
+    start_s      wall clock of the command but for the loop: imports, folds, checks, start of the engine and of workers
+    wall_s       of the command
+    equal        that every result is that of `serial`, bit for bit
+
+Where other programs share the cores, all of them grow; `idle_share` says how much of the machine was left over before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import measure
+
+from agl_bench.bench.cells import CellStore
+
+MICRO = {
+    "synthetic.sections": 2, "synthetic.spots": 40, "synthetic.markers": 5, "synthetic.helpful_genes": 25,
+    "synthetic.harmful_genes": 20, "synthetic.useless_genes": 30, "synthetic.patch_px": 16, "tiny.patch_px": 16,
+    "tiny.channels": 8, "protocol.primary_genes": 5, "protocol.min_genes_per_spot": 5, "protocol.buffer_um": 0,
+    "protocol.epochs": 1, "hvg_k.k": 20, "random_k.k": 20,
+}  # fmt: skip
+SELECTORS = "pgl,agl,hvg_k,random_k,dkgsb"  # times two folds
+
+
+def campaign(executor: str, options: argparse.Namespace, words: list[str], scratch: Path) -> tuple[measure.Row, Path]:
+    """Run a campaign; its row of the table, and its work folder."""
+    work = scratch / executor
+    command = [sys.executable, "-W", "ignore", "-m", "agl_bench", "run", *words, "--work", str(work)]
+    command += ["--device", "cpu", "--tracking", options.tracking, "--executor", executor]
+    command += ["--workers", str(options.workers)] if executor != "serial" else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "AGL_BENCH_CACHE": str(scratch / "cache")}
+    idle = measure_idle()
+    began = time.time()
+    with (scratch / f"{executor}.log").open("w") as log:
+        subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
+    wall = time.time() - began
+    results = list(CellStore(work))
+    kept = [(work / "cells" / r.spec.key / "result.json").stat().st_mtime for r in results]
+    seconds = [r.cost["seconds"] for r in results]
+    # A cell's folder is written right after its last second; the first one began its seconds before that.
+    loop = max(kept) - min(end - s for end, s in zip(kept, seconds, strict=True))
+    number = 1 if executor == "serial" else options.workers
+    return {
+        "executor": executor, "workers": number, "cells": len(results), "cells_s": sum(seconds), "loop_s": loop,
+        "overhead_ms": 1000 * (loop * number - sum(seconds)) / len(results), "start_s": wall - loop, "wall_s": wall,
+        "idle_share": idle,
+    }, work  # fmt: skip
+
+
+def measure_idle(seconds: float = 5.0) -> float:
+    """Share of the machine's cores that nobody uses."""
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return fields[3] + fields[4], sum(fields)
+
+    idle, total = ticks()
+    time.sleep(seconds)
+    after = ticks()
+    return (after[0] - idle) / max(1, after[1] - total)
+
+
+def outcome(work: Path) -> Iterator[str]:
+    """Everything of each result but cost, machine and times, as text."""
+    for result in CellStore(work):
+        tables = [t.drop(columns="seconds", errors="ignore") for t in (result.genes, result.epochs, result.outer)]
+        plain = [result.spec.key, result.scores, result.best_epoch, result.counts, result.fold]
+        yield json.dumps([*plain, *(t.to_json(double_precision=15) for t in tables)])
+        yield from (t.to_csv(float_format="%.17g") for t in tables)
+
+
+def rows(options: argparse.Namespace) -> list[measure.Row]:
+    """The same cells with every executor."""
+    words = options.words.split()
+    if not words:
+        seeds = ",".join(map(str, range(max(1, options.cells // 10))))
+        words = ["--selectors", SELECTORS, "--datasets", "synthetic", "--preset", "smoke", "--evaluation", "inter"]
+        words += ["--seeds", seeds, *itertools.chain(*(("--set", f"{k}={v}") for k, v in MICRO.items()))]
+    found: list[measure.Row] = []
+    expected: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for executor in options.executors.split(","):
+            row, work = campaign(executor, options, words, Path(scratch))
+            mine = list(outcome(work))
+            expected = expected or mine
+            first = found[0] if found else row
+            found.append(row | {"speed_up": first["loop_s"] / row["loop_s"], "equal": str(mine == expected)})
+            print(measure.table(found[-1:]), file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = measure.parser(__doc__)
+    parser.add_argument(
+        "--executors", default="serial,local,ray", help="the first one is what others are compared with"
+    )
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cells", type=int, default=1000, help="that take milliseconds, in steps of ten")
+    parser.add_argument("--words", default="", help="options of `agl-bench run` for other cells, of real size")
+    parser.add_argument("--tracking", default="none", help="none, or e.g. sqlite:///PATH/mlflow.db")
+    options = measure.options(parser, quick={"cells": 10, "executors": "serial,local"})
+    measure.report("executors", rows(options), options)
+
+
+if __name__ == "__main__":
+    main()
