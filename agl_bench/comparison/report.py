@@ -124,6 +124,9 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     report = assemble(gathered, work, out / "figures", plugins, baseline=baseline, root=root)
     tables.write(report.tables, out / "tables")
+    gathered.cells.to_csv(
+        out / "tables" / "cells.csv", index=False, lineterminator="\n"
+    )  # thousands: for programs alone
     (out / "report.html").write_text(render(report), encoding="utf-8")
     return report
 
@@ -186,8 +189,7 @@ def assemble(
     parts.append(_split("further", "Further figures", "", [], rest))
     parts.append(Section("provenance", "Where it is from", _PROVENANCE, _provenance(gathered)))
     parts = [part for part in parts if not part.is_empty]
-    kept = tables.listing("cells", "Every cell", "One row for each finished cell.", gathered.cells)
-    everything = [*standing, *(t for part in parts for t in part.tables), kept]
+    everything = [*standing, *(t for part in parts for t in part.tables)]
     return Report(
         by_place.answers(), _facts(gathered, cells, list(presets)), standing, parts, found, baseline, everything
     )
