@@ -543,9 +543,10 @@ def _tune_all(
                 selector = study.spec.selector.name
                 written.append(write_entry(out, selector, event.entry))
                 show_study_end(event, console)
-                if tracking != "none":
-                    from agl_bench.bench.mlflow_studies import show_study
+                from agl_bench.bench.mlflow_studies import keep_files, show_study
 
+                keep_files(out, selector, event.entry, event.importances, event.history)
+                if tracking != "none":
                     try:
                         show_study(work, tracking, selector, event.entry, event.importances, event.history)
                     except TrackerUnavailable as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from mlflow.entities import Metric, Param
 
-from agl_bench.bench.tuned import Entry
+from agl_bench.bench.tuned import STUDIES, Entry
 from agl_bench.errors import TrackerUnavailable
 
 EXPERIMENT = "agl-bench/tuning"
@@ -78,6 +79,20 @@ def show_study(
     except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
         text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise TrackerUnavailable(f"the study is not in MLflow ({tracker.name}): {text}") from error
+
+
+def keep_files(out: Path, selector: str, entry: Entry, importances: dict[str, float], history: History) -> Path:
+    """The files of a study in a folder of its own beside the tuned settings, where a report finds them.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    words = [selector, entry.dataset, entry.evaluation, entry.backbone, entry.fold]
+    folder = out / STUDIES / re.sub(r"[^A-Za-z0-9_.]+", "-", " ".join(filter(None, words))).strip("-.")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = " · ".join(words[:4]) + (f" · fold {entry.fold}" if entry.fold else "")
+    write_files(folder, name, entry, importances, history)
+    return folder
 
 
 def write_files(folder: Path, name: str, entry: Entry, importances: dict[str, float], history: History) -> None:

@@ -24,6 +24,7 @@ from agl_bench.protocol import Protocol, read_toml
 from agl_bench.registry.plugins import Plugins
 
 FORMAT = 1
+STUDIES = "studies"  # folder beside the files, with trials and figures of each study
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from agl_bench import __version__
 from agl_bench.bench.table import BASELINE
-from agl_bench.bench.tuned import Entry, read_entries
+from agl_bench.bench.tuned import STUDIES, Entry, read_entries
 from agl_bench.comparison import figures, selection, statistics, tables
 from agl_bench.comparison.answer import answer
 from agl_bench.comparison.figures import Drawn
@@ -124,6 +124,9 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     report = assemble(gathered, work, out / "figures", plugins, baseline=baseline, root=root)
     tables.write(report.tables, out / "tables")
+    gathered.cells.to_csv(
+        out / "tables" / "cells.csv", index=False, lineterminator="\n"
+    )  # thousands: for programs alone
     (out / "report.html").write_text(render(report), encoding="utf-8")
     return report
 
@@ -181,13 +184,12 @@ def assemble(
     ]
     parts = [_with_figures(part, drawn) for part in parts]
     parts.append(_quality_section(found))
-    parts.append(Section("tuning", "Tuning", _TUNING, _tuning(work)))
+    parts.append(Section("tuning", "Tuning", _TUNING, _tuning(work), _tuning_figures(work)))
     rest = [d for d in drawn if _home(d) == "further"]
     parts.append(_split("further", "Further figures", "", [], rest))
     parts.append(Section("provenance", "Where it is from", _PROVENANCE, _provenance(gathered)))
     parts = [part for part in parts if not part.is_empty]
-    kept = tables.listing("cells", "Every cell", "One row for each finished cell.", gathered.cells)
-    everything = [*standing, *(t for part in parts for t in part.tables), kept]
+    everything = [*standing, *(t for part in parts for t in part.tables)]
     return Report(
         by_place.answers(), _facts(gathered, cells, list(presets)), standing, parts, found, baseline, everything
     )
@@ -384,6 +386,23 @@ def _tuning(work: Path) -> list[Table]:
     ]  # fmt: skip
     if len(settings):
         found.append(tables.listing("tuning-settings", "Best settings", "On validation spots alone.", settings))
+    return found
+
+
+def _tuning_figures(work: Path) -> list[Drawn]:
+    """What `tune` has drawn of each study: history, importances, parallel coordinates."""
+    captions = {
+        "history": "Score of every trial and the best so far; trials without a score as ticks at the bottom.",
+        "importances": "Share of each setting in the spread of the score (PED-ANOVA).",
+        "parallel_coordinates": "One line for each scored trial over the searched settings, coloured by its score.",
+    }
+    found = []
+    for folder in sorted((work / "tuned" / STUDIES).glob("*/")):
+        for kind, caption in captions.items():
+            png = folder / f"{kind}.png"
+            if png.is_file():
+                title = f"Tuning, {kind.replace('_', ' ')} · {folder.name}"
+                found.append(Drawn(f"tuning-{kind}-{folder.name}", title, caption, png, None))
     return found
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from agl_bench.bench.cells import CellStore
+from agl_bench.bench.mlflow_studies import keep_files
 from agl_bench.bench.tuned import Entry, write_entry
 from agl_bench.cli import main
 from agl_bench.comparison.duel import two_folders
@@ -104,7 +105,7 @@ def test_links_within_the_page_lead_somewhere(written: Path) -> None:
 def test_every_table_has_its_three_files(written: Path, report: Report) -> None:
     names = [table.name for table in report.tables]
     assert len(set(names)) == len(names)
-    expected = {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")}
+    expected = {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")} | {"cells.csv"}
     assert {path.name for path in (written / "tables").iterdir()} == expected
     cells = pd.read_csv(written / "tables" / "cells.csv")
     assert len(cells) == 36 + 9 + 9  # with those of shuffled patches and of the backbone without image
@@ -199,10 +200,19 @@ def test_tuned_settings_are_shown(work: Path, tmp_path: Path) -> None:
         settings={"dkgsb.temperature": 0.02},
     )  # fmt: skip
     write_entry(copy / "tuned", "dkgsb", entry)
+    trials = [
+        {"trial": i, "state": "complete", "value": v, "seconds": 1.0, "dkgsb.temperature": v}
+        for i, v in ((0, 0.1), (1, 0.2))
+    ]
+    folder = keep_files(copy / "tuned", "dkgsb", entry, {"dkgsb.temperature": 1.0}, trials)
+    assert len(pd.read_csv(folder / "trials.csv")) == 2
     made = assemble(gather(CellStore(copy)), copy, tmp_path / "figures", Plugins.discover())
     (tuning,) = [s for s in made.sections if s.name == "tuning"]
     texts = [entry.text for table in tuning.tables for row in table.rows for entry in row]
     assert {"20", "3", "dkgsb.temperature", "0.02"} <= set(texts)
+    kinds = ["history", "importances"]  # one setting has no coordinates to be parallel
+    assert [drawn.name for drawn in tuning.figures] == [f"tuning-{kind}-dkgsb-synthetic-inter-tiny" for kind in kinds]
+    assert "Score of every trial" in render(made)
 
 
 def test_another_baseline(work: Path, tmp_path: Path) -> None:
