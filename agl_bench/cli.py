@@ -307,6 +307,12 @@ def run(
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     _annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
+    lacking = [] if keep == "nothing" else [r.spec.key for r in results if keep not in store.kept(r.spec.key)]
+    if lacking:
+        _warn(
+            f"{len(lacking)} of {len(results)} finished cells were made before and have kept no {keep}; "
+            f"`agl-bench rerun {lacking[0]} --keep {keep} --work {work}` adds it to one"
+        )
     if stopped:
         sentence = f"{len(stopped)} of {len(cells)} cells reached the time limit of {time_limit}"
         _stop(f"{sentence}; the same command continues them", INTERRUPTED)

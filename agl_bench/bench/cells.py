@@ -192,6 +192,8 @@ class CellStore:
             if not (self.cells / key).is_dir():
                 raise NotKept(f"there is no finished cell {key} in {self.cells}") from None
             raise NotKept(f"cell {key} has lost {Path(error.filename).name}; {remedy}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise NotKept(f"result.json of cell {key} is damaged; run its campaign again") from None
         if bytes_digest(content, DIGEST) != written:
             raise NotKept(f"{_KEPT[what]} of cell {key} is damaged; {remedy}")
         return content

@@ -15,6 +15,7 @@ import torch
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.run import Finished
+from agl_bench.cli import main
 from agl_bench.errors import BadPlugin, BadSpec, NotKept, UnknownName
 from agl_bench.registry.plugins import Plugins
 from agl_bench_plugins.datasets.synthetic import Synthetic
@@ -170,9 +171,7 @@ def test_a_model_of_embeddings_takes_embeddings(run, tmp_path, monkeypatch) -> N
     seen = section.embedding[section.counts.obs_names.get_indexer(table["spot"])]
     predicted = kept.predict(kept.build(Plugins.discover(strict=True)), seen)
     np.testing.assert_allclose(predicted, table[[f"predicted:{n}" for n in predicted]], rtol=0, atol=1e-6)
-    with pytest.raises(
-        BadSpec, match=r"takes embeddings as float32 of shape \(spots, 40\), got uint8 \(2, 16, 16, 3\)"
-    ):
+    with pytest.raises(BadSpec, match=r"takes embeddings as float32 of shape \(spots, 40\), got uint8"):
         kept.check(np.zeros((2, 16, 16, 3), np.uint8))
 
 
@@ -212,6 +211,21 @@ def test_a_cell_that_kept_nothing_names_the_way_out(store, make_result, tmp_path
             read(key)
     with pytest.raises(NotKept, match="there is no finished cell 0123"):
         other.predictions("0123")
+    (other.cells / key / "result.json").write_text("[]")
+    with pytest.raises(NotKept, match=rf"result.json of cell {key} is damaged"):
+        other.predictions(key)
+
+
+def test_a_run_that_finds_finished_cells_says_what_they_lack(words, tmp_path, capsys) -> None:
+    grid = ["run", *words, "--selectors", "agl", "--fold", "D1", "--work", str(tmp_path)]
+    said = []
+    for keep in ("nothing", "nothing", "predictions"):
+        with pytest.raises(SystemExit) as caught:
+            main([*grid, "--keep", keep])
+        assert not caught.value.code
+        said.append(capsys.readouterr().err)
+    lacking = "agl-bench: 1 of 1 finished cells were made before and have kept no predictions; `agl-bench rerun "
+    assert said[:2] == ["", ""] and said[2].startswith(lacking)
 
 
 @pytest.mark.parametrize("damage", ["changed", "truncated", "absent"])
