@@ -25,7 +25,8 @@ class Result:
     Attributes:
         spec: what was run.
         scores: test scores, each with its reduction in the name.
-        genes: one row per gene: gene, primary, rank, score, weight (effective), those of `PER_SECTION` (mean over test
+        genes: one row per gene: gene, primary, rank, score, mean (of the normalised values over training spots),
+            detection (share of training spots that have any), weight (effective), those of `PER_SECTION` (mean over test
             sections), pearson_pooled, slope and offset (see `training.evaluate.Maps`); NaN for auxiliary genes, which
             are not scored.
         epochs: one row per epoch record.
@@ -61,8 +62,15 @@ class Result:
         return self.scores["pcc_gene_mean_section_mean"]
 
 
-def gene_table(genes: GeneSplit, fit: Fit, scores: Scores) -> pd.DataFrame:
-    """See `Result.genes`."""
+def gene_table(genes: GeneSplit, fit: Fit, scores: Scores, mean: np.ndarray, detection: np.ndarray) -> pd.DataFrame:
+    """See `Result.genes`.
+
+    Args:
+        genes: gene axis of the fold.
+        fit: what training has led to.
+        scores: of the test spots.
+        mean, detection: (genes,) over the training spots.
+    """
     primary = genes.primary.numpy()
     table = pd.DataFrame(
         {
@@ -70,6 +78,8 @@ def gene_table(genes: GeneSplit, fit: Fit, scores: Scores) -> pd.DataFrame:
             "primary": primary,
             "rank": genes.rank.numpy(),
             "score": genes.score.numpy(),
+            "mean": mean.astype(np.float32),
+            "detection": detection.astype(np.float32),
             "weight": fit.effective_weights.numpy(),
         }
     )

@@ -40,7 +40,7 @@ from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table,
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
-from agl_bench.data.gene_split import split_genes
+from agl_bench.data.gene_split import score_genes, split_genes
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable, panel, tabulate
 from agl_bench.data.room import Room
@@ -134,6 +134,7 @@ class Setting:
     Attributes:
         fold: rows of the spot table.
         genes: gene axis.
+        mean, detection: (genes,) mean of the normalised values and share of spots that have any, over training spots.
         development: training, held-out and validation spots, in this order; all that a trainer gets.
         rows: which is which.
         counts: sizes, for the record.
@@ -143,6 +144,8 @@ class Setting:
 
     fold: Fold
     genes: GeneSplit
+    mean: np.ndarray = field(repr=False)
+    detection: np.ndarray = field(repr=False)
     development: SpotStore
     rows: DevelopmentRows
     counts: dict[str, int] = field(repr=False)
@@ -283,7 +286,7 @@ class Bench:
         yield Result(
             spec=spec,
             scores=scores.summary() | selection,
-            genes=gene_table(setting.genes, trainer.fit, scores),
+            genes=gene_table(setting.genes, trainer.fit, scores, setting.mean, setting.detection),
             epochs=epoch_table(records),
             outer=outer_table(records),
             best_epoch=trainer.fit.best_epoch,
@@ -435,6 +438,7 @@ def _setting(
     return Setting(
         fold=fold,
         genes=genes,
+        **{name: score_genes(name, table, fold.train, columns) for name in ("mean", "detection")},
         development=development,
         rows=DevelopmentRows(train, held_out if len(held_out) else validation, validation),
         counts={

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy import stats
 
 from agl_bench.bench.table import BASELINE, TRUTH
 from agl_bench.comparison.gather import LINE, PLACE, UNIT, Gathered
@@ -27,7 +28,8 @@ from agl_bench.training.trainer import HALF
 
 _MOST = 100  # cells of a line that are paired with each other, and units of a place that are compared
 _AXES = 32  # gene axes kept, each of one fold and seed
-_AXIS = ("gene", "primary", "rank")  # equal for all selectors of a fold and seed
+_ORDERS = ("rank", "mean", "detection")  # what a weight may go with
+_AXIS = ("gene", "primary", *_ORDERS)  # equal for all selectors of a fold and seed
 _GENE_RESAMPLES = 2_000
 
 
@@ -48,6 +50,8 @@ def summary(gathered: Gathered) -> pd.DataFrame:
         prefix_overlap: share of the selected genes that are among the first as many of the ranking by gene score.
         rank_correlation: Spearman's, of weight and place in that ranking, positive if weight goes to the first genes;
             NaN for equal weights.
+        mean_correlation, detection_correlation: likewise, of weight and mean expression, and of weight and the share of
+            training spots that have any; NaN for cells that do not hold these.
         selection_*: on planted data, means of those scores.
 
         Of lines of more than 100 cells, 100 spread evenly are paired.
@@ -68,11 +72,12 @@ def summary(gathered: Gathered) -> pd.DataFrame:
                 "jaccard": jaccard,
                 "kuncheva": kuncheva,
                 "prefix_overlap": _mean([c.prefix_overlap for c in own]),
-                "rank_correlation": _mean([c.rank_correlation for c in own]),
+                **{f"{name}_correlation": _mean([c.correlation[name] for c in own]) for name in _ORDERS},
                 **{name: members[name].mean() for name in truth},
             }
         )
-    names = ["selected_mean", "selected_sd", "effective", "jaccard", "kuncheva", "prefix_overlap", "rank_correlation"]
+    names = ["selected_mean", "selected_sd", "effective", "jaccard", "kuncheva", "prefix_overlap"]
+    names += [f"{name}_correlation" for name in _ORDERS]
     return pd.DataFrame(rows, columns=[*LINE, *names, *truth])
 
 
@@ -180,7 +185,8 @@ class _Choice:
 
     Attributes:
         auxiliary, selected: bits, one per gene of the vocabulary known when it was read.
-        effective, prefix_overlap, rank_correlation: see `summary`.
+        effective, prefix_overlap: see `summary`.
+        correlation: of the weight with each of `_ORDERS`.
         genes: primary genes.
         pcc: (primary genes,) test PCC.
     """
@@ -189,19 +195,23 @@ class _Choice:
     selected: np.ndarray
     effective: float
     prefix_overlap: float
-    rank_correlation: float
+    correlation: Mapping[str, float]
     genes: tuple[str, ...]
     pcc: np.ndarray
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Genes of a fold and seed: place in the vocabulary of each auxiliary gene, in the order of the table."""
+    """Genes of a fold and seed: place in the vocabulary of each auxiliary gene, in the order of the table.
+
+    `orders`: average rank by each of `_ORDERS` that the table has; the first gene of the ranking is the highest.
+    """
 
     auxiliary: np.ndarray  # rows
     places: np.ndarray
     bits: np.ndarray
     rank: np.ndarray
+    orders: Mapping[str, np.ndarray]
     genes: tuple[str, ...]
     primary: np.ndarray
 
@@ -245,7 +255,7 @@ class _Choices:
             selected=np.packbits(selected),
             effective=float(np.clip(weight, 0, 1).sum()),
             prefix_overlap=float((axis.rank[chosen] < k).mean()) if k else np.nan,
-            rank_correlation=_spearman(weight, -axis.rank),
+            correlation=_correlations(weight, axis.orders),
             genes=axis.genes,
             pcc=column["pearson"].to_numpy()[axis.primary].astype(np.float32),
         )
@@ -265,7 +275,8 @@ class _Choices:
         if name in self.axes:
             self.axes.move_to_end(name)
         else:
-            self.axes[name] = self._decoded(table.read(columns=list(_AXIS), use_threads=False))
+            there = [column for column in _AXIS if column in table.schema_arrow.names]
+            self.axes[name] = self._decoded(table.read(columns=there, use_threads=False))
             if len(self.axes) > _AXES:
                 self.axes.popitem(last=False)
         return self.axes[name]
@@ -279,11 +290,14 @@ class _Choices:
         places = pc.index_in(names, value_set=self.vocabulary).to_numpy()
         bits = np.zeros(len(self.vocabulary), dtype=bool)
         bits[places] = True
+        orders = {name: columns[name].to_numpy()[auxiliary] for name in _ORDERS if name in columns.column_names}
+        orders["rank"] = -orders["rank"]
         return _Axis(
             auxiliary=auxiliary,
             places=places,
             bits=np.packbits(bits),
-            rank=columns["rank"].to_numpy()[auxiliary],
+            rank=-orders["rank"],
+            orders={name: stats.rankdata(values) for name, values in orders.items()},
             genes=tuple(genes.take(pa.array(scored)).to_pylist()),
             primary=scored,
         )
@@ -298,21 +312,26 @@ def _choices(gathered: Gathered) -> _Choices:
     return _of_folder(gathered.store.cells.resolve())
 
 
-def _spearman(weight: np.ndarray, order: np.ndarray) -> float:
-    """Rank correlation; NaN for equal weights. `order` has no ties.
+def _correlations(weight: np.ndarray, orders: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Spearman's of the weight with each of `_ORDERS`, given as average ranks; NaN where either is all ties.
 
     Ranks by an unstable sort, several times as fast as scipy's: it makes no difference where ties share their mean.
     """
     sorting = np.argsort(weight)
     ascending = weight[sorting]
     first = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]])[: len(weight)])
+    found = dict.fromkeys(_ORDERS, float("nan"))
     if len(first) < 2:
-        return float("nan")
+        return found
     end = np.append(first[1:], len(weight))
     ranks = np.empty(len(weight))
     ranks[sorting] = np.repeat((first + end) / 2, end - first)
-    apart, place = ranks - ranks.mean(), order - order.mean()
-    return float(apart @ place / np.sqrt((apart @ apart) * (place @ place)))
+    apart = ranks - ranks.mean()
+    for name, order in orders.items():
+        place = order - order.mean()
+        if place.any():
+            found[name] = float(apart @ place / np.sqrt((apart @ apart) * (place @ place)))
+    return found
 
 
 def _agreement(choices: Sequence[_Choice]) -> tuple[np.ndarray, np.ndarray]:

@@ -456,6 +456,8 @@ _CHOICE = {  # columns of `selection.summary` with heading, form and hint
     "kuncheva": ("Kuncheva", ".2f", "the same corrected for chance: 0 = as random, 1 = always the same"),
     "prefix_overlap": ("in top of ranking", ".2f", "share of the selected among as many first genes of the ranking"),
     "rank_correlation": ("weight ~ score", ".2f", "rank correlation of weight and score of the ranking"),
+    "mean_correlation": ("~ mean", ".2f", "rank correlation of weight and mean expression over training spots"),
+    "detection_correlation": ("~ detection", ".2f", "rank correlation of weight and share of training spots with any"),
 }
 
 
@@ -466,7 +468,7 @@ def choice(name: str, summary: pd.DataFrame) -> Table:
         name: of its files.
         summary: of the place, from `selection.summary`.
     """
-    known = {c: how for c, how in _CHOICE.items() if c in summary}
+    known = {c: how for c, how in _CHOICE.items() if c in summary and summary[c].notna().any()}
     further = [c for c in summary if c.startswith(TRUTH)]
     columns = [Column("selector", numeric=False)]
     columns += [Column(heading, hint) for heading, _, hint in known.values()]

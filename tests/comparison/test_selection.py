@@ -32,7 +32,14 @@ class Written:
         self.rows: list[dict[str, object]] = []
 
     def cell(
-        self, selector: str, fold: str, seed: int, weights: Weights, primary: Mapping[str, float], **columns: object
+        self,
+        selector: str,
+        fold: str,
+        seed: int,
+        weights: Weights,
+        primary: Mapping[str, float],
+        of_genes: Mapping[str, np.ndarray] | None = None,
+        **columns: object,
     ) -> Path:
         """One cell; genes are ranked in the order given."""
         key = f"{len(self.rows):020x}"
@@ -47,6 +54,7 @@ class Written:
                 "score": [*(100.0 - np.arange(len(weights))), *[200.0] * len(primary)],
                 "weight": np.array([*weights.values(), *[1.0] * len(primary)], dtype=np.float32),
                 "pearson": [*[math.nan] * len(weights), *primary.values()],
+                **(of_genes or {}),
             }
         ).to_parquet(path, index=False)
         self.rows.append(
@@ -149,6 +157,20 @@ def test_effective_genes_overlap_with_the_ranking_and_rank_correlation(written: 
         expected = stats.spearmanr(list(own.values()), -np.arange(50)).statistic
         assert found_of["rank_correlation"] == pytest.approx(expected)
     assert hard["prefix_overlap"] == 0
+    assert math.isnan(soft["mean_correlation"])  # the table does not have it
+
+
+def test_weights_go_with_mean_expression_and_detection(written: Written):
+    rng = np.random.default_rng(1)
+    weights = {f"g{i}": float(w) for i, w in enumerate(np.round(rng.uniform(0, 1, 40), 1))}
+    of_genes = {name: np.round(rng.uniform(0, 1, 41), 1).astype(np.float32) for name in ("mean", "detection")}
+    written.cell("s", "S.0", 0, weights, {"P": 0.1}, of_genes)
+
+    found = line(selection.summary(written.gathered()), "s")
+
+    for name, values in of_genes.items():
+        expected = stats.spearmanr(list(weights.values()), values[:-1]).statistic
+        assert found[f"{name}_correlation"] == pytest.approx(expected)
 
 
 def test_means_of_planted_scores_are_over_the_cells_that_have_them(written: Written):
