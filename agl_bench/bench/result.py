@@ -26,9 +26,9 @@ class Result:
         spec: what was run.
         scores: test scores, each with its reduction in the name.
         genes: one row per gene: gene, primary, rank, score, mean (of the normalised values over training spots),
-            detection (share of training spots that have any), weight (effective), those of `PER_SECTION` (mean over test
-            sections), pearson_pooled, slope and offset (see `training.evaluate.Maps`); NaN for auxiliary genes, which
-            are not scored.
+            detection (share of training spots that have any), weight (effective), and, NaN for auxiliary genes, which
+            are not scored, those of `PER_SECTION` (mean over test sections), pearson_pooled, slope and offset (see
+            `training.evaluate.Maps`).
         epochs: one row per epoch record.
         outer: one row per pass of outer steps (Fig. 4 of Shiku et al. 2026): epoch, turn within the epoch, outer_loss,
             outer_signal_to_noise, validation_pcc and selected (k) after it. The last two are those of the copy of the
