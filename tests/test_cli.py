@@ -18,10 +18,9 @@ import torch
 from PIL import Image
 from scipy import sparse
 
-from agl_bench import cli
 from agl_bench.bench import checkpoints, mlflow_ui
 from agl_bench.bench.leases import Leases
-from agl_bench.cli import main
+from agl_bench.cli import main, options, running
 
 SPOTS, GENES = 36, 30
 SMALL = (
@@ -238,11 +237,11 @@ def test_run_says_what_the_folds_are(agl, tmp_path):
     ("text", "seconds"), [("90s", 90), ("90", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1h1m1s", 3661)]
 )
 def test_durations(text, seconds):
-    assert cli._seconds(text) == seconds
+    assert options.seconds(text) == seconds
 
 
 def test_how_often_is_the_same_everywhere():
-    (option,) = (p for p in cli.run.params if p.name == "checkpoint_every")
+    (option,) = (p for p in running.run.params if p.name == "checkpoint_every")
     assert option.default == checkpoints.EVERY
 
 
@@ -817,7 +816,8 @@ def test_doctor_says_what_is_broken(agl, tmp_path):
 def test_help_mentions_every_command(agl):
     said = agl("--help")
     assert said.status == 0
-    for command in ("run", "status", "list", "show", "fetch", "prepare", "describe", "check", "sync", "ui", "doctor"):
+    assert len(cli.commands) > 20
+    for command in cli.commands:
         assert f"  {command} " in said.out
         assert agl(command, "--help").status == 0
     assert agl("--version").out.startswith("agl-bench, version ")

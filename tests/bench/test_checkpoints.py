@@ -488,7 +488,7 @@ def test_a_signal_keeps_the_epoch(number, tmp_path, words, monkeypatch, capfd):
 def test_a_time_limit_ends_with_75(tmp_path, words, monkeypatch, capsys):
     command = ["run", "--selectors", "pgl", *words, "--work", str(tmp_path), "--time-limit", "1h30m"]
     asked = []
-    monkeypatch.setattr("agl_bench.cli._seconds", lambda text: asked.append(text) or 1e-9)
+    monkeypatch.setattr("agl_bench.cli.running.seconds", lambda text: asked.append(text) or 1e-9)
     assert status(command) == 75
     said = capsys.readouterr()
     assert said.out.count("INTERRUPTED, time limit") == 2 and asked == ["1h30m"]

@@ -1,0 +1,42 @@
+"""The command line. Thin: it reads words, calls `bench` and `comparison`, and has `terminal` show what comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from agl_bench.cli import checking, comparing, data, plugins, running, tracking, tuning
+from agl_bench.cli.ending import INTERRUPTED, interrupted, stop_with
+from agl_bench.cli.group import cli
+from agl_bench.errors import AglBenchError
+
+__all__ = ["checking", "cli", "comparing", "data", "main", "plugins", "running", "tracking", "tuning"]
+
+# Read by OpenMP when torch is imported. By default an idle thread spins for milliseconds before it sleeps; where
+# another process wants its core, every small operation waits for that, and a cell takes forty times as long.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: one sentence and status 2 for bad input, never a traceback for it."""
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        sys.exit(cli.main(arguments, prog_name="agl-bench", standalone_mode=False))
+    except AglBenchError as error:
+        stop_with(" ".join(str(error).split()), 2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:  # e.g. `agl-bench list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        stop_with(f"{error.filename}: {error.strerror}", 2)
+    except (click.Abort, KeyboardInterrupt):
+        stop_with("interrupted; what is done is kept, the same command continues", INTERRUPTED)

@@ -1,0 +1,230 @@
+"""Commands on datasets: fetch, folds, prepare, describe."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agl_bench.cli.group import cli
+from agl_bench.cli.opening import cache_of, check_writable, discover
+from agl_bench.cli.options import DATA, PLUGIN, SET, WORK
+from agl_bench.errors import BadSpec
+from agl_bench.terminal import (
+    make_console,
+    show_card,
+)
+
+if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
+    pass
+
+
+@cli.command()
+@click.argument("name")
+@SET
+@PLUGIN
+@DATA
+def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root: Path) -> None:
+    """Download a dataset: only what is missing, checked."""
+    from agl_bench.bench.prepare import naming_the_dataset
+    from agl_bench.bench.spec import make_dataset, one_part
+
+    plugins = discover(files)
+    part = one_part(plugins, name, "dataset", assignments)
+    dataset = make_dataset(plugins, part)
+    console = make_console()
+    if dataset.licence:
+        console.print(f"{name}: {dataset.citation} Licence: {dataset.licence}.", markup=False, highlight=False)
+    with naming_the_dataset(part):
+        dataset.fetch(root)
+        sections = dataset.sections(root)
+    console.print(f"{name} is there: {len(sections)} sections ({', '.join(sections)}).", markup=False, highlight=False)
+
+
+@cli.command()
+@click.argument("dataset")
+@click.option("--evaluation", multiple=True, metavar="A,B", help="intra, inter or both.  [default: intra,inter]")
+@click.option("--seeds", multiple=True, metavar="0,1", help="Roots of all randomness.  [default: 0]")
+@click.option("--preset", default="clean", show_default=True, help="Protocol to start from: clean, paper or smoke.")
+@SET
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the folds as CSV, for --set protocol.fold_file=CSV."
+)
+@PLUGIN
+@DATA
+def folds(
+    dataset: str,
+    evaluation: tuple[str, ...],
+    seeds: tuple[str, ...],
+    preset: str,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    files: tuple[Path, ...],
+    root: Path,
+) -> None:
+    """Make the folds of a dataset without training: sizes, distances between train and test, digests."""
+    from agl_bench.bench.spec import evaluations_of, one_dataset, seeds_of
+
+    plugins = discover(files)
+    roots = seeds_of(seeds or ("0",))
+    evaluations = evaluations_of(evaluation or ("intra", "inter"))
+    if out is not None and len(roots) != 1:
+        raise BadSpec(f"--out writes the folds of one seed, there are {len(roots)}; choose one with --seeds")
+    check_writable("--out", out)
+    part, protocol = one_dataset(plugins, dataset, preset, assignments)
+    protocol.files()  # one that is not there ends here
+
+    import torch
+    from rich.table import Table
+
+    from agl_bench.bench.fold_report import fold_line, report_folds
+    from agl_bench.bench.run import Bench
+
+    sections = Bench(plugins, root, torch.device("cpu")).sections(part)
+    reports = list(report_folds(sections, protocol, dataset=dataset, evaluations=evaluations, seeds=roots))
+    if not reports:
+        raise BadSpec(f"protocol.fold_file = '{protocol.fold_file}' has no fold for --evaluation {evaluations[0]}")
+    console = make_console()
+    for name in dict.fromkeys(r.evaluation for r in reports):
+        here = [r for r in reports if r.evaluation == name]
+        table = Table(title=f"{dataset} · {name}-batch", title_justify="left", title_style="bold")
+        for column in ("fold", "seed", "train", "held-out", "validation", "test", "buffer", "unlisted"):
+            table.add_column(column, justify="left" if column == "fold" else "right", no_wrap=True)
+        for column in ("nearest µm", "median µm", "overlapping", "digest"):
+            table.add_column(column, justify="left" if column == "digest" else "right", no_wrap=True)
+        for report in here:
+            distances = (report.record["nearest_um"], report.record["median_um"])
+            table.add_row(
+                report.label,
+                str(report.seed),
+                *(f"{count:,}" for count in report.counts.values()),
+                *("–" if value is None else f"{value:,.0f}" for value in distances),
+                f"{report.record['overlapping']:,}",
+                report.record["digest"],
+            )
+        console.print(table)
+        console.print(f"{fold_line([(r.counts, r.record) for r in here])}.\n", markup=False, highlight=False)
+    if out is not None:
+        header = reports[0].csv.partition("\n")[0]
+        out.write_text(
+            "\n".join([header, *(r.csv.partition("\n")[2].rstrip("\n") for r in reports), ""]), encoding="utf-8"
+        )
+        console.print(f"{len(reports)} folds written to {out}", markup=False, highlight=False)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--backbone", help="Cut patches as this backbone sees them.  [default: tiny]")
+@click.option("--px", type=click.IntRange(1, 4096), help="Cut patches with sides of so many pixels instead.")
+@click.option("--um", type=click.FloatRange(1, 10_000), help="How much tissue they show.  [default: the protocol's]")
+@SET
+@PLUGIN
+@DATA
+@WORK
+def prepare(
+    name: str,
+    backbone: str | None,
+    px: int | None,
+    um: float | None,
+    assignments: tuple[str, ...],
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+) -> None:
+    """Read, check and store a dataset as `run` uses it: memory-mapped, under AGL_BENCH_CACHE or WORK/cache.
+
+    `run` does the same when it needs it. What is absent is fetched, unless AGL_BENCH_OFFLINE=1; what is there already
+    is kept, and an interrupted preparation goes on where it stood.
+    """
+    from agl_bench.bench.prepare import Preparation, bring, seen_by
+    from agl_bench.bench.spec import make_dataset, one_part
+    from agl_bench.data.prepared import PatchSize
+    from agl_bench.protocol import Protocol
+
+    if backbone is not None and px is not None:
+        raise BadSpec(f"--backbone {backbone} and --px {px} both say how large patches are; leave one out")
+    if um is not None and math.isnan(um):  # which lies between any two numbers for click
+        raise BadSpec("--um nan is no length; give micrometres from 1 to 10000")
+    plugins = discover(files)
+    backbone = backbone or "tiny"
+    of_backbone = [a for a in assignments if a.strip().startswith(f"{backbone}.")]
+    part = one_part(plugins, name, "dataset", [a for a in assignments if a not in of_backbone])
+    dataset = make_dataset(plugins, part)
+    sees, side = seen_by(plugins, one_part(plugins, backbone, "backbone", of_backbone))
+    seen = px is not None or sees == "patches"
+    size = PatchSize(px or side, um or Protocol().patch_um) if seen else None
+    console = make_console()
+    with console.status(f"preparing {name}"):
+        bring(part, dataset, root)
+        cache, count, total = cache_of(work), 0, 0
+        for prepared in Preparation(root, cache).sections(part, dataset, size):
+            section = prepared.section
+            patches = ""
+            if section.patches is not None and size is not None:
+                patches = f", patches of {size.px} px for {size.um:g} µm"
+            took = "was there" if prepared.was_there else f"{prepared.seconds:.1f} s"
+            spots, genes = section.counts.shape
+            console.print(
+                f"{section.name}: {spots:,} spots × {genes:,} genes{patches}, {prepared.bytes / 1e6:,.1f} MB, {took}",
+                markup=False, highlight=False,
+            )  # fmt: skip
+            count, total = count + 1, total + prepared.bytes
+    console.print(
+        f"{count} section{'s' if count != 1 else ''}, {total / 1e6:,.1f} MB in {cache}", markup=False, highlight=False
+    )
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for a picture of each section: spots on tissue.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@SET
+@PLUGIN
+@DATA
+@WORK
+def describe(
+    name: str,
+    out: Path | None,
+    as_json: bool,
+    assignments: tuple[str, ...],
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+) -> None:
+    """Show what a dataset is: source, tissue, and the numbers of each section. Reads it, writes --out only."""
+    from agl_bench.bench.describe import dataset_card, section_card
+    from agl_bench.bench.prepare import Preparation, naming_the_dataset
+    from agl_bench.bench.spec import make_dataset, one_part
+    from agl_bench.data.check import check_section
+
+    plugins = discover(files)
+    part = one_part(plugins, name, "dataset", assignments)
+    dataset = make_dataset(plugins, part)
+    card = dataset_card(part, dataset, root, Preparation(root, cache_of(work)).digests)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    cards, pictures = [], []
+    with naming_the_dataset(part):
+        names = list(dataset.sections(root))
+    for section_name in names:  # one at a time: they may be large
+        with naming_the_dataset(part):
+            section = dataset.read(root, section_name)
+        check_section(section)
+        cards.append(vars(section_card(section)))
+        if out is not None:
+            from agl_bench.bench.overlay import draw_overlay
+
+            pictures.append(
+                out / "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{name}-{section_name}.png")
+            )
+            draw_overlay(name, section, pictures[-1])
+        del section  # before the next is read
+    if as_json:
+        click.echo(json.dumps(card | {"sections": cards, "pictures": [str(p) for p in pictures]}, indent=1))
+    else:
+        show_card(card, cards)
+        for picture in pictures:
+            click.echo(f"wrote {picture}")

@@ -1,0 +1,32 @@
+"""The group that all commands join."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
+    pass
+
+
+class _Commands(click.Group):
+    """Suggests the nearest command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        import difflib
+
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"No such command '{args[0]}'.{hint} Commands: {', '.join(sorted(self.commands))}.")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="agl-bench", prog_name="agl-bench")
+def cli() -> None:
+    """The pluggable benchmark for auxiliary-gene selection.
+
+    Try: agl-bench run --selectors pgl,agl,hvg_k,dkgsb --datasets synthetic
+    """

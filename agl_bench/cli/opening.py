@@ -1,0 +1,74 @@
+"""What commands open before they work: plug-ins, work folders; and what they say beside their results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agl_bench.errors import BadSpec
+
+if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
+    from agl_bench.bench.cells import CellStore
+    from agl_bench.bench.spec import Campaign
+    from agl_bench.registry.plugins import Plugins
+
+
+def warn(sentence: str) -> None:
+    """One sentence beside the results."""
+    click.echo(f"agl-bench: {sentence}", err=True)
+
+
+def discover(files: Sequence[Path], *, warn: bool = True) -> Plugins:
+    """The plug-ins of this installation and of files; a line for each that is broken, unless `warn` is False."""
+    from agl_bench.registry.plugins import Plugins
+
+    plugins = Plugins.discover(files)
+    if warn:
+        for broken in plugins.broken:
+            click.echo(f"agl-bench: plug-in {broken.provider} is disabled: {broken.reason}", err=True)
+    return plugins
+
+
+def cache_of(work: Path) -> Path:
+    """Folder of prepared sections."""
+    return Path(os.environ.get("AGL_BENCH_CACHE") or work / "cache")
+
+
+def existing(work: Path) -> CellStore:
+    """The store of a work folder that is there.
+
+    Raises:
+        BadSpec: if there is none.
+    """
+    from agl_bench.bench.cells import CellStore
+
+    check_work_folder(work)
+    return CellStore(work, warn=warn)
+
+
+def check_work_folder(work: Path) -> None:
+    """Raises `BadSpec` where nothing has been run."""
+    if not (work / "cells").is_dir():
+        raise BadSpec(f"{work} is not a work folder of agl-bench: nothing has been run there; use --work")
+
+
+def check_writable(option: str, file: Path | None) -> None:
+    """Raises `BadSpec` before the work and not after it."""
+    if file is not None and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
+        raise BadSpec(f"{option} {file} cannot be written; name a file in a folder that exists and can be written")
+
+
+def say_left_out(campaign: Campaign, cells: list[Any]) -> None:
+    """One line for each dataset that an evaluation cannot be made on."""
+    if campaign.folds:
+        return
+    made = {(spec.dataset.label, spec.evaluation) for spec, _ in cells}
+    for dataset in campaign.datasets:
+        for evaluation in campaign.evaluations:
+            if (dataset, evaluation) not in made:
+                why = "has no such fold in protocol.fold_file" if campaign.protocol.fold_file else "has one section"
+                click.echo(f"agl-bench: {dataset} {why}: no {evaluation}-batch evaluation of it", err=True)
