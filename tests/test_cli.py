@@ -20,7 +20,7 @@ from scipy import sparse
 
 from agl_bench.bench import checkpoints, mlflow_ui
 from agl_bench.bench.leases import Leases
-from agl_bench.cli import main, options, running
+from agl_bench.cli import cli, main, options, running
 
 SPOTS, GENES = 36, 30
 SMALL = (

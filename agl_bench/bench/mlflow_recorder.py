@@ -37,6 +37,7 @@ from agl_bench.digests import text_digest
 from agl_bench.errors import AglBenchError, BadSpec, TrackerUnavailable
 from agl_bench.training.records import EpochRecord
 
+REPORT = ("report.html", "tables", "figures")  # what a report consists of
 MODEL = "agl.model"  # tag of a run: the address of its model
 FLUSH_SECONDS = 5.0  # a running cell's curves are at most this old
 FLUSH_METRICS = 500  # MLflow takes 1000 in one request
@@ -349,7 +350,11 @@ class MlflowRecorder(Recorder):
                 continue
             before = self._client.search_runs([experiment], same)
             run_id = str(self._client.create_run(experiment, tags=tags, run_name="report").info.run_id)
-            self._client.log_artifacts(run_id, str(folder))
+            for part in REPORT:  # whatever else lies in the folder stays out
+                if (folder / part).is_dir():
+                    self._client.log_artifacts(run_id, str(folder / part), part)
+                elif (folder / part).is_file():
+                    self._client.log_artifact(run_id, str(folder / part))
             self._client.set_terminated(run_id, "FINISHED")
             for run in before:
                 self._client.delete_run(run.info.run_id)
@@ -621,7 +626,7 @@ def log_report(work: Path, uri: str | None, folder: Path) -> dict[str, str]:
     Args:
         work: work folder.
         uri: address of the tracker; None as in `MlflowRecorder.connect`.
-        folder: all that is in it is shown.
+        folder: of the report; what `REPORT` names is shown.
 
     Returns:
         evaluation -> id of the run.
@@ -630,7 +635,7 @@ def log_report(work: Path, uri: str | None, folder: Path) -> dict[str, str]:
         BadSpec: if the folder is not there or empty, or nothing is in MLflow that it could be a report of.
         TrackerUnavailable: if the tracker cannot be used.
     """
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not any((folder / part).exists() for part in REPORT):
         raise BadSpec(f"{folder} is no folder of a report: nothing is there to show in MLflow")
     recorder = MlflowRecorder.connect(work, uri)
     try:

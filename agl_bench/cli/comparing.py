@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from agl_bench.cli.group import cli
 from agl_bench.cli.opening import cache_of, check_writable, discover, existing, warn
 from agl_bench.cli.options import DATA, PLUGIN, SET, WORK, words
 from agl_bench.cli.tracking import annotate, recorder_of
-from agl_bench.errors import BadSpec
+from agl_bench.errors import BadSpec, TrackerUnavailable
 from agl_bench.terminal import (
     follow,
     make_console,
@@ -33,10 +34,21 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: WORK/report]")
 @click.option("--baseline", default="pgl", show_default=True, help="Selector that the others are compared with.")
 @click.option("--partial", is_flag=True, help="Cells that are still to come or failed are no error.")
+@click.option(
+    "--tracking", metavar="URI", help="Show it in MLflow too; none = do not.  [default: WORK/mlflow.db if it is there]"
+)
 @PLUGIN
 @DATA
 @WORK
-def report(files: tuple[Path, ...], root: Path, work: Path, out: Path | None, baseline: str, partial: bool) -> None:
+def report(
+    files: tuple[Path, ...],
+    root: Path,
+    work: Path,
+    out: Path | None,
+    baseline: str,
+    partial: bool,
+    tracking: str | None,
+) -> None:
     """Write what the finished cells say: OUT/report.html, which opens from disk, OUT/tables and OUT/figures.
 
     The exit status is 0 if every cell of the grid is there, 1 if some are missing or failed (the report says which, and
@@ -56,6 +68,14 @@ def report(files: tuple[Path, ...], root: Path, work: Path, out: Path | None, ba
         made = write_report(gathered, work, out, plugins, baseline=baseline, root=root)
     for sentence in [*made.answers, f"Report: {out / 'report.html'}"]:
         console.print(sentence, markup=False, highlight=False)
+    if tracking != "none" and (tracking or os.environ.get("MLFLOW_TRACKING_URI") or (work / "mlflow.db").exists()):
+        from agl_bench.bench.mlflow_recorder import log_report
+
+        try:
+            log_report(work, tracking, out)
+            console.print("The report is in MLflow too: `agl-bench ui`.", markup=False, highlight=False)
+        except (BadSpec, TrackerUnavailable) as error:  # the report itself is written
+            warn(str(error))
     if not made.quality.is_whole:
         warn(made.quality.sentence)
         if not partial:

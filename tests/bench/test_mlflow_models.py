@@ -239,6 +239,7 @@ def test_a_report_is_shown_in_every_experiment_that_has_cells(made, tmp_path) ->
     (folder / "figures").mkdir(parents=True)
     (folder / "report.html").write_text("<p>first</p>")
     (folder / "figures/one.png").write_bytes(b"PNG")
+    (folder / "counts.h5ad").write_bytes(b"what else lies there")
     before = log_report(work, address_of(work), folder)
     (folder / "report.html").write_text("<p>second</p>")
     found = log_report(work, address_of(work), folder)

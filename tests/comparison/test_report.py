@@ -14,6 +14,7 @@ from pathlib import Path
 import html5lib
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.mlflow_studies import keep_files
@@ -223,6 +224,23 @@ def test_another_baseline(work: Path, tmp_path: Path) -> None:
     assert table.columns[2].name == "Δ agl" and table.rows[0][2].text == "–" != table.rows[2][2].text
     with pytest.raises(UnknownName, match="selector in these cells 'agk'"):
         assemble(gathered, work, tmp_path, Plugins.discover(), baseline="agk")
+
+
+def test_the_report_of_a_tracked_folder_is_in_mlflow(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracked = tmp_path / "work"
+    shutil.copytree(work, tracked)
+    assert status("sync", "--work", tracked) == 0
+    assert status("report", "--work", tracked, "--out", tmp_path / "out") == 0
+    assert "The report is in MLflow too" in capsys.readouterr().out
+    client = MlflowClient(f"sqlite:///{tracked / 'mlflow.db'}")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.`agl.level` = 'report'")
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"figures", "tables", "report.html"}
+    assert status("report", "--work", tracked, "--out", tmp_path / "out", "--tracking", "none") == 0
+    assert "MLflow" not in capsys.readouterr().out
+    assert status("report", "--work", tracked, "--out", tmp_path / "out", "--tracking", "nonsense://x") == 0
+    assert "nonsense" in capsys.readouterr().err  # the report is written all the same
 
 
 def test_nothing_to_report_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
