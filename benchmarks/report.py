@@ -68,6 +68,8 @@ def gene_table(genes: int, primary: int, axis: int, rng: np.random.Generator) ->
             "primary": is_primary,
             "rank": rank,
             "score": -rank.astype(float),
+            "mean": own.random(genes).astype(np.float32),
+            "detection": own.random(genes).astype(np.float32),
             "weight": np.where(is_primary, 1.0, rng.random(genes) * rng.random()),
         }
     )
@@ -121,11 +123,13 @@ def write_folder(work: Path, cells: int, genes: int, primary: int) -> None:
     for name in ("cells", "failed", "folds", "partial", "leases", "grids", "pool"):
         (work / name).mkdir(parents=True)
     known: dict[int, dict[str, str]] = {}
+    selected: dict[int, list[int]] = {}
     for spec, tables, level in specs(cells):
         pool = work / "pool" / str(tables)
         if tables not in known:
             axis = (tables - 1) // len(SELECTORS)  # selectors share the genes of a fold
             known[tables] = write_tables(pool, genes, primary, axis, rng)
+            selected[tables] = pd.read_parquet(pool / "epochs.parquet")["selected"].tolist()
         folder = work / "cells" / spec.key
         folder.mkdir()
         for name in known[tables]:
@@ -135,7 +139,9 @@ def write_folder(work: Path, cells: int, genes: int, primary: int) -> None:
             "format": FORMAT,
             "spec": spec.as_json(),
             "scores": {"pcc_gene_mean_section_mean": pcc, "pcc_gene_median_section_mean": pcc, "pcc_nan_genes": 0.0},
-            "best_epoch": int(rng.integers(EPOCHS - 1)),
+            "best_epoch": (best := int(rng.integers(EPOCHS - 1))),
+            "selected": selected[tables][best],
+            "epochs": len(selected[tables]),
             "counts": {
                 "auxiliary_genes": genes - primary,
                 "primary_genes": primary,

@@ -129,8 +129,7 @@ class CellStore:
     def glances(self) -> Iterator[dict[str, Any]]:
         """What `result.json` says of every finished cell, with "key", and "selected" and "epochs" of its epochs.
 
-        Light: of the tables only one column is read, and their digests are left to `read`. Cells that cannot be read
-        are left out.
+        Light: the tables and their digests are left to `read`. Cells that cannot be read are left out.
         """
         return glances(self.cells)
 
@@ -280,6 +279,8 @@ class CellStore:
             "spec": result.spec.as_json(),
             "scores": result.scores,
             "best_epoch": result.best_epoch,
+            "selected": int(result.epochs["selected"].iloc[result.best_epoch]),
+            "epochs": len(result.epochs),
             "counts": result.counts,
             "cost": result.cost,
             "provenance": result.provenance,
@@ -386,10 +387,11 @@ def glances(cells: Path) -> Iterator[dict[str, Any]]:
             content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 continue
-            with pq.ParquetFile(folder / "epochs.parquet") as epochs:  # threads would cost more than they save
-                selected = epochs.read(columns=["selected"], use_threads=False)["selected"]
-            content["selected"] = int(selected[content["best_epoch"]].as_py())
-            content["epochs"] = len(selected)
+            if "epochs" not in content:  # of the time when the file did not say so
+                with pq.ParquetFile(folder / "epochs.parquet") as epochs:  # threads would cost more than they save
+                    selected = epochs.read(columns=["selected"], use_threads=False)["selected"]
+                content["selected"] = int(selected[content["best_epoch"]].as_py())
+                content["epochs"] = len(selected)
         except (OSError, ValueError, KeyError, IndexError, TypeError):
             continue  # being written, damaged or of another version
         yield content | {"key": folder.name}

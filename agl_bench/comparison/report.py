@@ -31,7 +31,7 @@ from agl_bench.registry.plugins import Plugins
 ACROSS = [name for name in PLACE if name != "dataset"]
 _PAGE = Path(__file__).parent / "page"
 _MOST_OPEN = 6  # places whose details are unfolded from the beginning
-_MANY, _PLACES_OF_MANY = 3_000, 4  # of more cells than this, so many places are drawn: a report takes a minute at most
+_MANY, _PLACES_OF_MANY = 3_000, 3  # of more cells than this, so many places are drawn: a report takes a minute at most
 _MOST_SVG = 150_000  # bytes of a drawing that is put into the page as such, else as PNG
 _FIGURES = {  # where a figure stands, by the beginning of its name; others are at the end
     "results": "results",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from agl_bench.bench.cells import CellStore
@@ -40,6 +43,16 @@ def test_every_cell_has_its_line_and_unit(work: Path) -> None:
         assert row.pcc == result.pcc
         assert row.selected == result.epochs["selected"].iloc[result.best_epoch]
         assert (row.fold, row.seed, row.name) == (result.spec.fold, result.spec.seed, result.spec.selector.name)
+
+
+def test_cells_of_the_time_before_a_glance_said_it_all(work: Path, tmp_path: Path) -> None:
+    before = gather(CellStore(work)).cells
+    shutil.copytree(work / "cells", tmp_path / "cells")
+    for path in (tmp_path / "cells").glob("*/result.json"):
+        content = json.loads(path.read_text())
+        del content["selected"], content["epochs"]
+        path.write_text(json.dumps(content))
+    pd.testing.assert_frame_equal(gather(CellStore(tmp_path)).cells, before)
 
 
 def test_equal_labels_for_different_data_are_told_apart(work: Path) -> None:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from agl_bench.bench.table import BASELINE
 from agl_bench.comparison.gather import UNIT, Gathered
 from agl_bench.errors import NotKept
 
 _COVERED = 0.9  # of the spots at which the most widely predicted gene is
-_GENES = ["gene", "primary", "rank", "weight", "pearson"]
+_SCHEMA = pa.schema(
+    {
+        "gene": pa.dictionary(pa.int32(), pa.string()),
+        "primary": pa.bool_(),
+        "rank": pa.int32(),
+        "weight": pa.float32(),
+        "pearson": pa.float32(),
+    }
+)
+_GENES = list(_SCHEMA.names)
 
 
 def sampled(cells: pd.DataFrame, most: int) -> pd.DataFrame:
@@ -36,19 +48,21 @@ def genes_of(gathered: Gathered, cells: pd.DataFrame) -> pd.DataFrame:
     Returns:
         selector, key, fold, seed, gene (categories, as the first two), primary, rank (−1 = primary), weight, pearson.
     """
-    known: dict[str, str] = {}  # names are shared by all cells: keep each once
-    parts = []
-    for cell in cells.itertuples():
-        table = _table(gathered, cell.key, "genes", _GENES)
-        if table is None:
+    parts, there = [], []
+    for row, key in enumerate(cells["key"]):
+        path = gathered.store.cells / key / "genes.parquet"
+        try:  # names as a dictionary: they are shared by all cells, and never become objects
+            table = pq.read_table(path, columns=_GENES, read_dictionary=["gene"], use_threads=False)
+        except (OSError, ValueError):
             continue
-        table["gene"] = [known.setdefault(g, g) for g in table["gene"]]
-        table = table.astype({"rank": "int32", "weight": "float32", "pearson": "float32"})
-        parts.append(table.assign(selector=cell.selector, key=cell.key, fold=cell.fold, seed=cell.seed))
+        parts.append(table.cast(_SCHEMA))
+        there.append(row)
     if not parts:
         return pd.DataFrame(columns=["selector", "key", *UNIT, *_GENES])
-    whole = pd.concat(parts, ignore_index=True)
-    return whole.astype(dict.fromkeys(("selector", "key", "fold", "gene"), "category"))
+    whole = pa.concat_tables(parts).unify_dictionaries().to_pandas()
+    own = cells.iloc[there][["selector", "key", *UNIT]].astype(dict.fromkeys(("selector", "key", "fold"), "category"))
+    repeated = own.iloc[np.repeat(np.arange(len(own)), [len(part) for part in parts])]
+    return pd.concat([repeated.reset_index(drop=True), whole], axis=1)
 
 
 def per_gene(genes: pd.DataFrame, *, baseline: str = BASELINE) -> pd.DataFrame:
