@@ -9,6 +9,7 @@ import textwrap
 import pandas as pd
 import pytest
 import ray
+import torch
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
@@ -103,6 +104,17 @@ def cells(grid, selectors):
     return grid("pgl", "struck", "raising", files=[selectors], more=EPOCHS, seeds=["0", "1"])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Of this process and of each worker: more threads add numbers in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def serial(cells, tmp_path_factory):
     """Work folder of the same cells in this process, shown in MLflow."""
@@ -180,12 +192,14 @@ def shown(work):
     found = {}
     for run in client.search_runs([client.get_experiment_by_name(experiment_name("inter")).experiment_id]):
         tags = {k: v for k, v in run.data.tags.items() if k.startswith("agl.")}
+        # Ray's workers find the same code in the current folder, which may be a checkout and have a commit.
+        params = {k: v for k, v in run.data.params.items() if k != "commit"}
         metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith("cost/")}
         curve = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "validation/pcc")]
         name = tags["agl.level"], tags["agl.group"], tags.get("agl.fold"), tags.get("agl.seed")
         assert name not in found
         files = sorted(f.path for f in client.list_artifacts(run.info.run_id))
-        found[name] = (run.info.status, run.info.run_name, tags, run.data.params, metrics, curve, files)
+        found[name] = (run.info.status, run.info.run_name, tags, params, metrics, curve, files)
     return found
 
 
