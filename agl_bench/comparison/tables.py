@@ -254,8 +254,9 @@ def main_table(
         baseline: label of the selector that the others are compared with.
     """
     best = best_of(lines, bounds)
-    planted = [c for c in (f"{TRUTH}precision", f"{TRUTH}recall", f"{TRUTH}k_minus_planted") if c in lines]
-    has_regret = "regret_mean" in lines
+    known = (f"{TRUTH}precision", f"{TRUTH}recall", f"{TRUTH}k_minus_planted")
+    planted = [c for c in known if c in lines and lines[c].notna().any()]  # other data may be planted, and these not
+    has_regret = "regret_mean" in lines and lines["regret_mean"].notna().any()
     columns = [
         Column("selector", numeric=False),
         Column("PCC mean ± sd", "test PCC: mean over primary genes, then sections; sd over folds and seeds"),
@@ -469,7 +470,7 @@ def choice(name: str, summary: pd.DataFrame) -> Table:
         summary: of the place, from `selection.summary`.
     """
     known = {c: how for c, how in _CHOICE.items() if c in summary and summary[c].notna().any()}
-    further = [c for c in summary if c.startswith(TRUTH)]
+    further = [c for c in summary if c.startswith(TRUTH) and summary[c].notna().any()]
     columns = [Column("selector", numeric=False)]
     columns += [Column(heading, hint) for heading, _, hint in known.values()]
     columns += [Column(c.removeprefix(TRUTH).replace("_", " "), "against the planted truth") for c in further]
