@@ -375,8 +375,8 @@ def show_comparison(pairs: pd.DataFrame, a: str, b: str, console: Console) -> No
     if len(few):
         least = few["least_p"].max()
         console.print(
-            f"Too few units: {few['units'].min()} units and {few['seeds'].min()} seeds allow no p below {least:.3g} or "
-            "leave the luck of seeds open, so that nothing is concluded.",
+            f"Too few units (units: {few['units'].min()}, seeds: {few['seeds'].min()}): no p can fall below "
+            f"{least:.3g}, or the luck of seeds stays open, so that nothing is concluded.",
             markup=False, highlight=False,
         )  # fmt: skip
 

@@ -315,7 +315,7 @@ def test_compare_two_selectors(work: Path, capsys: pytest.CaptureFixture[str]) -
 
     assert status("compare", "agl", "pgl", "--work", work) == 0
     text = capsys.readouterr().out
-    assert "agl − pgl" in text and "Too few units: 3 units and 3 seeds" in text
+    assert "agl − pgl" in text and "Too few units (units: 3, seeds: 3)" in text
 
 
 @pytest.mark.parametrize(
