@@ -61,13 +61,13 @@ def two_folders(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str
     for selector, cells in both.groupby("selector", sort=True):
         pairs = statistics.pairs(cells.assign(selector=cells["side"]), baseline="B")
         pairs.insert(len(PLACE), "selector", selector)
-        found.append(pairs)
-    whole = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-    if whole.empty:
+        if len(pairs):
+            found.append(pairs)
+    if not found:
         raise BadSpec(
             f"{names[0]} and {names[1]} have no dataset, evaluation, backbone, selector, fold and seed in common"
         )
-    return whole.sort_values([*PLACE, "selector"], ignore_index=True)
+    return pd.concat(found, ignore_index=True).sort_values([*PLACE, "selector"], ignore_index=True)
 
 
 def _matched_presets(both: pd.DataFrame) -> list[str]:
