@@ -347,6 +347,7 @@ def show_comparison(pairs: pd.DataFrame, a: str, b: str, console: Console) -> No
     """A − B, one line for each place, from `comparison.duel`."""
     from rich.table import Table
 
+    from agl_bench.comparison.statistics import TOO_FEW
     from agl_bench.comparison.tables import interval, number, p_text
 
     table = Table(title=f"{a} − {b}", title_justify="left", title_style="bold")
@@ -371,7 +372,7 @@ def show_comparison(pairs: pd.DataFrame, a: str, b: str, console: Console) -> No
         "hierarchical bootstrap; sign-flip test over units.",
         markup=False, highlight=False,
     )  # fmt: skip
-    few = pairs[pairs["verdict"] == "too few units"]
+    few = pairs[pairs["verdict"] == TOO_FEW]
     if len(few):
         least = few["least_p"].max()
         console.print(

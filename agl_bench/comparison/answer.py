@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from agl_bench.bench.table import FEW_SEEDS
-from agl_bench.comparison.statistics import ALPHA
-from agl_bench.comparison.tables import TOO_FEW, p_text, plain, spread_text
+from agl_bench.comparison.statistics import ALPHA, TOO_FEW
+from agl_bench.comparison.tables import p_text, plain, spread_text
 
 
 def answer(where: str, lines: pd.DataFrame, against: pd.DataFrame, pairs: pd.DataFrame, *, baseline: str) -> str:

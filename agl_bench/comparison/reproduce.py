@@ -24,9 +24,9 @@ from agl_bench.digests import FileDigests
 from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.protocol import read_toml
 from agl_bench.registry.plugins import Plugins
+from agl_bench.training.trainer import HALF
 
 Shows = Literal["scores", "trajectories", "genes"]
-TAKEN = 0.5  # a gene with more than this weight, the primary ones having 1, is taken
 _KEYS = ("title", "source", "shows", "figures", "preset", "backbone", "seeds", "gpu_hours", "says", "column", "row")
 _LINE = ("column", "method", "preset")  # what identifies a line of the tables below
 
@@ -412,7 +412,7 @@ def taken_genes(grid: Grid, gathered: Gathered) -> pd.DataFrame:
             if here.empty:
                 continue
             genes = pd.concat([gathered.result(key).genes for key in here["key"]], ignore_index=True)
-            genes = genes[~genes["primary"]].assign(taken=lambda g: g["weight"] > TAKEN)
+            genes = genes[~genes["primary"]].assign(taken=lambda g: g["weight"] > HALF)
             found = genes.groupby("gene").agg(
                 cells=("taken", "size"), taken=("taken", "mean"), weight=("weight", "mean"), rank=("rank", "mean")
             )

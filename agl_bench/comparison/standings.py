@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from agl_bench.bench.controls import control_backbones, control_selectors
 from agl_bench.bench.recorder import Standing
 from agl_bench.bench.spec import RunSpec
 from agl_bench.bench.table import BASELINE, FEW_SEEDS
 from agl_bench.comparison.figures import colour
 from agl_bench.comparison.gather import LINE, PLACE, Gathered
-from agl_bench.comparison.statistics import pairs
+from agl_bench.comparison.quality import known_controls
+from agl_bench.comparison.statistics import TOO_FEW, pairs
 from agl_bench.registry.plugins import Plugins
 
 _WORDS = {
@@ -23,7 +23,7 @@ _WORDS = {
     "worse": "worse than {}",
     "equivalent": "equivalent to {}",
     "undecided": "undecided against {}",
-    "too few units": "too few units to tell from {}",
+    TOO_FEW: "too few units to tell from {}",
 }
 
 
@@ -66,8 +66,8 @@ def standings(gathered: Gathered, plugins: Plugins) -> dict[str, Standing]:
 
 def _is_control(cells: pd.DataFrame, plugins: Plugins) -> pd.Series:
     """Of each cell; a plug-in that is not installed any more is no known control."""
-    bounds = control_selectors(plugins, sorted(set(cells["name"]) & set(plugins.names("selector"))))
-    return cells["shuffled"] | cells["backbone"].isin(control_backbones(plugins)) | cells["name"].isin(bounds)
+    selectors, backbones = known_controls(cells, plugins)
+    return cells["shuffled"] | cells["backbone"].isin(backbones) | cells["name"].isin(selectors)
 
 
 def _to_baseline(methods: pd.DataFrame) -> pd.DataFrame:

@@ -29,6 +29,7 @@ ALPHA = 0.05
 ROPE = 0.005  # PCC: what is closer is equal for practical purposes
 EXACT = 13  # units up to which all sign flips are tried
 ACROSS = [name for name in PLACE if name != "dataset"]  # within what datasets are compared
+TOO_FEW = "too few units"  # a verdict
 FEW_UNITS = 6  # below that no two-sided sign flip reaches .05
 _CHUNK = 256  # pairs that are resampled at a time
 _PAIR = [
@@ -194,7 +195,7 @@ def _pairs(place: _Place, baseline: str | None, resamples: int, seed: int, rope:
     frame.loc[(holm <= ALPHA) & (low > 0), "verdict"] = "better"
     frame.loc[(holm <= ALPHA) & (high < 0), "verdict"] = "worse"
     frame.loc[(low > -rope) & (high < rope), "verdict"] = "equivalent"
-    frame.loc[(least * family > ALPHA) | (seeds < FEW_SEEDS), "verdict"] = "too few units"
+    frame.loc[(least * family > ALPHA) | (seeds < FEW_SEEDS), "verdict"] = TOO_FEW
     if baseline is None:
         frame = pd.concat([frame, _mirrored(frame)]).sort_values(["a", "b"], kind="stable")
     return pd.concat([pd.DataFrame([place.key] * len(frame), columns=PLACE, index=frame.index), frame], axis=1)

@@ -12,10 +12,10 @@ import pandas as pd
 
 from agl_bench.bench.table import BASELINE, BOUND, TRUTH
 from agl_bench.comparison.gather import PLACE
+from agl_bench.comparison.statistics import TOO_FEW
 
 SIGNIFICANT = ((0.001, "***"), (0.01, "**"), (0.05, "*"))  # p at most, mark
 MARKS = "* p ≤ .05, ** p ≤ .01, *** p ≤ .001 after Holm"
-TOO_FEW = "too few units"  # verdict of `statistics.pairs`
 NONE = "–"
 _PRESET = 40  # characters of a preset in headings
 GENES_SHOWN = 10  # most harmed and most helped of a selector; all are in the CSV file

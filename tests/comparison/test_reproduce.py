@@ -15,7 +15,6 @@ from agl_bench.bench.cells import CellStore
 from agl_bench.cli import main
 from agl_bench.comparison.gather import gather
 from agl_bench.comparison.reproduce import (
-    TAKEN,
     Grid,
     compare,
     ends,
@@ -28,6 +27,7 @@ from agl_bench.comparison.reproduce import (
 )
 from agl_bench.errors import BadSpec, MissingData, UnknownName
 from agl_bench.registry.plugins import Plugins
+from agl_bench.training.trainer import HALF
 
 SETTINGS = (
     *("synthetic.sections=2", "synthetic.spots=30", "synthetic.markers=4", "synthetic.helpful_genes=16"),
@@ -267,6 +267,6 @@ def test_genes_of_figure_5(work: Path, plugins: Plugins, capsys: pytest.CaptureF
             if len(frame)
         ]
         assert line["cells"] == len(weights)
-        assert line["taken"] == np.mean([w > TAKEN for w in weights])
+        assert line["taken"] == np.mean([w > HALF for w in weights])
     one = only_one_takes(genes)
     assert (one["taken"] > one["others"]).all() and set(one["method"]) <= set(names)

@@ -17,8 +17,8 @@ from agl_bench.bench.overlay import around, circles, scale_bar, tissue
 from agl_bench.comparison.figures.style import QUIET, NotDrawn, canvas, short
 from agl_bench.data.neighbours import pitch
 from agl_bench.interfaces.spots import Section
+from agl_bench.training.trainer import HALF
 
-TAKEN = 0.5  # of the weight of a primary gene: more is selected
 _TISSUE = 0.45  # how strongly the picture is seen below spots
 _PANEL = 2.2  # inches
 _PIXELS = 180  # of the longer side of the tissue: it is a ground, not the point, and every panel carries it
@@ -100,7 +100,7 @@ def genes_apart(genes: pd.DataFrame, a: str, b: str, each: int = 2) -> list[Apar
         each: how many genes of either kind.
     """
     rows = genes[(genes["rank"] >= 0) & genes["selector"].isin([a, b])]
-    rows = rows.assign(selector=rows["selector"].astype(str), taken=rows["weight"] > TAKEN)
+    rows = rows.assign(selector=rows["selector"].astype(str), taken=rows["weight"] > HALF)
     means = rows.groupby(["gene", "selector"], observed=True)[["taken", "weight"]].mean().unstack("selector").dropna()
     common = rows.groupby("gene", observed=True)["key"].nunique()
     means = means[common.reindex(means.index) >= common.max() / 2].rename_axis(
