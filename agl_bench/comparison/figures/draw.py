@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from agl_bench.bench.controls import control_backbones
 from agl_bench.bench.prepare import naming_the_dataset
 from agl_bench.bench.spec import Part, RunSpec, make_dataset
 from agl_bench.bench.table import BASELINE
@@ -22,6 +21,7 @@ from agl_bench.comparison import selection, statistics
 from agl_bench.comparison.figures import choice, maps, reading, standing
 from agl_bench.comparison.figures.style import NotDrawn, look, where, write
 from agl_bench.comparison.gather import LINE, PLACE, Gathered
+from agl_bench.comparison.quality import known_controls, methods
 from agl_bench.data.check import check_section
 from agl_bench.errors import AglBenchError
 from agl_bench.registry.plugins import Plugins
@@ -80,7 +80,7 @@ def draw_all(
         One entry per figure, also for those that cannot be drawn: first across datasets, then place by place.
     """
     plugins = Plugins.discover(strict=False)
-    cells = _methods(gathered.cells, plugins)
+    cells = methods(gathered.cells, known_controls(gathered.cells, plugins)[1])
     if cells.empty:
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -346,13 +346,6 @@ def _count(cells: pd.DataFrame) -> str:
 
 def _number(folds: int) -> str:
     return f"{folds} fold" + ("s" if folds != 1 else "")
-
-
-def _methods(cells: pd.DataFrame, plugins: Plugins) -> pd.DataFrame:
-    """Cells that are no controls."""
-    registered = [b for b in cells["backbone"].unique() if b in plugins.names("backbone")]
-    control = control_backbones(plugins, registered)
-    return cells[~cells["shuffled"].astype(bool) & ~cells["backbone"].isin(control)]
 
 
 def _rows_of(frame: pd.DataFrame, members: pd.DataFrame) -> pd.DataFrame:
