@@ -751,8 +751,8 @@ def test_check(agl, tmp_path, mine):
     mine.write_text(textwrap.dedent(MINE.format(-1)))
     said = agl("check", "mine.py")
     assert said.status == 1
-    assert "FAIL The slope of the result is positive on every primary gene" in said.out
-    assert "1 rule broken" in said.out
+    assert "FAIL  The slope of the result is positive on every primary gene" in said.out
+    assert "1 broken" in said.out
 
 
 def test_check_takes_a_path_as_it_is_written(agl, tmp_path, mine):
