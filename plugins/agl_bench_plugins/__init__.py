@@ -17,6 +17,8 @@ def register_selectors() -> dict[str, str]:
         "hvg_k": f"{_HERE}.selectors.hvg_k:HvgK",
         "dkgsb": f"{_HERE}.selectors.dkgsb:Dkgsb",
         "amal": f"{_HERE}.selectors.amal:Amal",
+        "coexpression": f"{_HERE}.selectors.coexpression:Coexpression",
+        "spatial": f"{_HERE}.selectors.spatial:Spatial",
         "oracle": f"{_HERE}.selectors.oracle:Oracle",
     }
 
