@@ -145,7 +145,7 @@ class Step:
         Args:
             losses: (genes,) of this step, on its graph.
             toward: () a loss on the graph of the prediction, e.g. the mean of the primary losses.
-            within: gradients with respect to what. "features": one product of matrices, since the head is linear.
+            within: gradients with respect to what. "features": products of matrices, since the head is linear.
                 "late" and "all": the parameters of the backbone's late part, or all of them, by one double backward
                 pass; the head has no part in it, genes share none of it.
 
@@ -155,7 +155,9 @@ class Step:
         if within == "features":
             head = self._head()
             (pull,) = torch.autograd.grad(toward, self.prediction, retain_graph=True)
-            return self._spread((self.slopes(losses) * (pull @ head.detach() @ head.detach().T)).sum(0), losses)
+            head = head.detach()
+            # Σ_s D_sj ⟨head_j, v_s⟩, spots first: nothing of size (spots, genes) is made but the slopes D.
+            return self._spread(((self.slopes(losses).T @ (pull @ head)) * head).sum(1), losses)
         self._head()
         shared = [p for p in (self.late if within == "late" else self.shared) if p.requires_grad]
         weights = torch.ones_like(losses, requires_grad=True)
@@ -268,6 +270,8 @@ class Selector(nn.Module):
 
     def learn(self, gradients: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Move the parameters by the hypergradients of one outer step; as `optimizer` does unless overridden.
+
+        Called under `torch.no_grad`.
 
         Args:
             gradients: of each parameter that is learnt from validation, by name.
