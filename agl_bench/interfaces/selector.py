@@ -108,7 +108,7 @@ class Step:
         row: (spots,) int64, in training and inner batches rows of the spots of `TrainingView`.
         epoch: counts from 0.
         head: (genes or used genes, width) weights of the linear head: prediction = features · headᵀ + bias. None where
-            gradients are not to be had, e.g. where a batch is trained in parts.
+            gradients are not to be had: where a batch is trained in parts.
         shared: the trained parameters of the backbone; in a look-ahead those that it moves.
         late: those of them that belong to its late part; all where it does not say what that is.
         columns: (used genes,) int64, the genes that are predicted; None = all.
@@ -185,8 +185,11 @@ class Step:
         return self._spread(self.slopes(losses).norm(dim=0) * head.detach().norm(dim=1), losses)
 
     def _head(self) -> Tensor:
-        if self.head is None:
-            raise NoGradients("the gradients of single genes are not to be had from this step")
+        if self.head is None or not self.prediction.requires_grad:
+            raise NoGradients(
+                "the gradients of single genes are not to be had where a batch is trained in parts, nor in a "
+                "look-ahead that differentiates forward; there OneStep(mode='double backward') has them"
+            )
         return self.head
 
     def _spread(self, found: Tensor, losses: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ How it differs from the source:
   as the source takes its best auxiliary tasks one after the other), or block b alone (`blocks`), see blocks.py. The
   source ranks tasks by a training with each; here the protocol's ranking stands for that.
 - Each branch takes `steps` steps, with Adam's moments carried on, where the source trains for some epochs; and the
-  losses of held-out spots decide, not their scores.
+  losses of held-out spots decide, not their scores. So near θ these are almost linear in Λ: mostly one branch wins.
+- Λ / ΣΛ is therefore a running mean over forks (`fading = 0`: that of the last one alone). It begins equal for all.
 - The merged model is not kept: its Λ are, for the training that follows, on Σ_b Λ_b J_b / Σ_b Λ_b with J_b the loss of
   branch b. That is merged training to first order in the learning rate: after one SGD step from θ,
   Σ_b Λ_b (θ − η ∇J_b) / Σ_b Λ_b = θ − η ∇(Σ_b Λ_b J_b / Σ_b Λ_b).
-- Λ begins equal for all branches.
 """
 
 from __future__ import annotations
@@ -79,16 +79,20 @@ class ForkMerge(BlockSelector):
         branches: Literal["prefixes", "blocks"] = "prefixes",
         steps: Annotated[int, Range(1, 12)] = 3,
         reach: Literal["late", "all"] = "late",
+        fading: Annotated[float, Range(0, 0.99)] = 0.9,
     ) -> None:
         super().__init__(view, blocks)
+        self.fading = fading
         self.hypergradient = Fork(Adam(carried=True), steps, reach)
         tasks = len(self.members)
-        takes = torch.ones(tasks, tasks).tril() if branches == "prefixes" else torch.eye(tasks)
+        takes = torch.eye(tasks, dtype=view.dtype)
+        if branches == "prefixes":
+            takes = torch.ones_like(takes).tril()
         takes[:, 0] = 1  # every branch has the primary genes
         # The weight of a gene of each task in the mean of each branch, (branches, tasks).
-        share = takes / (takes @ self.is_member.sum(1).float())[:, None]
-        self.register_buffer("plan", share.to(view.dtype), persistent=False)
-        self.mixing = nn.Parameter(torch.ones(tasks, dtype=view.dtype))
+        plan = takes / (takes @ self.is_member.sum(1).to(view.dtype))[:, None]
+        self.register_buffer("plan", plan, persistent=False)
+        self.mixing = nn.Parameter(torch.full((tasks,), 1 / tasks, dtype=view.dtype))
 
     def forward(self, losses: Tensor, step: Step) -> Tensor:
         """Σ_b Λ_b J_b / Σ_b Λ_b."""
@@ -97,4 +101,5 @@ class ForkMerge(BlockSelector):
 
     def learn(self, gradients: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Take the mixing weights over; the optimiser is not asked."""
-        self.mixing.copy_(gradients["mixing"])
+        found = gradients["mixing"]
+        self.mixing.lerp_(found / found.sum(), 1 - self.fading)
