@@ -19,6 +19,12 @@ def register_selectors() -> dict[str, str]:
         "amal": f"{_HERE}.selectors.amal:Amal",
         "coexpression": f"{_HERE}.selectors.coexpression:Coexpression",
         "spatial": f"{_HERE}.selectors.spatial:Spatial",
+        "gradient_cosine": f"{_HERE}.selectors.gradient_cosine:GradientCosine",
+        "ol_aux": f"{_HERE}.selectors.ol_aux:OlAux",
+        "slgrad": f"{_HERE}.selectors.slgrad:SlGrad",
+        "gradnorm": f"{_HERE}.selectors.gradnorm:GradNorm",
+        "pcgrad": f"{_HERE}.selectors.pcgrad:PcGrad",
+        "forkmerge": f"{_HERE}.selectors.forkmerge:ForkMerge",
         "oracle": f"{_HERE}.selectors.oracle:Oracle",
     }
 
