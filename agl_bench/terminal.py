@@ -424,8 +424,8 @@ def show_findings(findings: Sequence[Finding], preset: str, console: Console) ->
     console.print(end or "Nothing leaks that the protocol does not declare.", highlight=False)
 
 
-def show_verdict(verdict: Verdict, console: Console) -> None:
-    """A rule, green, red or yellow; if it is not kept, why, and where it is explained."""
+def show_verdict(verdict: Verdict, console: Console, before: Verdict | None = None) -> None:
+    """A rule, green, red or yellow; if it is not kept, why, unless that was just said, and where it is explained."""
     marks = {"kept": "[green]ok[/]   ", "broken": "[bold red]FAIL[/] ", "known": "[yellow]known[/]"}
     console.print(f"  {marks.get(verdict.outcome, '[yellow]skip[/] ')} ", end="")
 
@@ -434,7 +434,7 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
 
     say(verdict.rule)
     if verdict.reason:
-        say(f"        {verdict.reason}")
+        say("        likewise" if before and before.reason == verdict.reason else f"        {verdict.reason}")
     if verdict.outcome == "broken":
         say(f"        {verdict.docs}, once more with --rule {verdict.name}", style="dim")
 

@@ -13,7 +13,7 @@ import click
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import check_writable, discover, say_left_out
 from agl_bench.cli.options import DATA, PLUGIN, SET, WORK, words
-from agl_bench.errors import BadPlugin, UnknownName
+from agl_bench.errors import BadPlugin, MissingData, UnknownName
 from agl_bench.terminal import (
     make_console,
     show_findings,
@@ -136,6 +136,7 @@ def check(
     """
     from agl_bench.bench.spec import make_dataset, one_part
     from agl_bench.testing import BackboneContract, DatasetContract, SelectorContract
+    from agl_bench.testing.dataset import ABSENT
 
     check_writable("--json", json_file)
     plugins, entries = _named(name, files)
@@ -163,10 +164,10 @@ def check(
         here = [rule for rule in wanted if rule.removeprefix("test_") in contract.rules()]
         if wanted and not here:
             continue
-        found[entry.name] = []
+        here_found = found[entry.name] = []
         for verdict in contract.verdicts(here):
-            show_verdict(verdict, console)
-            found[entry.name].append(verdict)
+            show_verdict(verdict, console, here_found[-1] if here_found else None)
+            here_found.append(verdict)
     every = [verdict for verdicts in found.values() for verdict in verdicts]
     if json_file is not None:
         told = {name: [verdict.as_json() for verdict in verdicts] for name, verdicts in found.items()}
@@ -174,6 +175,9 @@ def check(
     show_verdict_counts(every, console)
     if any(verdict.outcome == "broken" for verdict in every):
         sys.exit(1)
+    absent = [verdict.reason for verdict in every if verdict.reason.startswith(ABSENT)]
+    if absent:  # half a check is no check
+        raise MissingData(f"{len(absent)} rules could not be looked at: {absent[0]}")
 
 
 def _named(name: str, files: tuple[Path, ...]) -> tuple[Plugins, list[Entry]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Backbone(nn.Module):
             below them.
         needs_gpu: whether it cannot run without one.
         second_order: whether its features can be differentiated twice.
+        broken: rules of the door that it breaks on purpose, see `Selector`.
     """
 
     width: int
@@ -48,6 +50,7 @@ class Backbone(nn.Module):
     is_control: bool = False
     needs_gpu: bool = False
     second_order: bool = True
+    broken: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, example: Spots) -> None:
         super().__init__()

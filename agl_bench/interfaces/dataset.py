@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from agl_bench.interfaces.spots import Section
 
@@ -29,6 +30,7 @@ class Dataset(ABC):
         technology: with which the sections were measured, for the card.
         tissue: what they are of, for the card.
         argument: the setting that VALUE of `--datasets NAME:VALUE` is short for; "" = there is none.
+        broken: rules of the door that it breaks on purpose, see `Selector`.
     """
 
     citation: str = ""
@@ -37,6 +39,7 @@ class Dataset(ABC):
     technology: str = ""
     tissue: str = ""
     argument: str = ""
+    broken: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def sections(self, root: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -226,6 +226,8 @@ class Selector(nn.Module):
             second derivative anyway, but for `FiniteDifference`.
         needs_counts: whether it asks for `view.counts`.
         max_genes: how many genes it can cope with; None = any number.
+        broken: rules of the door that it breaks on purpose, by name, each with the reason; `agl-bench check` shows them
+            so, and complains where one of them is kept after all.
     """
 
     learns_from: Literal["training", "validation"] = "validation"
@@ -237,6 +239,7 @@ class Selector(nn.Module):
     needs_second_order: bool = False
     needs_counts: bool = False
     max_genes: int | None = None
+    broken: ClassVar[Mapping[str, str]] = {}
     used: Tensor | None = None
 
     is_primary: Tensor

@@ -23,7 +23,7 @@ from agl_bench.testing.backbone import BackboneContract, check_backbone
 from agl_bench.testing.dataset import DatasetContract, check_dataset
 from agl_bench.testing.selector import SelectorContract, check_selector
 from agl_bench.testing.toy import toy_genes, toy_spots, toy_step, toy_truth, toy_view
-from agl_bench.testing.verdicts import Contract, Skip, Verdict, rule
+from agl_bench.testing.verdicts import Contract, Skip, Unavailable, Verdict, rule
 
 __all__ = [
     "BackboneContract",
@@ -31,6 +31,7 @@ __all__ = [
     "DatasetContract",
     "SelectorContract",
     "Skip",
+    "Unavailable",
     "Verdict",
     "check_backbone",
     "check_dataset",

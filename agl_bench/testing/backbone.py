@@ -19,7 +19,7 @@ from agl_bench.interfaces.tunable import tunables
 from agl_bench.testing.settings import check_metadata, check_settings, draw, ends
 from agl_bench.testing.states import changed, global_states, said, state_of
 from agl_bench.testing.toy import toy_spots
-from agl_bench.testing.verdicts import Contract, Skip, Verdict, listed, repeatable, rule
+from agl_bench.testing.verdicts import Contract, Skip, Unavailable, Verdict, listed, repeatable, rule
 
 LARGEST_PX = 256  # patches larger than that are not tried: they take minutes
 TRIALS = 3  # random settings
@@ -40,12 +40,12 @@ class BackboneContract(Contract):
         """Where the toy spots are: the CPU, unless the backbone needs a GPU.
 
         Raises:
-            Skip: if it needs one and there is none.
+            Unavailable: if it needs one and there is none.
         """
         if not self.backbone.needs_gpu:
             return "cpu"
         if not torch.cuda.is_available():
-            raise Skip("it needs a GPU, and there is none here")
+            raise Unavailable("it needs a GPU, and there is none here")
         return "cuda"
 
     def spots(self, count: int, patch_px: int | None = None) -> Spots:
@@ -142,7 +142,7 @@ class BackboneContract(Contract):
         features = backbone(self.spots(1))
         assert features.shape == (1, backbone.width), f"it returns {tuple(features.shape)} for one spot"
 
-    @rule(needs=["width_is_true"])
+    @rule(needs=["evaluation_changes_nothing"])
     def test_evaluation_is_per_spot(self) -> None:
         """In evaluation mode the features of a spot do not depend on the other spots of its batch."""
         backbone = self.make().eval()
@@ -204,7 +204,7 @@ class BackboneContract(Contract):
             used = [n for n in before if before[n] != after[n] and not (train and n.startswith("torch"))]
             assert not used, f"`forward` uses the global generator of {listed(used)}{'' if train else ' in evaluation'}"
 
-    @rule(needs=["width_is_true"])
+    @rule(needs=["leaves_the_spots_as_they_are", "randomness_is_not_its_own"])
     def test_evaluation_changes_nothing(self) -> None:
         """In evaluation mode `forward` changes no state and gives the same twice."""
         backbone, spots = self.make().eval(), self.spots(4)
@@ -233,17 +233,16 @@ class BackboneContract(Contract):
     @rule(needs=["width_is_true"])
     def test_moves_between_devices(self) -> None:
         """Every tensor moves with `.to`: checked by changing the type of floating-point state."""
-        backbone, spots = self.make().double().eval(), self.spots(4)
-        wide = {name: t.double() for name in ("patches", "embedding") if (t := getattr(spots, name)) is not None}
+        backbone = self.make().double().eval()
         try:
-            features = backbone(replace(spots, **wide))
+            features = backbone(_wide(self.spots(4)))
         except RuntimeError as error:
             raise AssertionError(f"it cannot be moved by .to(…): {said(error)}") from error
         assert features.dtype == torch.float64, (
             f"features are {features.dtype} after .double(): a tensor is a plain attribute; use register_buffer"
         )
 
-    @rule(needs=["width_is_true"])
+    @rule(needs=["evaluation_changes_nothing"])
     def test_layout_does_not_matter(self) -> None:
         """Patches whose channels lie innermost in memory, as on a GPU, give the same features."""
         backbone, spots = self.make().eval(), self.spots(4)
@@ -317,25 +316,50 @@ class BackboneContract(Contract):
         broken = [n for n, g in zip(own, found, strict=True) if g is not None and not bool(g.isfinite().all())]
         assert not broken, f"the gradient of {listed(broken)} is not finite with two spots in a batch"
 
-    @rule(needs=["width_is_true"])
+    @rule(needs=["parameters_get_gradients", "leaves_the_spots_as_they_are", "moves_between_devices"])
     def test_second_order(self) -> None:
-        """A second derivative exists: selectors that learn from validation need it."""
-        backbone = self.make()
+        """Its second derivative is right: selectors that learn from validation need it."""
+        backbone = self.make().double().train()
         if not backbone.second_order:
             raise Skip("it says that it has no second derivative (`second_order` is False)")
-        own = [p for p in backbone.parameters() if p.requires_grad]
+        own = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
         if not own:
             raise Skip("nothing of it is trained")
-        with sdpa_kernel(SDPBackend.MATH):  # as in a look-ahead: fused attention has no second derivative
-            features = backbone(self.spots(4))
-        first = torch.autograd.grad(features.square().sum(), own, create_graph=True, allow_unused=True)
-        size = torch.stack([g.square().sum() for g in first if g is not None]).sum()
-        advice = "no finite second derivative; make the layers differentiable twice, or set second_order = False"
+        spots = _wide(self.spots(4))
+        with torch.no_grad():  # a network as it begins lies on kinks: weights of 0 before a ReLU
+            for parameter in own.values():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+
+        def slopes(at: Mapping[str, Tensor], *, taped: bool = False) -> list[Tensor]:
+            with repeatable(), sdpa_kernel(SDPBackend.MATH):  # as in a look-ahead: fused attention has no second one
+                features = torch.func.functional_call(backbone, dict(at), (spots,))
+                found = torch.autograd.grad(
+                    features.square().sum(), list(at.values()), create_graph=taped, allow_unused=True
+                )
+            return [torch.zeros_like(p) if g is None else g for g, p in zip(found, at.values(), strict=True)]
+
+        here = slopes(own, taped=True)
+        length = torch.stack([g.detach().square().sum() for g in here]).sum().sqrt()
+        along = [g.detach() / length for g in here]
+        advice = "make its layers differentiable twice, or set second_order = False"
         try:
-            second = torch.autograd.grad(size, own, allow_unused=True)
+            found = torch.autograd.grad(here, list(own.values()), grad_outputs=along, allow_unused=True)
         except RuntimeError as error:
-            raise AssertionError(f"{advice} ({said(error)})") from error
-        assert any(g is not None and bool(g.isfinite().all()) for g in second), advice
+            raise AssertionError(f"it has no second derivative ({said(error)}); {advice}") from error
+        claimed = sum(float((g * d).sum()) for g, d in zip(found, along, strict=True) if g is not None)
+        delta = 1e-8  # so small that hardly any unit passes the kink of a ReLU
+        ends = []
+        for sign in (1, -1):
+            moved = {
+                n: (p.detach() + sign * delta * d).requires_grad_()
+                for (n, p), d in zip(own.items(), along, strict=True)
+            }
+            ends.append(sum(float((g * d).sum()) for g, d in zip(slopes(moved), along, strict=True)))
+        measured = (ends[0] - ends[1]) / (2 * delta)
+        assert abs(claimed - measured) <= 1e-3 * abs(measured) + 1e-6 * float(length), (
+            f"its second derivative is {claimed:.6g}, and {measured:.6g} by finite differences, along the gradient; "
+            f"{advice}"
+        )
 
     # Settings --------------------------------------------------------------------------------------------------------
 
@@ -359,7 +383,9 @@ class BackboneContract(Contract):
             raise Skip("it has no settings")
         rng = np.random.default_rng(0)
         trials: list[tuple[dict[str, Any], bool]] = [
-            ({name: value}, tunable.range is None) for name, tunable in known.items() for value in ends(tunable)
+            ({name: value}, tunable.range is None or name == "patch_px")
+            for name, tunable in known.items()
+            for value in ends(tunable)
         ]
         trials += [({n: draw(t, rng) for n, t in known.items()}, True) for _ in range(TRIALS)]
         for settings, may_refuse in trials:
@@ -387,6 +413,12 @@ def _first(spots: Spots, count: int) -> Spots:
     """The first spots."""
     patches, embedding = (None if t is None else t[:count] for t in (spots.patches, spots.embedding))
     return Spots(patches, spots.position[:count], spots.section[:count], embedding)
+
+
+def _wide(spots: Spots) -> Spots:
+    """Patches and embeddings in float64."""
+    patches, embedding = (None if t is None else t.double() for t in (spots.patches, spots.embedding))
+    return replace(spots, patches=patches, embedding=embedding)
 
 
 def _on(spots: Spots, device: str) -> Spots:

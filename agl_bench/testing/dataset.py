@@ -18,9 +18,10 @@ from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
 from agl_bench.testing.settings import check_settings
 from agl_bench.testing.states import changed, global_states, said
-from agl_bench.testing.verdicts import Contract, Skip, Verdict, listed, rule
+from agl_bench.testing.verdicts import Contract, Unavailable, Verdict, listed, rule
 from agl_bench.testing.watch import opened_in
 
+ABSENT = "its data are not here"
 NOBODY = "a section that is not there"
 LOOKED_AT = 8  # spots of each section whose patches are compared
 GARBAGE = ("counts.h5ad", "filtered_feature_bc_matrix.h5", "st/A.h5ad", "store.zarr/zarr.json", "spatial/positions.csv")
@@ -37,23 +38,23 @@ class DatasetContract(Contract):
         """Names and donors.
 
         Raises:
-            Skip: where the data are not here.
+            Unavailable: where the data are not here.
         """
         try:
             return self.dataset.sections(self.root)
         except MissingData as error:
-            raise Skip(f"its data are not here: {error}") from None
+            raise Unavailable(f"{ABSENT}: {error}") from None
 
     def load(self) -> list[Section]:
         """All sections.
 
         Raises:
-            Skip: where the data are not here.
+            Unavailable: where the data are not here.
         """
         try:
             return [self.dataset.read(self.root, name) for name in self.sections()]
         except MissingData as error:
-            raise Skip(f"its data are not here: {error}") from None
+            raise Unavailable(f"{ABSENT}: {error}") from None
 
     # What it says of itself ------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class DatasetContract(Contract):
 
     # Sections --------------------------------------------------------------------------------------------------------
 
-    @rule()
+    @rule(needs=["absent_data_are_a_sentence"])
     def test_sections_are_cheap(self) -> None:
         """`sections` and `names` read no counts and no image, and name the same sections each time."""
 
@@ -186,10 +187,10 @@ class DatasetContract(Contract):
     def test_files_exist(self) -> None:
         """Every file of `files` exists: they make the fingerprint."""
         files = [p for name in self.sections() for p in self.dataset.files(self.root, name)]
-        absent = [str(p) for p in files if not p.is_file()]
+        absent = sorted({str(p) for p in files if not p.is_file()})
         assert not absent, f"`files` names {listed(absent)}, which is not there"
 
-    @rule(needs=["files_exist"])
+    @rule(needs=["files_exist", "fetches_nothing_offline"])
     def test_fetch_changes_nothing_that_is_there(self) -> None:
         """Where everything is there, `fetch` downloads nothing and touches no file."""
         files = [p for name in self.sections() for p in self.dataset.files(self.root, name)]

@@ -16,7 +16,6 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agl_bench.errors import AglBenchError, BadSpec
 from agl_bench.interfaces.genes import GeneSplit
@@ -38,7 +37,7 @@ from agl_bench.testing.toy import (
     toy_step,
     toy_view,
 )
-from agl_bench.testing.verdicts import Contract, Skip, Verdict, listed, repeatable, rule
+from agl_bench.testing.verdicts import Contract, Skip, Unavailable, Verdict, listed, repeatable, rule
 from agl_bench.testing.watch import opened_in
 from agl_bench.testing.work import Work
 from agl_bench.training.records import EpochRecord
@@ -70,12 +69,12 @@ class SelectorContract(Contract):
         """Where the toy world is: the CPU, unless the selector needs a GPU.
 
         Raises:
-            Skip: if it needs one and there is none.
+            Unavailable: if it needs one and there is none.
         """
         if not self.selector.needs_gpu:
             return "cpu"
         if not torch.cuda.is_available():
-            raise Skip("it needs a GPU, and there is none here")
+            raise Unavailable("it needs a GPU, and there is none here")
         return "cuda"
 
     def view(self, genes: GeneSplit | None = None, seed: int = 0, expression: Tensor | None = None) -> TrainingView:
@@ -120,8 +119,8 @@ class SelectorContract(Contract):
     @rule(needs=["settings_are_tunable"])
     def test_builds(self) -> None:
         """The constructor takes a training view, calls `super().__init__(view)` and builds with the settings given."""
-        selector = self.make()
-        assert hasattr(selector, "genes"), "the constructor does not call super().__init__(view)"
+        selector = self.selector(self.view(), **self.settings)
+        assert "genes" in vars(selector), "the constructor does not call super().__init__(view)"
 
     @rule(needs=["builds"])
     def test_attributes_are_of_their_types(self) -> None:
@@ -286,7 +285,7 @@ class SelectorContract(Contract):
 
     # Randomness ------------------------------------------------------------------------------------------------------
 
-    @rule(needs=["builds"])
+    @rule(needs=["returns_a_finite_scalar_on_the_graph"])
     def test_randomness_is_not_global(self) -> None:
         """Random numbers come from `view.generator` alone: no global generator is drawn from or seeded."""
         for what in self._uses():
@@ -324,7 +323,7 @@ class SelectorContract(Contract):
         if own and selector.learns_from == "validation":
             yield learn
 
-    @rule(needs=["returns_a_finite_scalar_on_the_graph"])
+    @rule(needs=["unused_genes_have_no_weight", "learn_moves_its_own_parameters", "leaves_the_view_as_it_is"])
     def test_same_seed_same_result(self) -> None:
         """Built twice with equal seeds it is the same, and two trainings are equal bit for bit."""
         first, second = (self.make(self.view(seed=5)) for _ in range(2))
@@ -382,7 +381,7 @@ class SelectorContract(Contract):
                 assert bool(slope.isfinite().all()), f"a slope is not finite {told}"
                 assert bool((slope[selector.genes.primary] > 0).all()), f"a primary gene does not count {told}"
 
-    @rule(needs=["returns_a_finite_scalar_on_the_graph"])
+    @rule(needs=["gene_counts_at_their_ends"])
     def test_sampled_settings_build(self) -> None:
         """Both ends of every range, every choice, and random settings build and give finite slopes."""
         known = {n: t for n, t in tunables(self.selector).items() if n not in self.settings}
@@ -426,7 +425,7 @@ class SelectorContract(Contract):
 
     # State -----------------------------------------------------------------------------------------------------------
 
-    @rule(needs=["same_seed_same_result"])
+    @rule(needs=["same_seed_same_result", "observe_changes_buffers_only"])
     def test_state_round_trip(self) -> None:
         """`state_dict` holds everything: a fresh instance of another seed with the state loaded acts the same."""
         selector = self.make(self.view(seed=7))
@@ -469,7 +468,7 @@ class SelectorContract(Contract):
         if not self.selector.needs_gpu:
             assert torch.allclose(slope.cpu(), self.slope(self.make()), rtol=1e-3, atol=1e-5), "slopes differ on CUDA"
 
-    @rule(needs=["same_seed_same_result", "observe_changes_buffers_only"])
+    @rule(needs=["state_round_trip"])
     def test_goes_on_after_a_kill(self) -> None:
         """A training that is cut off and taken up by a fresh trainer ends as if nothing had been, bit for bit."""
         whole, parted = self.training(), self.training(killed_after=1)
@@ -537,13 +536,11 @@ class SelectorContract(Contract):
         if step.columns is not None:
             made = torch.zeros(len(genes.names), device=self.device).index_copy(0, step.columns, made)
         try:
-            torch.autograd.grad(self.call(selector, made, replace(step, prediction=prediction, features=once)), made)
-        except RuntimeError as error:
-            if "once_differentiable" not in str(error):
-                raise
+            self.call(selector, made, replace(step, prediction=prediction, features=once)).backward()  # type: ignore[no-untyped-call]
+        except _Twice:
             raise AssertionError(
-                "it differentiates twice, and needs_second_order is False; set needs_second_order = True"
-            ) from error
+                "it differentiates through a gradient, and needs_second_order is False; set needs_second_order = True"
+            ) from None
 
     # What it may see -------------------------------------------------------------------------------------------------
 
@@ -607,8 +604,8 @@ class SelectorContract(Contract):
                 except OSError as error:
                     assert folder not in str(error), f"it looks for data of its own: {said(error)}"
                     raise
-        named = sorted({path for _, path in opened})
-        assert not named, f"it opens {listed(named)} in the data folder; use view.expression"
+        named = sorted({f"{event} of {path.replace(str(root.resolve()), 'AGL_BENCH_DATA')}" for event, path in opened})
+        assert not named, f"it looks into the data folder ({listed(named)}); use view.expression"
 
     # What it may cost ------------------------------------------------------------------------------------------------
 
@@ -687,13 +684,12 @@ class SelectorContract(Contract):
         assert seconds < SECONDS, f"it takes {seconds:.0f} s of processor time to build and for one step"
 
 
-def check_selector(cls: type, settings: Mapping[str, Any], rules: Iterable[str] = ()) -> list[Verdict]:
-    """The verdicts of every rule of the selector door, or of some `rules`, on a class with these settings."""
-    return list(SelectorContract.of(cls, settings=dict(settings)).verdicts(rules))
+class _Twice(Exception):
+    """Somebody differentiates through a gradient."""
 
 
 class _Once(torch.autograd.Function):
-    """The identity, which can be differentiated once."""
+    """The identity, which says when it is differentiated twice."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -701,10 +697,28 @@ class _Once(torch.autograd.Function):
         return tensor.clone()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
         """The same."""
-        return cotangents[0].clone()
+        return _Marked.apply(cotangents[0])
+
+
+class _Marked(torch.autograd.Function):
+    """The identity, which must not be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """The same."""
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        """Nothing comes back."""
+        raise _Twice
+
+
+def check_selector(cls: type, settings: Mapping[str, Any], rules: Iterable[str] = ()) -> list[Verdict]:
+    """The verdicts of every rule of the selector door, or of some `rules`, on a class with these settings."""
+    return list(SelectorContract.of(cls, settings=dict(settings)).verdicts(rules))
 
 
 def _own(selector: Selector) -> dict[str, torch.nn.Parameter]:

@@ -35,12 +35,8 @@ class Skip(unittest.SkipTest):
     """A rule that says nothing of this plug-in, or nothing on this machine; pytest knows it too."""
 
 
-class NotLookedAt(Skip):
-    """A rule that another one, which is broken, has made pointless."""
-
-    def __init__(self, rule: str) -> None:
-        self.rule = rule
-        super().__init__(f"not looked at, since it breaks the rule {rule}")
+class Unavailable(Skip):
+    """What this rule and those that build upon it need is not here: a GPU, data, a rule that is kept."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ class Contract:
         Raises:
             BadPlugin: if there is no such rule, or no reason.
         """
-        declared = {**(getattr(cls.plugin(), "broken", None) or {}), **cls.broken}
+        declared = {**getattr(cls.plugin(), "broken", {}), **cls.broken}
         names = {PREFIX + name for name in cls.rules()}
         for name, reason in declared.items():
             if name not in names:
@@ -219,19 +215,19 @@ class Contract:
         """Look at rules that others build upon, once for each class of contract.
 
         Raises:
-            NotLookedAt: if one of them is broken.
+            Unavailable: if one of them is broken, or cannot be looked at.
         """
         for name in rules:
             if name not in self._met:
                 try:
-                    problem = _problem(functools.partial(self._method(PREFIX + name), self))
-                    self._met[name] = "" if problem is None else name
-                except NotLookedAt as skip:
-                    self._met[name] = skip.rule
+                    is_kept = _problem(functools.partial(self._method(PREFIX + name), self)) is None
+                    self._met[name] = "" if is_kept else f"not looked at, since it breaks the rule {name}"
+                except Unavailable as why:
+                    self._met[name] = str(why)
                 except Skip:
-                    self._met[name] = ""  # it says nothing, and nothing against the rules that come after it
+                    self._met[name] = ""  # it has nothing to say, and nothing against the rules that come after it
             if self._met[name]:
-                raise NotLookedAt(self._met[name])
+                raise Unavailable(self._met[name])
 
 
 def anchor(door: str, name: str) -> str:
