@@ -9,7 +9,7 @@ _HERE = "agl_bench_plugins"
 
 @hookimpl
 def register_selectors() -> dict[str, str]:
-    """Selectors of the paper, its comparators, and the bound for planted data."""
+    """Selectors of the paper, its comparators, others that learn, and the bounds for planted data."""
     return {
         "pgl": f"{_HERE}.selectors.pgl:Pgl",
         "agl": f"{_HERE}.selectors.agl:Agl",
@@ -17,7 +17,14 @@ def register_selectors() -> dict[str, str]:
         "hvg_k": f"{_HERE}.selectors.hvg_k:HvgK",
         "dkgsb": f"{_HERE}.selectors.dkgsb:Dkgsb",
         "amal": f"{_HERE}.selectors.amal:Amal",
+        "uncertainty": f"{_HERE}.selectors.uncertainty:Uncertainty",
+        "auxilearn": f"{_HERE}.selectors.auxilearn:AuxiLearn",
+        "amal_spot": f"{_HERE}.selectors.amal_spot:AmalSpot",
+        "maxl_weights": f"{_HERE}.selectors.maxl_weights:MaxlWeights",
+        "auto_lambda": f"{_HERE}.selectors.auto_lambda:AutoLambda",
+        "soft_topk": f"{_HERE}.selectors.soft_topk:SoftTopk",
         "oracle": f"{_HERE}.selectors.oracle:Oracle",
+        "anti_oracle": f"{_HERE}.selectors.anti_oracle:AntiOracle",
     }
 
 
