@@ -64,7 +64,7 @@ class AuxiLearn(Selector):
         first[:, by_name] = drawn[:, 1:]
         self.input = nn.Parameter(_before_softplus(first))
         self.bias = nn.Parameter(torch.zeros(hidden, dtype=dtype))
-        self.output = nn.Parameter(_before_softplus(drawn[:, 0]))
+        self.output = nn.Parameter(_before_softplus(drawn[:, 0].contiguous()))
 
     def forward(self, losses: Tensor, step: Step) -> Tensor:
         """The primary losses, and the network's one."""

@@ -51,8 +51,8 @@ class MaxlWeights(Selector):
 
     def forward(self, losses: Tensor, step: Step) -> Tensor:
         """Weighted mean."""
-        # At 0 the slope of clamp is 1, that of ReLU 0.
-        return self.weighted_mean(losses, self.weights.clamp(min=0) if self.revive else torch.relu(self.weights))
+        # Those that may revive are ≥ 0 as they are: a ReLU has the slope 0 at 0.
+        return self.weighted_mean(losses, self.weights if self.revive else torch.relu(self.weights))
 
     def learn(self, gradients: Mapping[str, Tensor], optimizer: Optimizer) -> None:
         """A step of Adam; weights that end below 0 stand at 0."""
