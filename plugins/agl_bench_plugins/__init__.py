@@ -9,7 +9,7 @@ _HERE = "agl_bench_plugins"
 
 @hookimpl
 def register_selectors() -> dict[str, str]:
-    """Selectors of the paper, its comparators, and the bound for planted data."""
+    """Selectors of the paper, its comparators, others that learn, and the bounds for planted data."""
     return {
         "pgl": f"{_HERE}.selectors.pgl:Pgl",
         "agl": f"{_HERE}.selectors.agl:Agl",
@@ -25,7 +25,14 @@ def register_selectors() -> dict[str, str]:
         "gradnorm": f"{_HERE}.selectors.gradnorm:GradNorm",
         "pcgrad": f"{_HERE}.selectors.pcgrad:PcGrad",
         "forkmerge": f"{_HERE}.selectors.forkmerge:ForkMerge",
+        "uncertainty": f"{_HERE}.selectors.uncertainty:Uncertainty",
+        "auxilearn": f"{_HERE}.selectors.auxilearn:AuxiLearn",
+        "amal_spot": f"{_HERE}.selectors.amal_spot:AmalSpot",
+        "maxl_weights": f"{_HERE}.selectors.maxl_weights:MaxlWeights",
+        "auto_lambda": f"{_HERE}.selectors.auto_lambda:AutoLambda",
+        "soft_topk": f"{_HERE}.selectors.soft_topk:SoftTopk",
         "oracle": f"{_HERE}.selectors.oracle:Oracle",
+        "anti_oracle": f"{_HERE}.selectors.anti_oracle:AntiOracle",
     }
 
 

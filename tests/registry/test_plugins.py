@@ -14,7 +14,22 @@ from agl_bench.registry.plugins import STRICT, Plugins
 
 EXAMPLE = Path(__file__).parents[2] / "plugins/agl-bench-example/src"
 FIRST_PARTY = {
-    "selector": ["pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal", "oracle"],
+    "selector": [
+        "pgl",
+        "agl",
+        "random_k",
+        "hvg_k",
+        "dkgsb",
+        "amal",
+        "uncertainty",
+        "auxilearn",
+        "amal_spot",
+        "maxl_weights",
+        "auto_lambda",
+        "soft_topk",
+        "oracle",
+        "anti_oracle",
+    ],
     "backbone": ["tiny", "resnet18", "timm", "embedding", "position"],
     "dataset": [
         "synthetic",
@@ -205,7 +220,7 @@ def test_unknown_name_suggests_lists_and_names_providers(install):
         plugins.entry("dkgbs", "selector")
     message = str(caught.value)
     assert "unknown selector 'dkgbs'. Did you mean 'dkgsb'?" in message
-    assert "Known: agl, amal, dkgsb, hvg_k, oracle, pgl, random_k." in message
+    assert f"Known: {', '.join(sorted(FIRST_PARTY['selector']))}." in message
     assert "Provided by agl-bench " in message
     assert "Disabled: bad 1.2" in message
     assert "tiny" not in message  # a backbone
