@@ -9,7 +9,8 @@ from agl_bench.registry.plugins import Plugins
 from agl_bench.testing import check_backbone, check_dataset, check_selector
 from agl_bench_plugins.backbones.embedding import Embedding
 from agl_bench_plugins.backbones.position import Position
-from agl_bench_plugins.backbones.timm import ResNet18, Timm
+from agl_bench_plugins.backbones.resnet import ResNet18
+from agl_bench_plugins.backbones.timm import Timm
 from agl_bench_plugins.backbones.tiny import Tiny
 from agl_bench_plugins.datasets.synthetic import Synthetic
 from agl_bench_plugins.selectors.pgl import Pgl

@@ -17,7 +17,8 @@ from agl_bench import Backbone, BadSpec, Spots
 from agl_bench.testing import toy_spots
 from agl_bench_plugins.backbones.embedding import Embedding
 from agl_bench_plugins.backbones.position import Position
-from agl_bench_plugins.backbones.timm import ResNet18, Timm
+from agl_bench_plugins.backbones.resnet import ResNet18
+from agl_bench_plugins.backbones.timm import Timm
 from agl_bench_plugins.backbones.tiny import Tiny
 
 SMALL = "test_resnet.r160_in1k"  # timm's own toy: half a million parameters
