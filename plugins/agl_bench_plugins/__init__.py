@@ -32,6 +32,7 @@ def register_backbones() -> dict[str, str]:
         "vit_small": f"{_HERE}.backbones.vit_small:VitSmall",
         "timm": f"{_HERE}.backbones.timm:Timm",
         "foundation": f"{_HERE}.backbones.foundation:Foundation",
+        "stain_statistics": f"{_HERE}.backbones.stain_statistics:StainStatistics",
         "embedding": f"{_HERE}.backbones.embedding:Embedding",
         "position": f"{_HERE}.backbones.position:Position",
     }
