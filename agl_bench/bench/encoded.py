@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +18,7 @@ from agl_bench.data.prepared import PatchSize, PreparedPatches
 from agl_bench.data.preprocess import tabulate
 from agl_bench.data.shuffled import ShuffledPatches
 from agl_bench.data.store import SpotStore
-from agl_bench.digests import file_digest, text_digest
+from agl_bench.digests import text_digest
 from agl_bench.errors import BadSpec
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.spots import Section
@@ -63,30 +59,16 @@ def encoder_digest(part: Part, backbone: Backbone, size: PatchSize, device: torc
         if not name.startswith(backbone.late_prefixes):
             state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    classes = type(backbone).__mro__[: type(backbone).__mro__.index(Backbone)]
     content = {
         "format": FORMAT,
-        "backbone": [part.name, part.provider, [c.__qualname__ for c in classes]],
+        "backbone": [part.name, part.provider, part.source],
         "settings": {k: v for k, v in part.settings.items() if k not in backbone.late_settings},
         "state": state.hexdigest(),
-        "code": [file_digest(path) for path in _sources(classes)],
         "libraries": [f"{name} {version(name)}" for name in ("torch", *backbone.made_with)],
         "patches": size.stem,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
     return text_digest(json.dumps(content, sort_keys=True, default=str))
-
-
-def _sources(classes: Sequence[type]) -> list[Path]:
-    """The files of some classes and of what these take from the same package."""
-    names = dict.fromkeys(c.__module__ for c in classes)
-    for name in list(names):
-        for taken in vars(sys.modules[name]).values() if name in sys.modules else ():
-            home = taken.__name__ if inspect.ismodule(taken) else getattr(taken, "__module__", None)
-            if isinstance(home, str) and home.partition(".")[0] == name.partition(".")[0]:
-                names[home] = None
-    files = (getattr(sys.modules.get(name), "__file__", None) for name in sorted(names))
-    return [Path(file) for file in files if file]
 
 
 def encode_section(
