@@ -15,7 +15,18 @@ from agl_bench.registry.plugins import STRICT, Plugins
 EXAMPLE = Path(__file__).parents[2] / "plugins/agl-bench-example/src"
 FIRST_PARTY = {
     "selector": ["pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal", "oracle"],
-    "backbone": ["tiny", "resnet18", "timm", "embedding", "position"],
+    "backbone": [
+        "tiny",
+        "resnet18",
+        "resnet50",
+        "densenet121",
+        "vit_small",
+        "timm",
+        "foundation",
+        "stain_statistics",
+        "embedding",
+        "position",
+    ],
     "dataset": [
         "synthetic",
         "folder",

@@ -90,7 +90,8 @@ def co_occurrence(grey: np.ndarray) -> np.ndarray:
 
 def patterns(grey: np.ndarray) -> np.ndarray:
     """Shares of the uniform local binary patterns, from (spots, px, px)."""
-    codes = _inner(skimage.feature.local_binary_pattern(_mosaic(grey), NEIGHBOURS, 1, method="uniform"), grey.shape)
+    levels = _mosaic(np.rint(255 * grey).astype(np.uint8))  # of floats, rounding would decide between equal pixels
+    codes = _inner(skimage.feature.local_binary_pattern(levels, NEIGHBOURS, 1, method="uniform"), grey.shape)
     return np.stack([(codes == code).mean((1, 2)) for code in range(NEIGHBOURS + 2)], axis=1)
 
 
