@@ -208,9 +208,7 @@ def _fit_size(trunk: Any, name: str, patch_px: int) -> None:
     side = trunk.patch_embed.patch_size[0]
     if patch_px % side:
         near = max(round(patch_px / side), 1) * side
-        raise BadSpec(
-            f"{name} takes patches of {side} px side by side: patch_px = {patch_px} is no multiple; use {near}"
-        )
+        raise BadSpec(f"{name} reads a patch in squares of {side} px: patch_px = {patch_px} is no multiple; use {near}")
     trunk.set_input_size(img_size=(patch_px, patch_px))
 
 
