@@ -7,10 +7,14 @@ from torch import nn
 from agl_bench import ArrayPatches, Backbone, Selector
 from agl_bench.registry.plugins import Plugins
 from agl_bench.testing import check_backbone, check_dataset, check_selector
+from agl_bench_plugins.backbones.densenet import DenseNet121
 from agl_bench_plugins.backbones.embedding import Embedding
 from agl_bench_plugins.backbones.position import Position
-from agl_bench_plugins.backbones.timm import ResNet18, Timm
+from agl_bench_plugins.backbones.resnet import ResNet18, ResNet50
+from agl_bench_plugins.backbones.stain_statistics import StainStatistics
+from agl_bench_plugins.backbones.timm import Timm
 from agl_bench_plugins.backbones.tiny import Tiny
+from agl_bench_plugins.backbones.vit_small import VitSmall
 from agl_bench_plugins.datasets.synthetic import Synthetic
 from agl_bench_plugins.selectors.pgl import Pgl
 
@@ -43,6 +47,11 @@ def test_nothing_global_changes(name):
         (Position, {}),
         (Timm, {"model": "resnet10t", "weights": "none", "patch_px": 64}),
         (ResNet18, {"weights": "none", "patch_px": 64}),
+        (ResNet50, {"weights": "none", "patch_px": 32}),
+        (DenseNet121, {"weights": "none", "patch_px": 32}),
+        (VitSmall, {"weights": "none", "patch_px": 32}),
+        (VitSmall, {"weights": "none", "patch_px": 32, "frozen": True}),
+        (StainStatistics, {}),
     ],
 )
 def test_backbones(cls, settings):

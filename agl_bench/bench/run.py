@@ -6,7 +6,6 @@ import contextlib
 import copy
 import errno
 import functools
-import hashlib
 import os
 import platform
 import resource
@@ -30,6 +29,7 @@ from torch import Tensor
 from agl_bench import __version__
 from agl_bench.bench.cells import CellStore, Status
 from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper
+from agl_bench.bench.encoded import Encoded, Symmetries, encode_section, encoder_digest
 from agl_bench.bench.fold_report import FoldReport
 from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
@@ -56,7 +56,7 @@ from agl_bench.interfaces.spots import Section, Spots
 from agl_bench.maths.seeds import generator_for
 from agl_bench.registry.plugins import Plugins
 from agl_bench.training.evaluate import Scores, evaluate
-from agl_bench.training.model import Model, build_model
+from agl_bench.training.model import Model, build_model, on_device
 from agl_bench.training.records import EpochRecord
 from agl_bench.training.trainer import DevelopmentRows, Trainer
 
@@ -176,6 +176,8 @@ class Bench:
         self._table: tuple[object, SpotTable] | None = None
         self._setting: tuple[object, Setting] | None = None
         self._features: tuple[object, Tensor] | None = None
+        self._encoders: weakref.WeakKeyDictionary[Backbone, str] = weakref.WeakKeyDictionary()
+        self.said = ""  # of features that were encoded or found, until somebody has been told
         self.split: tuple[GeneSplit, np.ndarray] | None = None  # in place of what a fold's spots decide (leak audit)
 
     def sections(self, part: Part, size: PatchSize | None = None) -> list[Section]:
@@ -210,9 +212,7 @@ class Bench:
             spec.seed,
             f"{spec.backbone.name}/{spec.fold}",
         )
-        # Convolutions of a GPU are fastest with the channels innermost.
-        layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
-        model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        model = on_device(model, self.device)
         make_selector = self.plugins.entry(spec.selector.name, "selector").load()
         is_control = getattr(make_selector, "is_control", Selector.is_control)
         view = TrainingView(
@@ -259,6 +259,9 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         trainer = self.trainer(spec, plan, setting)
+        if self.said:
+            yield self.said
+            self.said = ""
         records = keeper.resume(trainer) if keeper else []
         yield from records
         rooms = trainer.rooms
@@ -359,22 +362,19 @@ class Bench:
         The encoder sees each spot of the sections once, for all folds: it learns nothing, so that nothing leaks.
         """
         table = self._tabulate(self.sections(spec.dataset), plan, spec)
-        state = hashlib.blake2b(digest_size=16)
-        for name, tensor in backbone.state_dict().items():
-            if not name.startswith(backbone.late_prefixes):
-                state.update(tensor.cpu().contiguous().numpy().tobytes())
-        symmetries: Literal[1, 8] = 8 if spec.protocol.augment or spec.protocol.outer_augment else 1
-        key = (self._table_key(plan, spec), table.genes, spec.backbone, symmetries, state.digest())
+        size = PatchSize(backbone.patch_px, spec.protocol.patch_um)
+        if backbone not in self._encoders:
+            self._encoders[backbone] = encoder_digest(spec.backbone, backbone, size, self.device)
+        encoder = self._encoders[backbone]
+        symmetries: Symmetries = 8 if spec.protocol.augment or spec.protocol.outer_augment else 1
+        key = (self._table_key(plan, spec), table.genes, encoder, symmetries)
         if self._features is None or self._features[0] != key:
             self._features = None
-            every, no_genes = np.arange(len(table)), np.empty(0, dtype=np.int64)
-            store = SpotStore(
-                table, every, no_genes, sees="patches", patch_px=backbone.patch_px, patch_um=spec.protocol.patch_um,
-                device=self.device, patches_on="mapped",
-            )  # fmt: skip
-            store.encode(backbone, symmetries)
-            assert store.embedding is not None
-            self._features = (key, store.embedding)
+            parts = [encode_section(s, backbone, encoder, size, symmetries, self.device) for s in table.sections]
+            here = [table.source_row[table.section == index] for index in range(len(parts))]
+            features = np.concatenate([p.features[:, rows] for p, rows in zip(parts, here, strict=True)], axis=1)
+            self._features = (key, torch.from_numpy(features).to(self.device))
+            self.said = _of_features(parts)
         fold = setting.fold
         if spots == "development":
             encoded, rows = copy.copy(setting.development), np.concatenate([fold.train, fold.held_out, fold.validation])
@@ -621,6 +621,19 @@ def _of_rooms(before: Mapping[str, int], now: Mapping[str, int]) -> str:
     }
     changes = [text.format(now[name]) for name, text in said.items() if now.get(name) != before.get(name)]
     return f"out of device memory: {'; '.join(changes)}"
+
+
+def _of_features(parts: Sequence[Encoded]) -> str:
+    """What a person is told of the features of a frozen encoder."""
+    made, spots = [p for p in parts if not p.was_there], sum(p.features.shape[1] for p in parts)
+    size = sum(p.features.nbytes for p in parts) / 1e6
+    if not made:
+        return f"features of {spots:,} spots found beside the prepared sections ({size:,.1f} MB)"
+    new, seconds = sum(p.features.shape[1] for p in made), sum(p.seconds for p in made)
+    return (
+        f"features of {new:,} of {spots:,} spots encoded in {seconds:.1f} s; "
+        f"{size:,.1f} MB are kept beside the prepared sections"
+    )
 
 
 def _failure(spec: RunSpec, error: BaseException, store: CellStore, keeper: Keeper) -> Failed:

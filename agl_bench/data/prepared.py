@@ -7,7 +7,9 @@
 <cache>/<key>/embedding.npy            (spots, width) float32, where there is one
 <cache>/<key>/patches-<px>px-<µm>um.npy           uint8 (spots, 3, px, px); beside it .json once it is complete,
                                        .done (a byte for each spot) until then
-<cache>/<key>.lock                     held by the process that writes
+<cache>/<key>/features-<encoder>-<n>.npy          float32 (n symmetries, spots, width), what a frozen encoder makes of
+                                       the patches; beside it .json. Delete it at any time: it is made again
+<cache>/<key>.lock                     held by the process that writes; <key>.features-….lock likewise
 
 A section appears under its key when it is complete. Patches are cut in blocks, and a block is marked only when it is
 on the disk, so that a preparation killed at any point goes on where it stood and ends with the same bytes. Only names,
@@ -99,6 +101,66 @@ class SectionCache:
                         assert isinstance(found.patches, PreparedPatches)
                         found.patches.prepare(size, raw.patches)
         return found
+
+    def array(self, key: str, stem: str, make: Callable[[], np.ndarray] | None = None) -> np.ndarray | None:
+        """An array beside the section of this key, memory-mapped; where it is not there, what `make` gives is written.
+
+        Several processes may ask at once: one makes it, the others wait for it.
+
+        Args:
+            key: of a section that is prepared.
+            stem: of the name of its file.
+            make: called when it has to be made; None = only look.
+
+        Raises:
+            BadWorkFolder: if it cannot be written, e.g. because the disk is full.
+        """
+        path = self.folder / key / f"{stem}.npy"
+        again = f"{path} is damaged ({{}}); it is set aside and made again"
+        found = self.opened(key, path, path.with_suffix(".json"), again)
+        if found is None and make is not None:
+            with self.writing(f"{key}.{stem}"):
+                found = self.opened(key, path, path.with_suffix(".json"), again)  # made by another process meanwhile
+                if found is None:
+                    partial = path.with_suffix(".partial")
+                    with partial.open("wb") as file:
+                        np.save(file, make())
+                        _sync(file)
+                    partial.replace(path)
+                    self.sign(path, path.with_suffix(".json"))
+                    found = self.opened(key, path, path.with_suffix(".json"), again)
+        return found
+
+    def opened(self, key: str, path: Path, sign: Path, again: str) -> np.ndarray | None:
+        """A complete array of a section, memory-mapped; None where `sign` does not say that it is complete.
+
+        One that is damaged is set aside, and `again` says so, with the damage in its braces.
+        """
+        if not sign.is_file():
+            return None
+        try:
+            return self._whole(path, sign)
+        except _Damaged:
+            with self.writing(key):
+                try:
+                    return self._whole(path, sign)  # another process may have mended it
+                except _Damaged as damage:
+                    if path.is_file():
+                        path.replace(path.with_suffix(".damaged"))
+                    sign.unlink(missing_ok=True)
+                    self.say(again.format(damage))
+            return None
+
+    def _whole(self, path: Path, sign: Path) -> np.ndarray:
+        self.verify(path, *_manifest(sign)["files"][path.name])
+        return _mapped(path)
+
+    def sign(self, path: Path, sign: Path) -> None:
+        """Say that a file is complete."""
+        content = {"files": {path.name: [path.stat().st_size, self.digests.of(path)]}}
+        partial = sign.with_suffix(".json.partial")
+        partial.write_text(_signed(content), encoding="utf-8")
+        partial.replace(sign)
 
     def bytes(self, key: str) -> int:
         """What a prepared section takes on the disk."""
@@ -252,30 +314,30 @@ class PreparedPatches:
                 self._open[size] = found
             return self._open[size]
 
+    def features(self, encoder: str, symmetries: int, make: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
+        """What a frozen encoder makes of all patches, (symmetries, spots, n) float32, and whether it was there.
+
+        Args:
+            encoder: digest of all that decides the features, but the section.
+            symmetries: 8 where patches are augmented, else 1, which the first of 8 will do for.
+            make: called where it is not there.
+        """
+        for there in range(symmetries, 9, 7):
+            found = self._cache.array(self._key, f"features-{encoder}-{there}")
+            if found is not None:
+                return found[:symmetries], True
+        made = self._cache.array(self._key, f"features-{encoder}-{symmetries}", make)
+        assert made is not None
+        return made, False
+
     def _files(self, size: PatchSize) -> tuple[Path, Path, Path]:
         """The patches, which are done, and the sign that all are."""
         return tuple(self._folder / f"{size.stem}.{ending}" for ending in ("npy", "done", "json"))  # type: ignore[return-value]
 
     def _opened(self, size: PatchSize) -> np.ndarray | None:
         path, _, sign = self._files(size)
-        if not sign.is_file():
-            return None
-        try:
-            return self._verified(path, sign)
-        except _Damaged:
-            with self._cache.writing(self._key):
-                try:
-                    return self._verified(path, sign)  # another process may have mended it
-                except _Damaged as damage:
-                    if path.is_file():
-                        path.replace(path.with_suffix(".damaged"))
-                    sign.unlink(missing_ok=True)
-                    self._cache.say(f"{path} is damaged ({damage}); it is set aside and the patches are cut again")
-            return None
-
-    def _verified(self, path: Path, sign: Path) -> np.ndarray:
-        self._cache.verify(path, *_manifest(sign)["files"][path.name])
-        return _mapped(path)
+        again = f"{path} is damaged ({{}}); it is set aside and the patches are cut again"
+        return self._cache.opened(self._key, path, sign, again)
 
     def _cut(self, size: PatchSize, source: PatchSource) -> None:
         path, progress, sign = self._files(size)
@@ -298,10 +360,7 @@ class PreparedPatches:
                     done.seek(int(row))
                     done.write(b"\1")
                 done.flush()
-        content = {"files": {path.name: [path.stat().st_size, self._cache.digests.of(path)]}}
-        partial = sign.with_suffix(".json.partial")
-        partial.write_text(_signed(content), encoding="utf-8")
-        partial.replace(sign)
+        self._cache.sign(path, sign)
         progress.unlink()
 
     def _blocks(self, source: PatchSource, rows: np.ndarray, size: PatchSize) -> Iterator[Block]:

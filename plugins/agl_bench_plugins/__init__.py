@@ -41,8 +41,13 @@ def register_backbones() -> dict[str, str]:
     """Image encoders, trained or frozen, and the control that sees no image."""
     return {
         "tiny": f"{_HERE}.backbones.tiny:Tiny",
-        "resnet18": f"{_HERE}.backbones.timm:ResNet18",
+        "resnet18": f"{_HERE}.backbones.resnet:ResNet18",
+        "resnet50": f"{_HERE}.backbones.resnet:ResNet50",
+        "densenet121": f"{_HERE}.backbones.densenet:DenseNet121",
+        "vit_small": f"{_HERE}.backbones.vit_small:VitSmall",
         "timm": f"{_HERE}.backbones.timm:Timm",
+        "foundation": f"{_HERE}.backbones.foundation:Foundation",
+        "stain_statistics": f"{_HERE}.backbones.stain_statistics:StainStatistics",
         "embedding": f"{_HERE}.backbones.embedding:Embedding",
         "position": f"{_HERE}.backbones.position:Position",
     }
