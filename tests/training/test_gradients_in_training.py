@@ -243,3 +243,13 @@ def test_trains_on_either_loss_and_without_auxiliary_genes(
     toy = make_toy(epochs=2, loss="squared_error", only_primary=auxiliary == "none")
     records = list(toy.trainer(cls, Split, **settings))
     assert len(records) == 2 and all(torch.tensor(r.training_loss).isfinite() for r in records)
+
+
+def test_what_is_differentiated_twice_is_not_compiled(
+    make_toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model: ("compiled", model))
+    toy = make_toy(compile=True)
+    assert toy.trainer(GradientCosine, Split).trained[0] == "compiled"
+    twice = toy.trainer(GradientCosine, Split, weight="sign_all")
+    assert twice.trained is twice.model
