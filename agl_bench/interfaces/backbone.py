@@ -32,6 +32,9 @@ class Backbone(nn.Module):
             where the constructor would download what the state holds anyway.
         is_control: whether it is no image model but a bound for image models; `run --controls` adds it, tables show it
             below them.
+        needs_gpu: whether it runs on a CUDA device only; cells elsewhere are skipped, and tables say so.
+        second_order: whether what training moves can be differentiated twice. Cells of selectors that need it are
+            skipped where it cannot.
     """
 
     width: int
@@ -44,6 +47,8 @@ class Backbone(nn.Module):
     late_prefixes: tuple[str, ...] = ()
     rebuilt_with: ClassVar[dict[str, object]] = {}
     is_control: bool = False
+    needs_gpu: bool = False
+    second_order: bool = True
 
     def __init__(self, example: Spots) -> None:
         super().__init__()

@@ -89,6 +89,14 @@ class Selector(nn.Module):
         generator: `view.generator`; its state is part of a checkpoint.
         is_control: whether it is no method but a bound for methods, and may know the truth of planted data. Tables
             mark it.
+        needs_gpu: whether it is of use on a CUDA device only.
+        needs_second_order: whether `forward` or `observe` differentiates twice. A selector that learns from validation
+            needs second derivatives anyway, unless its hypergradient is `FiniteDifference`.
+        needs_counts: whether it reads raw counts.
+        max_genes: the most genes, primary ones included, that it can do with; None = any number.
+
+    Cells that cannot run for the sake of these four are skipped, and every table says why. They are read from the
+    class, literals in its body, since `agl-bench list` imports nothing.
     """
 
     learns_from: Literal["training", "validation"] = "validation"
@@ -96,6 +104,10 @@ class Selector(nn.Module):
     hypergradient: Hypergradient = Unrolled(1)
     reference: str = ""
     is_control: bool = False
+    needs_gpu: bool = False
+    needs_second_order: bool = False
+    needs_counts: bool = False
+    max_genes: int | None = None
     used: Tensor | None = None
 
     is_primary: Tensor
