@@ -185,6 +185,38 @@ def _outcome(result: Result) -> str:
     )
 
 
+def show_plugins(plugins: Plugins, kinds: Sequence[str], console: Console) -> None:
+    """What is installed, one table for each kind, and what is wrong with plug-ins."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from agl_bench.registry import stated
+
+    for kind in kinds:
+        entries = [plugins.entry(name) for name in plugins.names(kind)]
+        flags = [", ".join(stated.words(kind, entry.stated)) for entry in entries]
+        table = Table(title=f"{kind}s", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.add_column("name", no_wrap=True)
+        table.add_column("what it is, and where it is from", overflow="fold", ratio=1)
+        if any(flags):
+            table.add_column("flags", max_width=18)
+        table.add_column("provided by", overflow="fold", max_width=24)
+        for entry, said in zip(entries, flags, strict=True):
+            what = Text(entry.summary)
+            if origin := entry.stated.get(stated.SAYS[kind]):
+                what.append(f"\n{origin}", style="dim")
+            table.add_row(entry.name, what, *([said or "–"] if any(flags) else []), entry.provider)
+        console.print(table, "")
+    if plugins.broken:
+        console.print("[bold red]disabled[/]")
+    for broken in plugins.broken:
+        console.print(f"{broken.provider}: {broken.reason}", markup=False, highlight=False)
+    if plugins.remarks:
+        console.print("[bold yellow]works, but[/]")
+    for remark in plugins.remarks:
+        console.print(f"{remark.provider} {remark.sentence}", markup=False, highlight=False)
+
+
 def show_card(card: dict[str, Any], sections: list[dict[str, Any]]) -> None:
     """A dataset and its sections."""
     from rich.table import Table
