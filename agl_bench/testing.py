@@ -378,7 +378,7 @@ class DatasetContract:
         """Counts, names, coordinates, patches and embeddings pass the checks of every run."""
         sections = self.dataset.load(self.root)
         for section in sections:
-            sections_check.check_section(section)
+            sections_check.check_section(section, has_counts=self.dataset.has_counts)
         sections_check.check_dataset(type(self.dataset).__name__.lower(), sections)
 
     def test_loads_the_same_twice(self) -> None:

@@ -30,12 +30,13 @@ from agl_bench import __version__
 from agl_bench.bench.cells import CellStore, Status
 from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper
 from agl_bench.bench.encoded import Encoded, Symmetries, encode_section, encoder_digest
+from agl_bench.bench.fitness import Skipped, check_built, check_genes, forget, note, unfit
 from agl_bench.bench.fold_report import FoldReport
 from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
 from agl_bench.bench.planted import selection_scores, utilities
 from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
-from agl_bench.bench.recorder import CellLog, Recorder
+from agl_bench.bench.recorder import CellLog, NoRecorder, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table, prediction_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset
@@ -48,7 +49,7 @@ from agl_bench.data.shuffled import shuffle_patches
 from agl_bench.data.store import MEMORY, SpotStore, budget, fit
 from agl_bench.data.targets import fit_targets
 from agl_bench.digests import FileDigests
-from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, Diverged, UnknownName
+from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, CannotRun, Diverged, UnknownName
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, TrainingView
@@ -124,7 +125,7 @@ class Waiting:
     holders: tuple[Owner, ...]
 
 
-Event = Started | EpochDone | Finished | Failed | Noted | Stopped | Waiting
+Event = Started | EpochDone | Finished | Failed | Skipped | Noted | Stopped | Waiting
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Setting:
         report: of the fold.
         make_test: see `test`.
         score: a named score of each gene over the training spots, (genes,) float64.
-        counts_of_training: raw counts of the training spots, (spots, genes), made when asked.
+        counts_of_training: raw counts of the training spots, (spots, genes), made when asked; None = there are none.
     """
 
     fold: Fold
@@ -154,7 +155,7 @@ class Setting:
     report: FoldReport = field(repr=False)
     make_test: Callable[[], SpotStore] = field(repr=False)
     score: Callable[[str], Tensor] = field(repr=False)
-    counts_of_training: Callable[[], Tensor] = field(repr=False)
+    counts_of_training: Callable[[], Tensor] | None = field(repr=False)
 
     @functools.cached_property
     def test(self) -> SpotStore:
@@ -204,7 +205,12 @@ class Bench:
         return self._setting[1]
 
     def build(self, spec: RunSpec, setting: Setting) -> tuple[Model, Selector]:
-        """Model and selector of a cell, before training."""
+        """Model and selector of a cell, before training.
+
+        Raises:
+            CannotRun: if they do not go together.
+        """
+        check_genes(spec, len(setting.genes.names), self.plugins)
         make = self.plugins.entry(spec.backbone.name, "backbone").load()
         model = build_model(
             functools.partial(make, _example(setting), **spec.backbone.settings),
@@ -232,6 +238,7 @@ class Bench:
             torch.manual_seed(0)
             selector: Selector = make_selector(view, **spec.selector.settings)
         self._check_untouched(setting, spec)
+        check_built(spec, selector, model.backbone)
         return model, selector.to(self.device)
 
     def truth(self, part: Part, genes: GeneSplit) -> Tensor | None:
@@ -469,7 +476,7 @@ def _setting(
         report=report,
         make_test=functools.partial(store_of, fold.test),
         score=score,
-        counts_of_training=counts_of_training,
+        counts_of_training=counts_of_training if table.has_counts else None,
     )
 
 
@@ -488,9 +495,9 @@ def run_cells(
 ) -> Generator[Event, None, None]:
     """Run what is not finished, one cell after the other.
 
-    A finished or failed cell is kept, an interrupted one is continued, and a failure of one cell is recorded and costs
-    no other. Cells that another process works on come last: when they are done they count as kept, and what a process
-    leaves unfinished is taken over.
+    A finished or failed cell is kept, an interrupted one is continued, one that cannot run here is skipped, and a
+    failure of one cell is recorded and costs no other. Cells that another process works on come last: when they are
+    done they count as kept, and what a process leaves unfinished is taken over.
 
     Args:
         cells: from `Campaign.cells`.
@@ -508,12 +515,16 @@ def run_cells(
     with contextlib.ExitStack() as end:
         end.callback(recorder.finish)
         end.enter_context(store.announced(spec for spec, _ in cells))
+        forget(store.work, (spec for spec, _ in cells))
         while left:
             held = []
             for spec, plan in left:
                 if stop():
                     return
                 known = outcome_before(spec, store, again=again, retry_failed=retry_failed)
+                if known is None and (reason := unfit(spec, bench.plugins)):
+                    yield _skip(Skipped(spec, reason), store)
+                    continue
                 if known is not None and store.leases.holder(spec.key) is not None:
                     held.append((spec, plan))  # its process is still busy with showing it
                     continue
@@ -529,8 +540,7 @@ def run_cells(
                             )
                             if again:
                                 keeper.partial.discard()
-                            log = recorder.open(spec)
-                            if not (yield from _run_cell(spec, plan, bench, store, log, keeper, keep)):
+                            if not (yield from _run_cell(spec, plan, bench, store, recorder, keeper, keep)):
                                 held.append((spec, plan))
                 elif known is None:
                     held.append((spec, plan))
@@ -568,13 +578,18 @@ def _sleep(seconds: float, stop: Callable[[], str]) -> None:
 
 
 def _run_cell(
-    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog, keeper: Keeper, keep: Keep
+    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, recorder: Recorder, keeper: Keeper, keep: Keep
 ) -> Generator[Event, None, bool]:
     """Run one cell under its lease; False if another process has taken it over."""
-    outcome: Finished | Failed | Stopped
+    outcome: Finished | Failed | Skipped | Stopped
+    log: CellLog = NoRecorder()  # until it is known that the cell can run
     is_new = True
     try:
-        store.keep_fold(bench.setting(spec, plan).report.csv)
+        setting = bench.setting(spec, plan)
+        check_genes(spec, len(setting.genes.names), bench.plugins)
+        log = recorder.open(spec)
+        store.keep_fold(setting.report.csv)
+        del setting  # the bench lets go of it when it reads other data
         if why := keeper.stop():  # reading the data may take as long as an epoch
             raise Interrupted(why)
         keeper.partial.begin(spec)
@@ -596,6 +611,10 @@ def _run_cell(
             else:
                 log.epoch(item)
                 yield EpochDone(spec, item)
+    except CannotRun as why:
+        log.fail(f"skipped: {why}")
+        keeper.partial.discard()
+        outcome = _skip(Skipped(spec, str(why)), store)
     except Interrupted as why:
         log.fail("interrupted")
         outcome = Stopped(spec, str(why))
@@ -605,12 +624,19 @@ def _run_cell(
         return False
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a plug-in may raise anything, at its own cost only)
         outcome = _failure(spec, error, store, keeper)
+        if isinstance(log, NoRecorder):
+            log = recorder.open(spec)
         log.fail(outcome.sentence)
     except (KeyboardInterrupt, GeneratorExit):
         log.fail("interrupted")
         raise
     yield outcome
     return True
+
+
+def _skip(skipped: Skipped, store: CellStore) -> Skipped:
+    note(store.work, skipped)
+    return skipped
 
 
 def _of_rooms(before: Mapping[str, int], now: Mapping[str, int]) -> str:
@@ -682,6 +708,8 @@ def preflight(
     for spec, plan in cells:
         if outcome_before(spec, store, again=again, retry_failed=retry_failed) is not None:
             continue
+        if unfit(spec, bench.plugins):
+            continue
         setting = bench.setting(spec, plan)
         combination = (spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name)
         if combination in built:
@@ -690,7 +718,7 @@ def preflight(
         try:
             bench.build(spec, setting)
         except (Exception, SystemExit) as error:
-            if isinstance(error, AglBenchError) and not isinstance(error, BadPlugin):
+            if isinstance(error, AglBenchError) and not isinstance(error, BadPlugin | CannotRun):
                 raise
 
 

@@ -66,7 +66,7 @@ def folds(
     root: Path,
 ) -> None:
     """Make the folds of a dataset without training: sizes, distances between train and test, digests."""
-    from agl_bench.bench.spec import evaluations_of, one_dataset, seeds_of
+    from agl_bench.bench.spec import check_normalisation, evaluations_of, make_dataset, one_dataset, seeds_of
 
     plugins = discover(files)
     roots = seeds_of(seeds or ("0",))
@@ -76,6 +76,7 @@ def folds(
     check_writable("--out", out)
     part, protocol = one_dataset(plugins, dataset, preset, assignments)
     protocol.files()  # one that is not there ends here
+    check_normalisation(dataset, make_dataset(plugins, part), protocol)
 
     import torch
     from rich.table import Table
@@ -226,7 +227,7 @@ def describe(
     for section_name in names:  # one at a time: they may be large
         with naming_the_dataset(part):
             section = dataset.read(root, section_name)
-        check_section(section)
+        check_section(section, has_counts=dataset.has_counts)
         cards.append(vars(section_card(section)))
         if out is not None:
             from agl_bench.bench.overlay import draw_overlay

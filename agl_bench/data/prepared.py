@@ -74,7 +74,9 @@ class SectionCache:
     def __init__(self, folder: Path, digests: FileDigests, say: Callable[[str], None]) -> None:
         self.folder, self.digests, self.say = folder, digests, say
 
-    def section(self, key: str, read: Callable[[], Section], size: PatchSize | None = None) -> Section:
+    def section(
+        self, key: str, read: Callable[[], Section], size: PatchSize | None = None, *, has_counts: bool = True
+    ) -> Section:
         """The section of this key, memory-mapped; prepared first where it is not there.
 
         Args:
@@ -82,6 +84,7 @@ class SectionCache:
             read: gives the section as measured; called when it has to be prepared, and again for sizes of patches
                 that are asked for later.
             size: patches to cut while the section is in memory.
+            has_counts: as its dataset says.
 
         Raises:
             BadSection: if it fails a check.
@@ -93,7 +96,7 @@ class SectionCache:
                 found = self._opened(key, read)  # another process may have prepared it meanwhile
                 if found is None:
                     raw = read()
-                    check_section(raw)
+                    check_section(raw, has_counts=has_counts)
                     self._write(key, raw)
                     found = self._opened(key, read)
                     assert found is not None
@@ -430,10 +433,11 @@ def _without_zeros(X: Any) -> sparse.csr_matrix:
 
 
 def _narrowed(values: np.ndarray) -> np.ndarray:
-    """Counts in the smallest of uint16, int32, float32 and float64 that holds them exactly."""
+    """Values ≥ 0 in the smallest of uint16, int32, float32 and float64 that holds them exactly."""
     most = values.max(initial=0)
+    is_whole = values.dtype.kind in "uib" or bool((values == np.rint(values)).all())
     for kind in (np.uint16, np.int32):
-        if most <= np.iinfo(kind).max:
+        if is_whole and most <= np.iinfo(kind).max:
             return values.astype(kind, copy=False)
     single = values.astype(np.float32)
     return single if np.array_equal(single, values) else values.astype(np.float64)

@@ -34,8 +34,9 @@ class Backbone(nn.Module):
             where the constructor would download what the state holds anyway.
         is_control: whether it is no image model but a bound for image models; `run --controls` adds it, tables show it
             below them.
-        needs_gpu: whether it cannot run without one.
-        second_order: whether its features can be differentiated twice.
+        needs_gpu: whether it runs on a CUDA device only; cells elsewhere are skipped, and tables say so.
+        second_order: whether what training moves can be differentiated twice. Cells of selectors that need it are
+            skipped where it cannot.
     """
 
     width: int
