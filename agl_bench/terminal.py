@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.tune import StudyDone
     from agl_bench.comparison.reproduce import Grid
     from agl_bench.registry.plugins import Plugins
+    from agl_bench.testing import Verdict
 
 
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -487,6 +488,30 @@ def show_findings(findings: Sequence[Finding], preset: str, console: Console) ->
         console.print(f"{where}: {finding.selector or 'all selectors'}: {finding.stage} ({spots})", highlight=False)
     end = f"{len(bad)} stages leak or could not be audited." if bad else ""
     console.print(end or "Nothing leaks that the protocol does not declare.", highlight=False)
+
+
+def show_verdict(verdict: Verdict, console: Console, before: Verdict | None = None) -> None:
+    """A rule, green, red or yellow; if it is not kept, why, unless that was just said, and where it is explained."""
+    marks = {"kept": "[green]ok[/]   ", "broken": "[bold red]FAIL[/] ", "known": "[yellow]known[/]"}
+    console.print(f"  {marks.get(verdict.outcome, '[yellow]skip[/] ')} ", end="")
+
+    def say(line: str, style: str = "") -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True, style=style)
+
+    say(verdict.rule)
+    if verdict.reason:
+        say("        likewise" if before and before.reason == verdict.reason else f"        {verdict.reason}")
+    if verdict.outcome == "broken":
+        say(f"        {verdict.docs}, once more with --rule {verdict.name}", style="dim")
+
+
+def show_verdict_counts(verdicts: Sequence[Verdict], console: Console) -> None:
+    """How many rules are kept, and how many are not."""
+    words = {"kept": "kept", "broken": "broken", "known": "known to be broken", "skipped": "skipped"}
+    counts = {word: sum(v.outcome == outcome for v in verdicts) for outcome, word in words.items()}
+    told = ", ".join(f"{n} {word}" for word, n in counts.items() if n or word in ("kept", "broken"))
+    style = "bold red" if counts["broken"] else "bold green"
+    console.print(f"{len(verdicts)} rule{'s' * (len(verdicts) != 1)}: {told}", style=style, highlight=False)
 
 
 def show_target(grid: Grid, plugins: Plugins, console: Console) -> None:

@@ -747,13 +747,55 @@ def test_check(agl, tmp_path, mine):
     agl("check", "nothing").is_refused("unknown plug-in 'nothing'")
     agl("check", "nothing.py").is_refused("plug-in nothing.py: no such file")
     said = agl("check", "folder")
-    assert said.status == 1
-    assert "folder.path=/your/folder" in said.out
+    assert said.status == 2, "half a check is no check"
+    assert "rules could not be looked at: its data are not here" in said.err
+    assert "folder.path=/your/folder" in said.err
     mine.write_text(textwrap.dedent(MINE.format(-1)))
     said = agl("check", "mine.py")
     assert said.status == 1
-    assert "FAIL The slope of the result is positive on every primary gene" in said.out
-    assert "1 rule broken" in said.out
+    assert "FAIL  The slope of the result is positive on every primary gene" in said.out
+    assert "1 broken" in said.out
+
+
+def test_check_some_rules(agl, tmp_path):
+    said = agl("check", "pgl", "--rule", "test_forward_is_pure,builds", "--json", "verdicts.json")
+    assert (said.status, said.err) == (0, "")
+    assert "2 rules: 2 kept, 0 broken" in said.out
+    (builds, pure) = json.loads((tmp_path / "verdicts.json").read_text())["plugins"]["pgl"]
+    assert (builds["name"], builds["outcome"], pure["name"]) == ("builds", "kept", "forward_is_pure")
+    assert pure["docs"] == "docs/rules.md#selector-forward-is-pure"
+    agl("check", "pgl", "--rule", "forward_pure").is_refused("unknown rule 'forward_pure'", "'forward_is_pure'")
+    agl("check", "pgl", "--rule", "width_is_true").is_refused("unknown rule 'width_is_true'")
+    agl("check", "pgl", "--json", "nowhere/verdicts.json").is_refused("--json nowhere/verdicts.json")
+    assert agl("check", "pgl", "--set", "pgl.k=3").status == 2
+
+
+def test_check_says_why_and_where_it_is_explained(agl, mine):
+    mine.write_text(textwrap.dedent(MINE.format(-1)))
+    said = agl("check", "mine.py", "--rule", "every_primary_gene_counts", "--json", "verdicts.json")
+    assert said.status == 1
+    assert "the slope of primary gene GENE" in said.out
+    assert "docs/rules.md#selector-every-primary-gene-counts, once more with --rule every_primary" in said.out
+    assert "1 rule: 0 kept, 1 broken" in said.out
+
+
+def test_check_a_distribution_that_is_not_installed(agl, tmp_path, mine):
+    package = tmp_path / "there/src/agl_bench_there"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(mine.read_text().replace('"mine"', '"there"'))
+    project = tmp_path / "there/pyproject.toml"
+    agl("check", "./there").is_refused("plug-in there: it has no pyproject.toml")
+    project.write_text('[project]\nname = "there"\nversion = "0.3"\n')
+    agl("check", "there").is_refused(
+        "plug-in there: pyproject.toml registers nothing", "[project.entry-points.agl_bench]"
+    )
+    project.write_text(project.read_text() + '[project.entry-points.agl_bench]\nthere = "agl_bench_elsewhere"\n')
+    agl("check", "there").is_refused("neither src/agl_bench_elsewhere nor agl_bench_elsewhere is there")
+    project.write_text(project.read_text().replace("elsewhere", "there"))
+    for name in ("there", "./there", str(tmp_path / "there")):
+        said = agl("check", name, "--rule", "builds")
+        assert (said.status, said.err) == (0, "")
+        assert "there  selector of there 0.3" in said.out
 
 
 def test_check_takes_a_path_as_it_is_written(agl, tmp_path, mine):

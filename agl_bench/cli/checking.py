@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +12,18 @@ import click
 
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import check_writable, discover, say_left_out
-from agl_bench.cli.options import DATA, PLUGIN, SET, WORK
-from agl_bench.errors import BadPlugin
+from agl_bench.cli.options import DATA, PLUGIN, SET, WORK, words
+from agl_bench.errors import BadPlugin, MissingData, UnknownName
 from agl_bench.terminal import (
     make_console,
     show_findings,
+    show_verdict,
+    show_verdict_counts,
 )
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
-    pass
+    from agl_bench.registry.plugins import Entry, Plugins
+    from agl_bench.testing import Contract, Verdict
 
 
 @cli.command()
@@ -110,44 +114,94 @@ def validate(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], r
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", metavar="NAME|PATH")
+@click.option("--rule", "rules", multiple=True, metavar="A,B", help="These rules only, named as in the list.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every verdict.")
 @SET
 @PLUGIN
 @DATA
-def check(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root: Path) -> None:
-    """Check a plug-in against the rules of its door. NAME is a plug-in or a .py file."""
-    from agl_bench.bench.spec import make_dataset, one_part
-    from agl_bench.testing import check_backbone, check_dataset, check_selector
+def check(
+    name: str,
+    rules: tuple[str, ...],
+    json_file: Path | None,
+    assignments: tuple[str, ...],
+    files: tuple[Path, ...],
+    root: Path,
+) -> None:
+    """Check a plug-in against the rules of its door.
 
-    if name.endswith(".py"):
-        plugins = discover((*files, Path(name)))
-        entries = [e for e in plugins.entries() if e.provider == Path(name).name]
-        if not entries:
-            raise BadPlugin(f"plug-in {name}: it registers nothing; return {{name: class}} from a hook")
-    else:
-        plugins = discover(files)
-        entries = [plugins.entry(name.partition(":")[0])]
-    console = make_console()
-    broken = 0
+    NAME is a plug-in, PATH a .py file or the folder of a distribution, installed or not. Of each rule it says whether
+    it is kept, broken, known to be broken, or skipped and why, and which paragraph of docs/rules.md explains it. The
+    exit status is 0 if no rule is broken, 1 if one is, 2 if the input is wrong.
+    """
+    from agl_bench.bench.spec import make_dataset, one_part
+    from agl_bench.testing import BackboneContract, DatasetContract, SelectorContract
+    from agl_bench.testing.dataset import ABSENT
+
+    check_writable("--json", json_file)
+    plugins, entries = _named(name, files)
+    contracts: list[tuple[Entry, Contract]] = []
     for entry in entries:
         word = name if name.startswith(f"{entry.name}:") else entry.name
-        part = one_part(plugins, word, entry.kind, assignments)
+        about = [a for a in assignments if len(entries) == 1 or a.startswith(f"{entry.name}.")]
+        part = one_part(plugins, word, entry.kind, about)
+        given = {key: part.settings[key] for key in (a.partition("=")[0].partition(".")[2] for a in about)}
         if entry.kind == "selector":
-            verdicts = check_selector(entry.load(), part.settings)
+            contracts.append((entry, SelectorContract.of(entry.load(), settings=given)))
         elif entry.kind == "backbone":
-            verdicts = check_backbone(entry.load(), part.settings)
+            contracts.append((entry, BackboneContract.of(entry.load(), settings=given)))
         else:
-            verdicts = check_dataset(make_dataset(plugins, part), root)
+            contracts.append((entry, DatasetContract.of(make_dataset(plugins, part), root=root)))
+    wanted = words(rules)
+    known = {rule for _, contract in contracts for rule in contract.rules()}
+    for rule in wanted:
+        if rule.removeprefix("test_") not in known:
+            raise UnknownName("rule", rule, known)
+    console = make_console()
+    found: dict[str, list[Verdict]] = {}
+    for entry, contract in contracts:
         console.print(f"[bold]{entry.name}[/]  {entry.kind} of {entry.provider}")
-        for verdict in verdicts:
-            mark = "[green]ok[/]  " if verdict.problem is None else "[red]FAIL[/]"
-            console.print(f"  {mark} {verdict.rule}")
-            if verdict.problem is not None:
-                broken += 1
-                console.print(f"       {verdict.problem}", markup=False, highlight=False)
-    if broken:
-        console.print(f"{broken} rule{'s' if broken > 1 else ''} broken")
+        here = [rule for rule in wanted if rule.removeprefix("test_") in contract.rules()]
+        if wanted and not here:
+            continue
+        here_found = found[entry.name] = []
+        for verdict in contract.verdicts(here):
+            show_verdict(verdict, console, here_found[-1] if here_found else None)
+            here_found.append(verdict)
+    every = [verdict for verdicts in found.values() for verdict in verdicts]
+    if json_file is not None:
+        told = {name: [verdict.as_json() for verdict in verdicts] for name, verdicts in found.items()}
+        json_file.write_text(json.dumps({"format": 1, "plugins": told}, indent=1), encoding="utf-8")
+    show_verdict_counts(every, console)
+    if any(verdict.outcome == "broken" for verdict in every):
         sys.exit(1)
+    absent = [verdict.reason for verdict in every if verdict.reason.startswith(ABSENT)]
+    if absent:  # half a check is no check
+        raise MissingData(f"{len(absent)} rules could not be looked at: {absent[0]}")
+
+
+def _named(name: str, files: tuple[Path, ...]) -> tuple[Plugins, list[Entry]]:
+    """What a name or a path stands for, and the plug-ins among which it is.
+
+    Raises:
+        UnknownName, BadPlugin: if nothing is there, or what is there registers nothing.
+    """
+    path = Path(name)
+    is_folder = path.is_dir() and (os.sep in name or name in (".", "..") or (path / "pyproject.toml").is_file())
+    if not (name.endswith(".py") or is_folder):
+        plugins = discover(files)
+        return plugins, [plugins.entry(name.partition(":")[0])]
+    plugins = discover((*files, path))
+    provider = path.name
+    if is_folder:
+        from agl_bench.registry.folders import Folder
+        from agl_bench.registry.plugins import GROUP
+
+        provider = Folder.at(path, GROUP).provider
+    entries = [e for e in plugins.entries() if e.provider == provider]
+    if not entries:
+        raise BadPlugin(f"plug-in {name}: it registers nothing; return {{name: class}} from a hook")
+    return plugins, entries
 
 
 @cli.command()

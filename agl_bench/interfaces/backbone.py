@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class Backbone(nn.Module):
         needs_gpu: whether it runs on a CUDA device only; cells elsewhere are skipped, and tables say so.
         second_order: whether what training moves can be differentiated twice. Cells of selectors that need it are
             skipped where it cannot.
+        broken: rules of the door that it breaks on purpose, see `Selector`.
     """
 
     width: int
@@ -53,6 +55,7 @@ class Backbone(nn.Module):
     is_control: bool = False
     needs_gpu: bool = False
     second_order: bool = True
+    broken: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, example: Spots) -> None:
         super().__init__()

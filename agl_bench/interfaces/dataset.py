@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from agl_bench.interfaces.spots import Section
 
@@ -32,6 +33,7 @@ class Dataset(ABC):
         has_counts: whether X holds raw counts, as it should. False, on the class or on the instance, where the
             publishers give values that are normalised already: they need not be whole numbers, are taken as they are
             (`protocol.normalisation = "none"`), and what needs counts is skipped or refused.
+        broken: rules of the door that it breaks on purpose, see `Selector`.
     """
 
     citation: str = ""
@@ -41,6 +43,7 @@ class Dataset(ABC):
     tissue: str = ""
     argument: str = ""
     has_counts: bool = True
+    broken: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def sections(self, root: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -226,6 +226,8 @@ class Selector(nn.Module):
             needs second derivatives anyway, unless its hypergradient is `FiniteDifference`.
         needs_counts: whether it asks for `view.counts`.
         max_genes: the most genes, primary ones included, that it can do with; None = any number.
+        broken: rules of the door that it breaks on purpose, by name, each with the reason; `agl-bench check` shows them
+            so, and complains where one of them is kept after all.
 
     Cells that cannot run for the sake of these four are skipped, and every table says why. They are read from the
     class, literals in its body, since `agl-bench list` imports nothing.
@@ -240,6 +242,7 @@ class Selector(nn.Module):
     needs_second_order: bool = False
     needs_counts: bool = False
     max_genes: int | None = None
+    broken: ClassVar[Mapping[str, str]] = {}
     used: Tensor | None = None
 
     is_primary: Tensor

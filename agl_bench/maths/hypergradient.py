@@ -26,7 +26,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -270,11 +270,14 @@ class Hypergradient(ABC):
         reach: which parameters the look-ahead moves: all of the model's, or those of its late part (the last stage of
             the backbone and the head), where the backbone says what that is.
         batches: whether all inner losses are of one batch or each of its own.
+        is_exact: whether it claims to be the derivative through `steps` steps of its attribute `rule`, without one of
+            SGD at its attribute `rate`. `agl-bench check` holds it to that, by finite differences.
     """
 
     steps: int = 1
     reach: Literal["all", "late"] = "all"
     batches: Literal["same", "new"] = "same"
+    is_exact: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -335,6 +338,7 @@ class Unrolled(Hypergradient):
     the memory that the device has, not at what is free, so that results do not depend on what else runs.
     """
 
+    is_exact = True
     steps: int = 1
     rule: Rule = SGD()
     mode: Literal["auto", "forward", "reverse", "replay"] = "auto"
@@ -458,6 +462,7 @@ class OneStep(Hypergradient):
     "auto" is double backward for a loss of one part and jvp for one of several.
     """
 
+    is_exact = True
     rate: float | None = None
     reach: Literal["all", "late"] = "all"
     mode: Literal["auto", "double backward", "jvp"] = "auto"
@@ -539,6 +544,7 @@ class FiniteDifference(Hypergradient):
     of a ReLU network swamp it, so that it decides nothing there.
     """
 
+    is_exact = True
     steps: int = 1
     rule: Rule = SGD()
     delta: float = 1e-6

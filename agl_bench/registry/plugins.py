@@ -29,6 +29,7 @@ from agl_bench.digests import file_digest, text_digest
 from agl_bench.errors import AglBenchError, BadPlugin, NameTaken, UnknownName
 from agl_bench.protocol import preset_names
 from agl_bench.registry import hooks, stated, watch
+from agl_bench.registry.folders import Folder
 
 GROUP = "agl_bench"
 STRICT = "AGL_BENCH_STRICT_PLUGINS"
@@ -129,7 +130,8 @@ class Plugins:
         """Load every entry point of the group `agl_bench`, then the given files.
 
         Args:
-            files: single-file plug-ins. They were asked for by name, so that a broken one is an error.
+            files: single-file plug-ins, and folders of distributions that are not installed (or not as they are
+                there). They were asked for by name, so that a broken one is an error.
             strict: make every broken plug-in and every fault an error; the default is the environment's
                 `AGL_BENCH_STRICT_PLUGINS`.
 
@@ -138,7 +140,10 @@ class Plugins:
         """
         strict = _is_strict() if strict is None else strict
         plugins = cls()
+        folders = {path: _folder_at(path) for path in files if path.is_dir()}
         for point in _entry_points():
+            if point.dist and any(folder.is_also(point.dist.name) for folder in folders.values()):
+                continue  # it is looked at as it is in its folder
             provider = f"{point.dist.name} {point.dist.version}" if point.dist else point.name
             try:
                 with plugins._remarking(provider, strict):
@@ -152,10 +157,17 @@ class Plugins:
                 plugins.broken.append(Broken(f"{provider} ({point.value})", _one_line(error)))
         for path in files:
             try:
-                with plugins._remarking(path.name, strict):
-                    if path.is_file():
-                        plugins._check_api(path, path.name)
-                    plugins._add(_import_file(path), path.name)
+                if folder := folders.get(path):
+                    folder.expose()
+                    with plugins._remarking(folder.provider, strict):
+                        for point in folder.points:
+                            plugins._check_api(_source_of(point), folder.provider)
+                            plugins._add(point.load(), folder.provider, folder.version)
+                else:
+                    with plugins._remarking(path.name, strict):
+                        if path.is_file():
+                            plugins._check_api(path, path.name)
+                        plugins._add(_import_file(path), path.name)
             except (Exception, SystemExit) as error:
                 raise BadPlugin(f"plug-in {path}: {_one_line(error)}") from error
         return plugins
@@ -330,6 +342,13 @@ def _entry_points() -> Iterable[EntryPoint]:
     """Each entry point once, agl-bench's own first, the others by name."""
     unique = {(p.name, p.value): p for p in entry_points(group=GROUP)}
     return sorted(unique.values(), key=lambda p: (p.dist is None or p.dist.name != "agl-bench", p.name, p.value))
+
+
+def _folder_at(path: Path) -> Folder:
+    try:
+        return Folder.at(path, GROUP)
+    except BadPlugin as error:
+        raise BadPlugin(f"plug-in {path}: {error}") from None
 
 
 def _import_file(path: Path) -> ModuleType:

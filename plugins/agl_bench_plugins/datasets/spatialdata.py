@@ -81,11 +81,11 @@ class SpatialDataStores(Dataset):
 
     def files(self, root: Path, name: str) -> list[Path]:
         """Everything in the store."""
-        return sorted(path for path in self._stores(root)[name].rglob("*") if path.is_file())
+        return sorted(path for path in self._store(root, name).rglob("*") if path.is_file())
 
     def read(self, root: Path, name: str) -> Section:
         """A store's table, with the places of its spots in pixels of the image."""
-        store = self._stores(root)[name]
+        store = self._store(root, name)
         data = _open(store, name)
         table_name = self._only("table", self.table, list(data.tables), name)
         image_name = self._only("image", self.image, list(data.images), name)
@@ -114,6 +114,12 @@ class SpatialDataStores(Dataset):
             donor=donor_of(name, self.donors, self.names(root), "spatialdata"),
             facts={"table": table_name, "image": image_name, "shapes": shapes_name},
         )
+
+    def _store(self, root: Path, name: str) -> Path:
+        stores = self._stores(root)
+        if name not in stores:
+            raise MissingData(f"there is no store '{name}' (there is {', '.join(stores)}); {_REMEDY}")
+        return stores[name]
 
     def _stores(self, root: Path) -> dict[str, Path]:
         """Each chosen store by its name."""

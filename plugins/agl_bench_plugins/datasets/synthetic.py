@@ -45,7 +45,7 @@ import scipy.fft
 from anndata import AnnData
 from scipy import sparse
 
-from agl_bench import ArrayPatches, Dataset, LogRange, Range, Section
+from agl_bench import ArrayPatches, Dataset, LogRange, MissingData, Range, Section
 
 Regime = Literal["helpful", "harmful", "null", "misleading"]
 Part = TypeVar("Part")
@@ -171,6 +171,8 @@ class Synthetic(Dataset):
     def read(self, root: Path, name: str) -> Section:
         """One section, generated afresh; `root` is not looked at."""
         named = self.sections(root)
+        if name not in named:
+            raise MissingData(f"synthetic tissue has no section '{name}'; there are {', '.join(named)}")
         index = list(named).index(name)
         genes, fields, position_um = self._genes(), self._fields(index), hexagonal_grid(self.spots)
         um_per_px = PATCH_UM / self.patch_px

@@ -159,7 +159,10 @@ class Visium(Dataset):
 
     def _sample(self, root: Path, name: str) -> _Sample:
         """The files of one sample."""
-        folder = self._folders(root)[name]
+        folders = self._folders(root)
+        if name not in folders:
+            raise MissingData(f"there is no sample '{name}' (there is {', '.join(folders)}); {_REMEDY}")
+        folder = folders[name]
         outs = _outs(folder)
         assert outs is not None  # that is why it is a sample
         matrix = _matrix_files(outs, name)

@@ -1,0 +1,23 @@
+"""It makes the first primary gene worse."""
+
+import torch
+
+from agl_bench import Selector, hookimpl
+
+
+class HarmsAPrimaryGene(Selector):
+    """It makes the first primary gene worse."""
+
+    reference = "a broken plug-in"
+
+    def __init__(self, view):
+        super().__init__(view)
+        self.first = int(view.genes.score.where(view.genes.primary, -torch.inf).argmax())
+
+    def forward(self, losses, step):
+        return losses[self.is_primary].mean() - losses[self.first]
+
+
+@hookimpl
+def register_selectors():
+    return {"broken": HarmsAPrimaryGene}

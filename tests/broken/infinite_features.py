@@ -1,0 +1,25 @@
+"""It divides by nothing."""
+
+import torch
+from torch import nn
+
+from agl_bench import Backbone, hookimpl
+
+
+class InfiniteFeatures(Backbone):
+    """It divides by nothing."""
+
+    reference = "a broken plug-in"
+    width, patch_px = 4, 16
+
+    def __init__(self, example):
+        super().__init__(example)
+        self.mix = nn.Linear(3, self.width)
+
+    def forward(self, spots):
+        return torch.inf * torch.tanh(self.mix(spots.patches.mean((2, 3))))
+
+
+@hookimpl
+def register_backbones():
+    return {"broken": InfiniteFeatures}
