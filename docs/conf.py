@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
@@ -68,3 +69,14 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#8ab8f0", "color-brand-content": "#8ab8f0"},
 }
 highlight_language = "text"
+
+
+def _folders_are_no_links(app: Any, env: Any, node: Any, shown: Any) -> Any:
+    """A link to a folder of the repository is for readers of the repository; here its words alone stand."""
+    is_folder = (Path(app.srcdir) / node["refdoc"]).parent.joinpath(node["reftarget"]).is_dir()
+    return shown if is_folder else None
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("missing-reference", _folders_are_no_links)

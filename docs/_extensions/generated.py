@@ -229,7 +229,9 @@ def _takes(setting: Tunable) -> str:
 
 
 def _code(value: object) -> str:
-    text = ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else f"{value}"
+    text = (
+        ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else f"{value}"
+    )
     return f"`{text}`" if text else "–"
 
 
