@@ -13,6 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
+from sphinx.domains.python import PyObject
+
 import agl_bench
 
 project = "agl-bench"
@@ -80,3 +82,6 @@ def _folders_are_no_links(app: Any, env: Any, node: Any, shown: Any) -> Any:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("missing-reference", _folders_are_no_links)
+    for kind in PyObject.doc_field_types:
+        if kind.name == "variable":
+            kind.label = "Attributes"  # as the docstrings call them

@@ -12,6 +12,7 @@ import re
 import sys
 import tokenize
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -157,13 +158,33 @@ def _learns(cls: Any) -> str:
     if not count:
         return "learns nothing"
     many = {1: "one number", len(own.genes.names): "one number for each gene"}.get(count, "several numbers")
-    how = f" through `{own.hypergradient!r}`" if own.learns_from == "validation" else ""
+    how = f" through `{_brief(own.hypergradient)}`" if own.learns_from == "validation" else ""
     return f"learns {many} from {own.learns_from} spots{how}"
 
 
+def _brief(data: Any) -> str:
+    """A dataclass as it would be written: what is at its default is left out."""
+    if not is_dataclass(data):
+        return repr(data)
+    said = ((f, getattr(data, f.name)) for f in fields(data))
+    given = ", ".join(f"{f.name}={_brief(value)}" for f, value in said if value != f.default)
+    return f"{type(data).__name__}({given})"
+
+
 def _flags(cls: Any) -> list[str]:
-    said = {"is_control": "a control, never ranked"}
-    return [text for name, text in said.items() if getattr(cls, name, False)]
+    """What a class says that it is or needs."""
+    said = {
+        "is_control": "a control, never ranked",
+        "needs_gpu": "needs a GPU",
+        "needs_second_order": "differentiates twice",
+        "needs_counts": "needs raw counts",
+    }
+    found = [text for name, text in said.items() if getattr(cls, name, False)]
+    if getattr(cls, "max_genes", None) is not None:
+        found.append(f"at most {cls.max_genes:,} genes")
+    if not getattr(cls, "second_order", True):
+        found.append("no second derivative")
+    return found
 
 
 def _meaning(cls: Any, setting: str) -> str:
@@ -229,9 +250,8 @@ def _takes(setting: Tunable) -> str:
 
 
 def _code(value: object) -> str:
-    text = (
-        ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else f"{value}"
-    )
+    text = ",".join(value) if isinstance(value, tuple) else str(value)
+    text = text.lower() if isinstance(value, bool) else text
     return f"`{text}`" if text else "–"
 
 
