@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from agl_bench.registry.hooks import hookimpl
 
 if TYPE_CHECKING:
+    from agl_bench.data.gene_files import read_gene_scores
+    from agl_bench.data.neighbours import neighbour_weights
     from agl_bench.data.patches import ArrayPatches, ImagePatches, read_constants, read_embedding, read_uns
     from agl_bench.errors import AglBenchError, BadSection, BadSpec, FetchFailed, MissingData
     from agl_bench.interfaces.backbone import Backbone
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "read_gene_scores": "data.gene_files",
+    "neighbour_weights": "data.neighbours",
     "ArrayPatches": "data.patches",
     "ImagePatches": "data.patches",
     "read_constants": "data.patches",
@@ -106,8 +110,10 @@ __all__ = [
     "__version__",
     "hookimpl",
     "is_offline",
+    "neighbour_weights",
     "read_constants",
     "read_embedding",
+    "read_gene_scores",
     "read_uns",
 ]
 

@@ -96,15 +96,27 @@ def toy_spots(count: int = SPOTS, *, patch_px: int = 32, embedding: int = 16) ->
     )
 
 
-def toy_step(genes: GeneSplit, seed: int = 4) -> tuple[Tensor, Step]:
-    """Losses (genes,) on the graph of a linear model, and the step that made them."""
+def toy_step(genes: GeneSplit, seed: int = 4, *, order: Tensor | None = None) -> tuple[Tensor, Step]:
+    """Losses (genes,) on the graph of a model of two layers, and the step that made them.
+
+    Args:
+        genes: the gene axis.
+        seed: of spots, model and targets.
+        order: (genes,) how to permute the genes; a gene keeps its numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
-    features = torch.rand(SPOTS, WIDTH, generator=generator)
-    weight = torch.rand(len(genes.names), WIDTH, generator=generator, requires_grad=True)
-    prediction = features @ weight.T
+    spots = torch.rand(SPOTS, WIDTH, generator=generator)
+    shared = torch.randn(WIDTH, WIDTH, generator=generator, requires_grad=True)
+    head = torch.randn(len(genes.names), WIDTH, generator=generator)
     target = torch.rand(SPOTS, len(genes.names), generator=generator)
+    if order is not None:
+        head, target = head[order], target[:, order]
+    head.requires_grad_()
+    features = torch.tanh(spots @ shared)
+    prediction = features @ head.T
     losses = (prediction - target).square().mean(0)
-    return losses, Step(features, prediction, target, torch.arange(SPOTS), epoch=0)
+    row = torch.arange(SPOTS)
+    return losses, Step(features, prediction, target, row, epoch=0, head=head, shared=(shared,), late=(shared,))
 
 
 class SelectorContract:
@@ -425,13 +437,7 @@ def _problem(method: Callable[[], None]) -> str | None:
 
 def _slope(selector: Selector, order: Tensor | None = None) -> Tensor:
     """∂total/∂losses (genes,) on the toy step, whose genes are permuted by `order`."""
-    genes = selector.genes
-    if order is None:
-        losses, step = toy_step(genes)
-    else:
-        plain, made = toy_step(toy_genes(genes.primary_count, genes.auxiliary_count))
-        losses = plain[order]
-        step = Step(made.features, made.prediction[:, order], made.target[:, order], made.row, made.epoch)
+    losses, step = toy_step(selector.genes, order=order)
     (slope,) = torch.autograd.grad(selector(losses, step), losses, allow_unused=True)
     return torch.zeros_like(losses) if slope is None else slope
 

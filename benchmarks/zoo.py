@@ -88,7 +88,7 @@ def on_planted(job: Job) -> list[measure.Row]:
 
 
 def on_sections(job: tuple[str, int, tuple[str, ...], Path]) -> list[measure.Row]:
-    """Every selector on the folds of a real dataset, with one seed."""
+    """Some selectors on the folds of a real dataset, with one seed."""
     dataset, seed, names, root = job
     plugins = Plugins.discover()
     campaign = Campaign.of(plugins, selectors=list(names), datasets=[dataset], evaluation=["inter"], seeds=[str(seed)])
@@ -170,7 +170,13 @@ def main() -> None:
     ) as pool:
         jobs = [(r, s, tuple(names), settings) for s in seeds for r in options.regimes.split(",")]
         truth = [row for found in pool.map(on_planted, jobs) for row in found]
-        places = [(options.real, s, methods, options.data) for s in range(options.real_seeds)] if options.real else []
+        shares = [methods[i :: options.processes] for i in range(options.processes)]
+        places = [
+            (options.real, seed, share, options.data)
+            for seed in range(options.real_seeds)
+            for share in shares
+            if options.real and share
+        ]
         real = [row for found in pool.map(on_sections, places) for row in found]
 
     here = measure.machine(options.device)

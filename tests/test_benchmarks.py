@@ -23,6 +23,7 @@ SCRIPTS = {  # what the table must show
     "large": ["not zero", "Mapped", "anon_MiB", "hvg_k"],
     "executors": ["overhead_ms", "speed_up", "serial", "local", "True"],
     "planted": ["best k of the sweep is at k* =", "pgl, k = 0 > agl, k = all", "amal ≤ pgl, k = 0", "Regime harmful"],
+    "priors": ["hvg_k, seurat_v3", "Δ random", "shared", "Planted, misleading", "oracle"],
     "campaign": ["lost cells", "JSON table, the same", "12 cells, ", "where it hit"],
     "report": ["gather_s", "report_s", "page_MiB"],
     "zoo": ["epoch / agl", "harmful Δ pgl", "oracle"],

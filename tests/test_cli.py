@@ -21,6 +21,7 @@ from scipy import sparse
 from agl_bench.bench import checkpoints, mlflow_ui
 from agl_bench.bench.leases import Leases
 from agl_bench.cli import cli, main, options, running
+from agl_bench.registry.plugins import Plugins
 
 SPOTS, GENES = 36, 30
 SMALL = (
@@ -798,7 +799,8 @@ def test_ui(agl, tmp_path, monkeypatch):
 def test_doctor(agl, tmp_path):
     said = agl("doctor")
     assert (said.status, said.err) == (0, "")
-    for word in ("torch", "7 selectors", "dataset synthetic: 3 sections", "AGL_BENCH_DATA", "free disk", "tracking"):
+    selectors = f"{len(Plugins.discover(strict=True).names('selector'))} selectors"
+    for word in ("torch", selectors, "dataset synthetic: 3 sections", "AGL_BENCH_DATA", "free disk", "tracking"):
         assert word in said.out
     assert list(tmp_path.iterdir()) == []
 

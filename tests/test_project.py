@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT_FILE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CORE = sorted((ROOT / "agl_bench").rglob("*.py"))
 NAMES = {entry.name for entry in Plugins.discover(strict=True).entries() if entry.provider.startswith("agl-bench ")}
-ORDINARY = {"folder", "embedding", "position"}  # words of the instrument as well
+ORDINARY = {"folder", "embedding", "position", "spatial"}  # words of the instrument as well
 ALLOWED = {
     "data.py": {"tiny"},  # stands in where patches are prepared for no run
     "spec.py": {"tiny"},  # the default backbone

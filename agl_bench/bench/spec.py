@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import agl_bench
 from agl_bench import __version__
@@ -481,9 +481,11 @@ def _part(plugins: Plugins, word: str, kind: str, given: Mapping[str, Mapping[st
                 f"'{word}' and a setting of {name}.{argument} say the same thing twice; leave one of them out"
             )
         own[argument] = value
-    settings = resolve(entry.name, tunables(entry.load()), own)
-    # A setting that names a file, e.g. of weights, stands for its content.
-    files = [Path(v) for v in settings.values() if isinstance(v, str) and v and Path(v).is_file()]
+    known = tunables(entry.load())
+    settings = resolve(entry.name, known, own)
+    # A text that names a file, e.g. of weights, stands for its content; a choice does not, whatever lies about here.
+    texts = [v for k, v in settings.items() if isinstance(v, str) and str in (known[k].kind, *get_args(known[k].kind))]
+    files = [Path(text) for text in texts if text and Path(text).is_file()]
     source = "".join([entry.digest(), *(file_digest(f) for f in files)])
     return Part(entry.name, settings, entry.provider, source, word)
 

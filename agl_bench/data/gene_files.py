@@ -1,10 +1,13 @@
-"""Files of genes that a protocol may name: a list of names, or a score or an order for a ranking."""
+"""Files of genes that a setting may name: a list of names, or a score or an order for a ranking."""
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from agl_bench.errors import BadSpec
 
@@ -30,14 +33,33 @@ def read_gene_names(path: Path, *, setting: str) -> list[str]:
     return _unique(names, path, setting)
 
 
-def read_gene_scores(path: Path, *, setting: str) -> dict[str, float]:
-    """Gene -> score, higher is ranked first: lines "gene,score", or names alone, the best one first.
+def read_gene_scores(path: Path, names: Sequence[str], *, setting: str) -> np.ndarray:
+    """Scores of the genes, (names,) float64, higher is ranked first; NaN for those that the file does not list.
 
-    A header is recognised by `HEADERS`; the scores are then its column "score", if there is one, else the second.
+    Lines "gene,score", or names alone, the best one first. A header is recognised by `HEADERS`; the scores are then its
+    column "score", if there is one, else the second. Genes that the file lists beside `names` do not matter: it may
+    have been made for a larger panel.
+
+    Args:
+        path: CSV, or TSV if it is called so.
+        names: the panel.
+        setting: which setting names the file, for messages.
 
     Raises:
-        BadSpec: as `read_gene_names`, and if a line has no score or one that is not a finite number.
+        BadSpec: as `read_gene_names`, if a line has no score or one that is not a finite number, or if the file lists
+            no gene of the panel.
     """
+    listed = _scores(path, setting)
+    score = np.array([listed.get(name, math.nan) for name in names])
+    if np.isnan(score).all():
+        raise BadSpec(
+            f"{setting} = '{path}' lists {len(listed)} genes, first {next(iter(listed))}, "
+            f"and none of the panel, such as {names[0]}; use the panel's names"
+        )
+    return score
+
+
+def _scores(path: Path, setting: str) -> dict[str, float]:
     header, lines = _lines(path, setting)
     lowered = [name.lower() for name in header]
     column = next((i for i, name in enumerate(lowered) if name in HEADERS), 0)
@@ -54,7 +76,7 @@ def read_gene_scores(path: Path, *, setting: str) -> dict[str, float]:
             score = math.nan
         if not math.isfinite(score):
             raise BadSpec(
-                f"protocol.{setting} = '{path}', line {number}: the score of {name} is '{text}' and must be a finite "
+                f"{setting} = '{path}', line {number}: the score of {name} is '{text}' and must be a finite "
                 "number; write lines 'gene,score', or names alone in their order"
             )
         scores[name] = score
@@ -62,19 +84,20 @@ def read_gene_scores(path: Path, *, setting: str) -> dict[str, float]:
 
 
 def read_lines(path: Path, setting: str) -> list[tuple[int, list[str]]]:
-    """Numbered lines of a CSV as stripped fields, without empty lines and comments.
+    """Numbered lines of a CSV, or of a TSV by its suffix, as stripped fields, without empty lines and comments.
 
     Raises:
         BadSpec: if the file cannot be read or is not CSV in UTF-8.
     """
+    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
             lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
     except OSError as error:
-        raise BadSpec(f"protocol.{setting} = '{path}' cannot be read: {error.strerror or error}") from None
+        raise BadSpec(f"{setting} = '{path}' cannot be read: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise BadSpec(f"protocol.{setting} = '{path}' is not a CSV or text file in UTF-8: {error}") from None
+        raise BadSpec(f"{setting} = '{path}' is not a CSV or text file in UTF-8: {error}") from None
     return [(number, fields) for number, fields in lines if any(fields) and not fields[0].startswith("#")]
 
 
@@ -88,12 +111,12 @@ def _lines(path: Path, setting: str) -> tuple[list[str], list[tuple[int, list[st
 
 def _unique(names: list[tuple[int, str]], path: Path, setting: str) -> list[str]:
     if not names:
-        raise BadSpec(f"protocol.{setting} = '{path}' names no gene; write one name a line")
+        raise BadSpec(f"{setting} = '{path}' names no gene; write one name a line")
     seen: set[str] = set()
     for number, name in names:
         if not name:
-            raise BadSpec(f"protocol.{setting} = '{path}', line {number}: no gene is named there")
+            raise BadSpec(f"{setting} = '{path}', line {number}: no gene is named there")
         if name in seen:
-            raise BadSpec(f"protocol.{setting} = '{path}', line {number}: gene {name} is named a second time")
+            raise BadSpec(f"{setting} = '{path}', line {number}: gene {name} is named a second time")
         seen.add(name)
     return [name for _, name in names]

@@ -19,7 +19,7 @@ from agl_bench.data.gene_files import read_gene_names, read_gene_scores
 from agl_bench.data.neighbours import neighbour_weights
 from agl_bench.data.preprocess import SpotTable
 from agl_bench.errors import BadSpec
-from agl_bench.interfaces.genes import GeneSplit
+from agl_bench.interfaces.genes import GeneSplit, order_of
 from agl_bench.protocol import Protocol
 
 BLOCK = 2048  # spots that are looked at at once
@@ -75,11 +75,15 @@ def split_genes(table: SpotTable, training_rows: np.ndarray, protocol: Protocol)
                 f"detected in at least {protocol.primary_detection:.0%} of {len(rows)} spots; choose fewer primary "
                 "genes or a smaller protocol.primary_detection"
             )
-        best = _order(score_by(protocol.primary_score), names, nan_first=False)
+        best = order_of(score_by(protocol.primary_score), names)
         primary[best[eligible[best]][: protocol.primary_genes]] = True
 
-    score = _listed_scores(names, protocol) if protocol.ranking_file else score_by(protocol.ranking)
-    order = _order(score, names, nan_first=protocol.nan_scores == "first" and not protocol.ranking_file)
+    score = (
+        read_gene_scores(Path(protocol.ranking_file), names.tolist(), setting="protocol.ranking_file")
+        if protocol.ranking_file
+        else score_by(protocol.ranking)
+    )
+    order = order_of(score, names, nan_first=protocol.nan_scores == "first" and not protocol.ranking_file)
     rank = np.full(len(columns), -1, dtype=np.int64)
     auxiliary = order[~primary[order]]
     rank[auxiliary] = np.arange(len(auxiliary))
@@ -98,17 +102,11 @@ def split_genes(table: SpotTable, training_rows: np.ndarray, protocol: Protocol)
     )
 
 
-def _order(score: np.ndarray, names: np.ndarray, *, nan_first: bool) -> np.ndarray:
-    """Indices by falling score, genes without a score at one end, ties by name."""
-    unscored = np.isnan(score)
-    return np.lexsort((names, -np.where(unscored, 0, score), ~unscored if nan_first else unscored))
-
-
 def _listed_primary(panel: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Columns of the genes that `protocol.primary_file` names, sorted; none without a file."""
     if not protocol.primary_file:
         return np.empty(0, dtype=np.int64)
-    listed = np.asarray(read_gene_names(Path(protocol.primary_file), setting="primary_file"))
+    listed = np.asarray(read_gene_names(Path(protocol.primary_file), setting="protocol.primary_file"))
     absent = listed[~np.isin(listed, panel)]
     if len(absent):
         raise BadSpec(
@@ -116,18 +114,6 @@ def _listed_primary(panel: np.ndarray, protocol: Protocol) -> np.ndarray:
             f"of its {len(listed)} genes, first {absent[0]}; take them out or use the panel's names, such as {panel[0]}"
         )
     return np.flatnonzero(np.isin(panel, listed))
-
-
-def _listed_scores(names: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Scores of `protocol.ranking_file`, (genes,) float64; NaN for genes that it does not list."""
-    listed = read_gene_scores(Path(protocol.ranking_file), setting="ranking_file")
-    score = np.array([listed.get(name, np.nan) for name in names.tolist()])
-    if np.isnan(score).all():
-        raise BadSpec(
-            f"protocol.ranking_file = '{protocol.ranking_file}' lists {len(listed)} genes, first {next(iter(listed))}, "
-            f"and none of the panel, such as {names[0]}; use the panel's names"
-        )
-    return score
 
 
 def score_genes(name: str, table: SpotTable, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

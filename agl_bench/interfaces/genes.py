@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def order_of(score: np.ndarray, names: np.ndarray, *, nan_first: bool = False) -> np.ndarray:
+    """Indices by falling score, (genes,); genes without a score at one end, ties by name."""
+    unscored = np.isnan(score)
+    return np.lexsort((names, -np.where(unscored, 0, score), ~unscored if nan_first else unscored))
 
 
 @dataclass(frozen=True)
@@ -42,3 +49,13 @@ class GeneSplit:
     def relative_rank(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """ρ = rank / (auxiliary − 1), in [0, 1] for auxiliary genes and 0 for primary genes (method: DkGSB, Eq. 6)."""
         return self.rank.clamp(min=0).to(dtype) / max(self.auxiliary_count - 1, 1)
+
+    def ranked(self, score: Tensor) -> Tensor:
+        """Rank of the auxiliary genes by another score, (genes,) int64; 0 = the highest, NaN last, ties by name.
+
+        Args:
+            score: (genes,) float; what it says of primary genes does not matter. Their rank is −1.
+        """
+        order = torch.from_numpy(order_of(score.numpy(force=True), np.asarray(self.names)))
+        auxiliary = order[~self.primary[order]]
+        return torch.full_like(self.rank, -1).index_copy_(0, auxiliary, torch.arange(len(auxiliary)))

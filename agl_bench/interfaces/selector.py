@@ -108,7 +108,7 @@ class Step:
         row: (spots,) int64, in training and inner batches rows of the spots of `TrainingView`.
         epoch: counts from 0.
         head: (genes or used genes, width) weights of the linear head: prediction = features · headᵀ + bias. None where
-            gradients are not to be had, e.g. where a batch is trained in parts.
+            gradients are not to be had: where a batch is trained in parts.
         shared: the trained parameters of the backbone; in a look-ahead those that it moves.
         late: those of them that belong to its late part; all where it does not say what that is.
         columns: (used genes,) int64, the genes that are predicted; None = all.
@@ -145,7 +145,7 @@ class Step:
         Args:
             losses: (genes,) of this step, on its graph.
             toward: () a loss on the graph of the prediction, e.g. the mean of the primary losses.
-            within: gradients with respect to what. "features": one product of matrices, since the head is linear.
+            within: gradients with respect to what. "features": products of matrices, since the head is linear.
                 "late" and "all": the parameters of the backbone's late part, or all of them, by one double backward
                 pass; the head has no part in it, genes share none of it.
 
@@ -155,7 +155,9 @@ class Step:
         if within == "features":
             head = self._head()
             (pull,) = torch.autograd.grad(toward, self.prediction, retain_graph=True)
-            return self._spread((self.slopes(losses) * (pull @ head.detach() @ head.detach().T)).sum(0), losses)
+            head = head.detach()
+            # Σ_s D_sj ⟨head_j, v_s⟩, spots first: nothing of size (spots, genes) is made but the slopes D.
+            return self._spread(((self.slopes(losses).T @ (pull @ head)) * head).sum(1), losses)
         self._head()
         shared = [p for p in (self.late if within == "late" else self.shared) if p.requires_grad]
         weights = torch.ones_like(losses, requires_grad=True)
@@ -183,8 +185,11 @@ class Step:
         return self._spread(self.slopes(losses).norm(dim=0) * head.detach().norm(dim=1), losses)
 
     def _head(self) -> Tensor:
-        if self.head is None:
-            raise NoGradients("the gradients of single genes are not to be had from this step")
+        if self.head is None or not self.prediction.requires_grad:
+            raise NoGradients(
+                "the gradients of single genes are not to be had where a batch is trained in parts, nor in a "
+                "look-ahead that differentiates forward; there OneStep(mode='double backward') has them"
+            )
         return self.head
 
     def _spread(self, found: Tensor, losses: Tensor) -> Tensor:
@@ -268,6 +273,8 @@ class Selector(nn.Module):
 
     def learn(self, gradients: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Move the parameters by the hypergradients of one outer step; as `optimizer` does unless overridden.
+
+        Called under `torch.no_grad`.
 
         Args:
             gradients: of each parameter that is learnt from validation, by name.

@@ -246,6 +246,21 @@ class Problem:
     rate: float
     moments: Moments | None
 
+    def after(self, hyper: Tensors, rule: Rule, steps: int) -> dict[str, Tensor]:
+        """θ after `steps` inner steps with these φ, without a graph; part after part of each J."""
+        rate = _rate(rule, self.rate)
+        theta = {n: p.detach() for n, p in self.parameters.items()}
+        slots, count = _start(rule, theta, self.moments)
+        for h in range(steps):
+            gradients, _ = _gradients(self.inner_loss(at := _leaves(theta), hyper, h), at)
+            theta, slots = _move(rule, theta, gradients, slots, count + h + 1, rate)
+        return {n: p.detach() for n, p in theta.items()}
+
+    def outer(self, parameters: Tensors) -> Tensor:
+        """E, without a graph."""
+        with torch.no_grad():
+            return _total(self.outer_loss(parameters))
+
 
 class Hypergradient(ABC):
     """How dE/dφ is obtained; a selector carries one as data.
@@ -532,16 +547,9 @@ class FiniteDifference(Hypergradient):
 
     def solve(self, problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Hypergradient.solve`; E is the mean of the last two look-aheads."""
-        rate = _rate(self.rule, problem.rate)
 
         def after(phi: Tensors) -> Tensor:
-            theta = {n: p.detach() for n, p in problem.parameters.items()}
-            slots, count = _start(self.rule, theta, problem.moments)
-            for h in range(self.steps):
-                gradients, _ = _gradients(problem.inner_loss(at := _leaves(theta), phi, h), at)
-                theta, slots = _move(self.rule, theta, gradients, slots, count + h + 1, rate)
-            with torch.no_grad():
-                return _total(problem.outer_loss(theta))
+            return problem.outer(problem.after(phi, self.rule, self.steps))
 
         outer, found = torch.empty(()), {n: torch.zeros_like(h) for n, h in problem.hyper.items()}
         for name, h in problem.hyper.items():

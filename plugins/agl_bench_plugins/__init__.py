@@ -17,6 +17,14 @@ def register_selectors() -> dict[str, str]:
         "hvg_k": f"{_HERE}.selectors.hvg_k:HvgK",
         "dkgsb": f"{_HERE}.selectors.dkgsb:Dkgsb",
         "amal": f"{_HERE}.selectors.amal:Amal",
+        "coexpression": f"{_HERE}.selectors.coexpression:Coexpression",
+        "spatial": f"{_HERE}.selectors.spatial:Spatial",
+        "gradient_cosine": f"{_HERE}.selectors.gradient_cosine:GradientCosine",
+        "ol_aux": f"{_HERE}.selectors.ol_aux:OlAux",
+        "slgrad": f"{_HERE}.selectors.slgrad:SlGrad",
+        "gradnorm": f"{_HERE}.selectors.gradnorm:GradNorm",
+        "pcgrad": f"{_HERE}.selectors.pcgrad:PcGrad",
+        "forkmerge": f"{_HERE}.selectors.forkmerge:ForkMerge",
         "oracle": f"{_HERE}.selectors.oracle:Oracle",
     }
 

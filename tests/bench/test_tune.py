@@ -45,7 +45,7 @@ from agl_bench.registry.plugins import Plugins
 
 ROOT = Path(os.devnull)
 RATE = ("protocol.learning_rate",)
-SEVEN = ("hvg_k.k=7",)  # with the only setting given, nothing is searched
+SEVEN = ("hvg_k.k=7", "hvg_k.prior=protocol")  # with these given, nothing is searched
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_the_space_is_what_the_selector_declares(make):
         f"dkgsb.{k}"
         for k in (
             *("temperature", "start", "bounded", "learning_rate", "steps", "inner", "inner_rate"),
-            *("carried", "reach", "batches"),
+            *("carried", "reach", "batches", "prior"),
         )
     }
     assert dkgsb.space["dkgsb.temperature"] == optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True)
@@ -811,7 +811,8 @@ def test_tune_and_run(words, tmp_path, capsys):
     code, out, _ = command(*run, "--dry-run")
     assert "8 cells, 8 finished" in out
 
-    code, out, err = command("tune", "--selectors", "hvg_k", "--trials", "2", "--set", "hvg_k.k=7")
+    given = [word for setting in SEVEN for word in ("--set", setting)]
+    code, out, err = command("tune", "--selectors", "hvg_k", "--trials", "2", *given)
     assert code == 0 and "nothing is searched" in err and "[1/1]" in out
     for arguments, said in (
         (["tune", *both, "--tune", "protocol.epochs"], "epochs"),

@@ -14,18 +14,21 @@ Differences from the paper and its released code, chosen by the experiment in be
 - One outer step is therefore worth a larger learning rate than theirs.
 - t = σ(4 (u − ½)) with u learnt. The slope is 1 at the start t = ½ and t cannot leave (0, 1), where the authors' free t
   gets no gradient any more. `bounded = false` restores the free t.
+- The ranking may be another prior than variability (`prior`, `prior_file`).
 - There is no division of the inner loss by a left-over 64 (`protocol.inner_divisor`).
 The presets `paper_v1`, `paper_v2` and `paper_v3` undo all of it, each with one of the authors' three schedules.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from agl_bench import SGD, Adam, LogRange, Range, Selector, Step, TrainingView, Unrolled
+from agl_bench_plugins.selectors.priors import Prior, ranked
 
 
 class Dkgsb(Selector):
@@ -48,6 +51,8 @@ class Dkgsb(Selector):
         carried: bool = True,
         reach: Literal["late", "all"] = "late",
         batches: Literal["new", "same"] = "new",
+        prior: Prior = "protocol",
+        prior_file: str = "",
     ) -> None:
         super().__init__(view)
         self.temperature, self.bounded, self.learning_rate = temperature, bounded, learning_rate
@@ -55,7 +60,8 @@ class Dkgsb(Selector):
         rule = SGD(inner_rate) if inner == "sgd" else Adam(corrected=inner == "adam", carried=carried)
         self.hypergradient = Unrolled(steps, rule, reach=reach, batches=batches)
         dtype = view.dtype
-        self.register_buffer("rho", view.genes.relative_rank(dtype), persistent=False)
+        genes = replace(view.genes, rank=ranked(view, prior, prior_file))
+        self.register_buffer("rho", genes.relative_rank(dtype))
         begin = torch.tensor(start, dtype=dtype)
         self.cutoff = nn.Parameter(0.5 + torch.logit(begin) / 4 if bounded else begin)
 
