@@ -7,6 +7,7 @@ Nothing is fetched, and what can be generated is: the reference is read from the
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,15 +74,19 @@ html_theme_options = {
 highlight_language = "text"
 
 
-def _folders_are_no_links(app: Any, env: Any, node: Any, shown: Any) -> Any:
+def _folders_are_no_links(app: Any, page: str, source: list[str]) -> None:
     """A link to a folder of the repository is for readers of the repository; here its words alone stand."""
-    is_folder = (Path(app.srcdir) / node["refdoc"]).parent.joinpath(node["reftarget"]).is_dir()
-    return shown if is_folder else None
+    here = Path(app.srcdir, page).parent
+
+    def shown(link: re.Match[str]) -> str:
+        return link[1] if here.joinpath(link[2]).is_dir() else link[0]
+
+    source[0] = re.sub(r"\[([^\]\n]+)\]\(([\w./-]+)\)", shown, source[0])
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("missing-reference", _folders_are_no_links)
+    app.connect("source-read", _folders_are_no_links)
     for kind in PyObject.doc_field_types:
         if kind.name == "variable":
             kind.label = "Attributes"  # as the docstrings call them

@@ -15,15 +15,16 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from agl_bench import Protocol
+from agl_bench import Protocol, TrainingView
 from agl_bench.errors import AglBenchError
 from agl_bench.interfaces.tunable import Tunable, Value, tunable, tunables
 from agl_bench.protocol import Preset, load_preset, preset_names
 from agl_bench.registry.plugins import Entry, Plugins
-from agl_bench.testing import toy_view
+from agl_bench.testing import toy_spots, toy_view
 
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
@@ -153,13 +154,23 @@ def _plugin(entry: Entry, line: Callable[[Any], str]) -> list[str]:
 
 def _learns(cls: Any) -> str:
     """Where a selector's parameters learn and by which hypergradient, as an instance with its defaults says."""
-    own = cls(toy_view(planted=cls.is_control))
+    own = cls(_view(planted=cls.is_control))
     count = sum(p.numel() for p in own.parameters() if p.requires_grad)
     if not count:
         return "learns nothing"
     many = {1: "one number", len(own.genes.names): "one number for each gene"}.get(count, "several numbers")
     how = f" through `{_brief(own.hypergradient)}`" if own.learns_from == "validation" else ""
     return f"learns {many} from {own.learns_from} spots{how}"
+
+
+def _view(*, planted: bool) -> TrainingView:
+    """A toy view that knows all that a run's view does, for the constructors of selectors."""
+    toy, generator = toy_view(planted=planted), torch.Generator().manual_seed(0)
+    spots = toy_spots(len(toy.expression))
+    return TrainingView(
+        toy.genes, toy.expression, generator, truth=toy.truth, position=spots.position, section=spots.section,
+        counts=lambda: (10 * toy.expression).round(), scores=lambda _: toy.genes.score,
+    )  # fmt: skip
 
 
 def _brief(data: Any) -> str:
