@@ -52,7 +52,7 @@ add_module_names = False
 # torch, numpy and so on are no links, and neither are what the root of the package does not export.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|nn|np|numpy|pandas|anndata|pathlib|collections|typing|abc|click|enum)\..*"),
+    (r"py:.*", r"(torch|nn|np|numpy|scipy|pandas|anndata|pathlib|collections|typing|abc|click|enum)\..*"),
     (r"py:.*", r"dict\[str"),  # how a ClassVar of a dict is taken apart
     (r"py:.*", r"(NoGradients|agl_bench\.maths\.hypergradient\.(Moments|Dual))"),
     (r"py:.*", r"(Tensor|AnnData|Path|Any|Callable|Iterable|Iterator|Mapping|Sequence|ABC|Generator|ndarray)"),
