@@ -36,6 +36,7 @@ myst_links_external_new_tab = False
 
 # Docstrings: Google style, with single backticks for code as everywhere in the project.
 default_role = "code"
+smartquotes = False  # "--option" is no dash
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
