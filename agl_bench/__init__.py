@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from agl_bench.protocol import Protocol
 
 __version__ = "0.1.0"
+# Of the names below and of the hooks: the minor number grows with additions, the major one where a plug-in may break.
+API_VERSION = "1.0"
 
 _HOMES = {
     "read_gene_scores": "data.gene_files",
@@ -77,6 +79,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "API_VERSION",
     "SGD",
     "Adam",
     "AdamW",

@@ -5,6 +5,7 @@ AglBenchError
 ├── NameTaken          two plug-ins provide the same name
 ├── BadPlugin          a plug-in breaks a rule of its door
 ├── BadSpec            a setting outside its range, or settings that contradict each other
+├── CannotRun          a combination of plug-ins that this machine, these data or this protocol cannot run
 ├── BadSection         a tissue section that fails a check
 ├── MissingData        a dataset's files are not where they should be
 ├── FetchFailed        a download could not be started or did not pass its check
@@ -53,6 +54,10 @@ class BadPlugin(AglBenchError):
 
 class BadSpec(AglBenchError):
     """A setting outside its range: field, value, allowed range."""
+
+
+class CannotRun(AglBenchError):
+    """A combination that cannot run, through nobody's fault: who needs what. Its cells are skipped."""
 
 
 class BadSection(AglBenchError):

@@ -37,7 +37,8 @@ class Protocol:
     # Genes and targets
     min_genes_per_spot: Annotated[int, Range(0, 100_000)] = 50
     min_spots_per_gene: Annotated[int, Range(0, 1_000_000)] = 1
-    normalisation: Literal["normalize_total+log1p", "log1p", "pearson_residuals"] = "normalize_total+log1p"
+    # "none" is for datasets without raw counts, and for them only
+    normalisation: Literal["normalize_total+log1p", "log1p", "pearson_residuals", "none"] = "normalize_total+log1p"
     standardise: Literal["none", "section"] = "none"  # targets: z-scores by the training spots of each section
     primary_score: Literal["seurat", "cell_ranger", "seurat_v3", "moran"] = "seurat"
     primary_genes: Annotated[int, Range(1, 100_000)] = 50  # those with the highest primary_score

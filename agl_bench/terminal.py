@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.audit import Finding
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import Control
+    from agl_bench.bench.fitness import Skipped
     from agl_bench.bench.merge import Outcome, Plan
     from agl_bench.bench.plan import Estimate
     from agl_bench.bench.recorder import Recorder
@@ -29,6 +30,9 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.comparison.reproduce import Grid
     from agl_bench.registry.plugins import Plugins
     from agl_bench.testing import Verdict
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def make_console() -> Console:
@@ -64,13 +68,17 @@ def show_study_end(done: StudyDone, console: Console) -> None:
         console.print("", table)
 
 
-def follow(events: Any, total: int, console: Console) -> tuple[list[Result], list[Failed], list[Stopped]]:
+def follow(
+    events: Any, total: int, console: Console
+) -> tuple[list[Result], list[Failed], list[Stopped], list[Skipped]]:
     """Show events as they come: two bars on a terminal, plain lines elsewhere."""
+    from agl_bench.bench.fitness import Skipped
     from agl_bench.bench.run import Failed, Finished, Stopped
 
     results: list[Result] = []
     failures: list[Failed] = []
     stopped: list[Stopped] = []
+    skips: list[Skipped] = []
     show = _Bars(total, console) if console.is_terminal else _Lines(total)
     with show:
         for event in events:
@@ -80,8 +88,10 @@ def follow(events: Any, total: int, console: Console) -> tuple[list[Result], lis
                 failures.append(event)
             elif isinstance(event, Stopped):
                 stopped.append(event)
+            elif isinstance(event, Skipped):
+                skips.append(event)
             show.take(event)
-    return results, failures, stopped
+    return results, failures, stopped, skips
 
 
 class _Lines:
@@ -149,10 +159,13 @@ class _Bars:
 
 def _line(event: Event) -> tuple[str, bool]:
     """What an event is worth to say, "" if nothing, and whether a cell has ended with it."""
+    from agl_bench.bench.fitness import Skipped
     from agl_bench.bench.run import Failed, Finished, Noted, Stopped, Waiting
 
     if isinstance(event, Finished):
         return _outcome(event.result), True
+    if isinstance(event, Skipped):
+        return f"{event.spec.title}: SKIPPED, {event.reason}", True
     if isinstance(event, Failed):
         how = f"{event.status} before and not tried again" if event.kept else event.status.upper()
         return f"{event.spec.title}: {how}, {event.sentence}", True
@@ -171,6 +184,38 @@ def _outcome(result: Result) -> str:
         f"{result.spec.title}: PCC {result.pcc:.3f}, best epoch {result.best_epoch} of {len(result.epochs)}, "
         f"k {result.epochs['selected'].iloc[result.best_epoch]}, {result.cost['seconds']:.1f} s"
     )
+
+
+def show_plugins(plugins: Plugins, kinds: Sequence[str], console: Console) -> None:
+    """What is installed, one table for each kind, and what is wrong with plug-ins."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from agl_bench.registry import stated
+
+    for kind in kinds:
+        entries = [plugins.entry(name) for name in plugins.names(kind)]
+        flags = [", ".join(stated.words(kind, entry.stated)) for entry in entries]
+        table = Table(title=f"{kind}s", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.add_column("name", no_wrap=True)
+        table.add_column("what it is, and where it is from", overflow="fold", ratio=1)
+        if any(flags):
+            table.add_column("flags", max_width=18)
+        table.add_column("provided by", overflow="fold", max_width=24)
+        for entry, said in zip(entries, flags, strict=True):
+            what = Text(entry.summary)
+            if origin := entry.stated.get(stated.SAYS[kind]):
+                what.append(f"\n{origin}", style="dim")
+            table.add_row(entry.name, what, *([said or "–"] if any(flags) else []), entry.provider)
+        console.print(table, "")
+    if plugins.broken:
+        console.print("[bold red]disabled[/]")
+    for broken in plugins.broken:
+        console.print(f"{broken.provider}: {broken.reason}", markup=False, highlight=False)
+    if plugins.remarks:
+        console.print("[bold yellow]works, but[/]")
+    for remark in plugins.remarks:
+        console.print(f"{remark.provider} {remark.sentence}", markup=False, highlight=False)
 
 
 def show_card(card: dict[str, Any], sections: list[dict[str, Any]]) -> None:
@@ -209,6 +254,7 @@ def show_table(
     controls: Sequence[Control],
     bounds: frozenset[str],
     notes: Sequence[str],
+    skips: Sequence[Skipped],
 ) -> None:
     """Selectors × datasets, one table for each evaluation and backbone, with what bounds it below it.
 
@@ -221,6 +267,7 @@ def show_table(
         controls: of all tables.
         bounds: selectors that are controls: marked, and never best.
         notes: on results outside their controls.
+        skips: cells of the table, and of its controls, that could not run; a mark stands where they are missing.
     """
     import statistics
 
@@ -235,12 +282,25 @@ def show_table(
         for r in results
         if r.spec.tuning and r.spec.tuning.points < r.spec.tuning.trials
     }
+    reasons = list(dict.fromkeys(s.reason for s in skips))
+    absent: dict[tuple[str, str, str], dict[tuple[str, str], list[Skipped]]] = {}
+    for skip in skips:
+        spec = skip.spec
+        place = (spec.evaluation, spec.backbone.name, spec.tuning.label if spec.tuning else "")
+        absent.setdefault(place, {}).setdefault((spec.dataset.label, spec.selector.name), []).append(skip)
+
+    def marked(word: str, lost: Sequence[Skipped]) -> str:
+        numbers = sorted({reasons.index(s.reason) + 1 for s in lost})
+        return word + ",".join(str(n) for n in numbers).translate(_SUPERSCRIPTS)
+
     any_tuned = any(s.tuning for s in summaries)
-    for evaluation, backbone, tuning in dict.fromkeys((s.evaluation, s.backbone, s.tuning) for s in summaries):
+    places = dict.fromkeys([*((s.evaluation, s.backbone, s.tuning) for s in summaries), *absent])
+    for evaluation, backbone, tuning in places:
         here = [s for s in summaries if (s.evaluation, s.backbone, s.tuning) == (evaluation, backbone, tuning)]
+        lost = absent.get((evaluation, backbone, tuning), {})
         budget = f" · {tuning or 'fixed settings'}" if any_tuned else ""
         best: dict[str, float | None] = {}
-        for dataset in dict.fromkeys(s.dataset for s in here):
+        for dataset in dict.fromkeys([*(s.dataset for s in here), *(dataset for dataset, _ in lost)]):
             lines = [s for s in here if s.dataset == dataset and s.selector not in bounds]
             comparable = len({frozenset(s.units) for s in lines}) == 1  # means over different folds have no best
             best[dataset] = max(statistics.fmean(s.pcc) for s in lines) if comparable else None
@@ -256,15 +316,16 @@ def show_table(
             table.add_column(f"\nΔ {BASELINE} ± sd", justify="right", no_wrap=True)
             table.add_column("\nk", justify="right", no_wrap=True)
             table.add_column("\ncells", justify="right", no_wrap=True)
-        for selector in dict.fromkeys(s.selector for s in here):
+        for selector in dict.fromkeys([*(s.selector for s in here), *(selector for _, selector in lost)]):
             row = [f"{selector} (control)" if selector in bounds else selector]
             if (selector, tuning) in points:  # its search space has no more
-                number = points[selector, tuning]
-                row = [f"{selector} ({number} point{'s' if number > 1 else ''})"]
+                tried = points[selector, tuning]
+                row = [f"{selector} ({tried} point{'s' if tried > 1 else ''})"]
             for dataset in best:
                 line = next((s for s in here if (s.dataset, s.selector) == (dataset, selector)), None)
+                skipped = lost.get((dataset, selector), [])
                 if line is None:
-                    row += ["–"] * 4
+                    row += [marked("skipped", skipped) if skipped else "–", "–", "–", "–"]
                     continue
                 mean = statistics.fmean(line.pcc)
                 pcc = f"{mean:.3f}{_plus_minus(spread(line.pcc))}"
@@ -275,7 +336,8 @@ def show_table(
                         difference += f" ({len(line.difference)})"
                 k = f"{statistics.fmean(line.selected):,.0f}"
                 is_best = mean == best[dataset] and selector not in bounds
-                row += [f"[bold]{pcc}[/]" if is_best else pcc, difference, k, str(len(line.pcc))]
+                number = str(len(line.pcc)) + (f", {marked(f'{len(skipped)} skipped', skipped)}" if skipped else "")
+                row += [f"[bold]{pcc}[/]" if is_best else pcc, difference, k, number]
             table.add_row(*row)
         below = {
             (c.dataset, c.name): c
@@ -302,6 +364,10 @@ def show_table(
                     folds[result.spec.fold, result.spec.seed] = (result.counts, result.fold)
             if folds:
                 console.print(f"{dataset}: {fold_line(list(folds.values()))}.", markup=False, highlight=False)
+    for reason in reasons:
+        those = [s for s in skips if s.reason == reason]
+        cells = f"{len(those)} cell{'s' if len(those) > 1 else ''}"
+        console.print(f"{marked('', those)} {cells} skipped: {reason}.", highlight=False, markup=False)
     for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     seeds = len(campaign.seeds)
@@ -677,8 +743,8 @@ def show_merge(plan: Plan, outcome: Outcome, console: Console) -> None:
     )
 
 
-def show_plan(found: Estimate, preset: str, console: Console) -> None:
-    """What each line of a grid costs, all of them together, and what that rests on."""
+def show_plan(found: Estimate, preset: str, console: Console, skips: Sequence[Skipped]) -> None:
+    """What each line of a grid costs, all of them together, what that rests on, and what cannot run."""
     from rich.table import Table
 
     lines = found.lines
@@ -689,12 +755,16 @@ def show_plan(found: Estimate, preset: str, console: Console) -> None:
     for name in names:
         table.add_column(name, no_wrap=True)
     failed = any(line.count["failed"] + line.count["diverged"] for line in lines)
-    for name in ("cells", "done", *(["failed"] if failed else []), "to do", "s per cell", "total", "peak MB"):
+    skipped = ["skipped"] if skips else []
+    for name in (
+        "cells", "done", *(["failed"] if failed else []), *skipped, "to do", "s per cell", "total", "peak MB"
+    ):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("judged by", overflow="fold")
     for line in lines:
         cost, count = line.cost, line.count
-        numbers = [count.total(), count["done"], *([count["failed"] + count["diverged"]] if failed else []), line.left]
+        numbers = [count.total(), count["done"], *([count["failed"] + count["diverged"]] if failed else [])]
+        numbers += [*(count[name] for name in skipped), line.left]
         each, total, memory, basis = "–", "–", "–", ""
         if cost is not None:
             each = f"{cost.seconds:,.1f}" + (f" ({cost.low:,.1f}–{cost.high:,.1f})" if cost.low is not None else "")
@@ -705,9 +775,18 @@ def show_plan(found: Estimate, preset: str, console: Console) -> None:
         words = (getattr(line.place, name) for name in names)
         table.add_row(*words, *(str(n or "–") for n in numbers), each, total, memory, basis)
     console.print(table)
+    show_skips(skips)
     click.echo(_plan_line(found))
     if any(line.cost and line.cost.low is not None for line in lines):
         click.echo("s per cell: median (10–90 %) of the past cells; cells that have begun are counted whole.")
+
+
+def show_skips(skips: Sequence[Skipped]) -> None:
+    """A line for each line of the grid and each reason."""
+    from agl_bench.bench.fitness import summed
+
+    for sentence in summed(skips):
+        click.echo(sentence)
 
 
 def _plan_line(found: Estimate) -> str:

@@ -33,7 +33,7 @@ from agl_bench.data.store import SpotStore
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 from agl_bench.training.model import Model
-from agl_bench_plugins.backbones.timm import ResNet18
+from agl_bench_plugins.backbones.resnet import ResNet18
 
 UM = 112.0
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -50,7 +50,7 @@ from agl_bench.interfaces.spots import Spots
 from agl_bench.maths.hypergradient import SGD, Adam, FiniteDifference, Hypergradient, Implicit, OneStep, Unrolled
 from agl_bench.maths.losses import pearson_loss
 from agl_bench.training.model import Model
-from agl_bench_plugins.backbones.timm import ResNet18
+from agl_bench_plugins.backbones.resnet import ResNet18
 from agl_bench_plugins.backbones.tiny import Tiny
 
 RATE, TEMPERATURE, PRIMARY, FACTORS = 3e-5, 0.01, 50, 4

@@ -33,7 +33,7 @@ def test_version():
 
 
 def test_public_names():
-    assert set(agl_bench.__all__) == {*agl_bench._HOMES, "__version__", "hookimpl"}
+    assert set(agl_bench.__all__) == {*agl_bench._HOMES, "API_VERSION", "__version__", "hookimpl"}
     for name in agl_bench.__all__:
         assert getattr(agl_bench, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):

@@ -182,7 +182,7 @@ def _read(part: Part, bench: Bench) -> list[Section]:
     with naming_the_dataset(part):
         sections = dataset.load(bench.root)
     for section in sections:
-        check_section(section)
+        check_section(section, has_counts=dataset.has_counts)
     check_dataset(part.label, sections)
     return sections
 

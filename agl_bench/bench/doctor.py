@@ -36,6 +36,7 @@ def diagnose(plugins: Plugins, root: Path, work: Path) -> list[Finding]:
         Finding("ok", "libraries", libraries),
         _device(),
         *(Finding("problem", "plug-in", f"{b.provider} is disabled: {b.reason}") for b in plugins.broken),
+        *(Finding("note", "plug-in", f"{r.provider} {r.sentence}") for r in plugins.remarks),
     ]
     for entry in plugins.entries():
         try:

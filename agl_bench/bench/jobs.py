@@ -30,6 +30,7 @@ from typing import Any
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.checkpoints import EVERY, replace_text
 from agl_bench.bench.executors import DEATHS, Engine
+from agl_bench.bench.fitness import Skipped
 from agl_bench.bench.leases import Lease, Leases
 from agl_bench.bench.recorder import Recorder
 from agl_bench.bench.run import Event, Failed, Finished, Keep, Noted, Stopped, Waiting, outcome_before
@@ -318,6 +319,9 @@ class _Campaign:
                 yield self._finish(Finished(outcome.result, kept=False))
         elif what == "failed":
             yield self._fail(Failed(spec, sentence, said["details"] and Path(said["details"]), said["status"]))
+        elif what == "skipped":
+            self.left.pop(key)
+            yield Skipped(spec, sentence)
         elif what == "stopped":
             yield self._stop(key, sentence)
 

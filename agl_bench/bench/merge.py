@@ -1,4 +1,4 @@
-"""Join the stores of different machines: finished cells, failures, folds, checkpoints and tuned settings.
+"""Join the stores of different machines: finished cells, failures, skips, folds, checkpoints and tuned settings.
 
 First every store is surveyed, and nothing is written while two of them contradict each other. Then things are copied
 one by one, each whole or not at all, under the lease of its cell: a merge may be killed at any time and started again,
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agl_bench.bench import fitness
 from agl_bench.bench.cells import CellStore, Unreadable, check_cell, read_cell, read_failure
 from agl_bench.bench.checkpoints import Partial
 from agl_bench.bench.leases import Leases, Owner
@@ -249,6 +250,7 @@ def _merge(plan: Plan, store: CellStore, outcome: Outcome) -> Iterator[int]:
         outcome.notes += one.notes()
         if one.work != plan.work:
             outcome.notes += _keep_folds(one.work, store)
+            fitness.adopt(plan.work, one.work)
     done, busy = 0, list[str]()
 
     def take(key: str, source: Store, what: str) -> None:

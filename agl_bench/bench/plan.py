@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from agl_bench.bench.cells import CellStore, glances
+from agl_bench.bench.fitness import Skipped
+from agl_bench.bench.fitness import as_json as skips_as_json
 from agl_bench.bench.fold_report import report_folds
 from agl_bench.bench.run import Bench
 from agl_bench.bench.spec import RunSpec
@@ -117,11 +119,20 @@ class Estimate:
     unknown: int
 
 
-def standing(specs: Iterable[RunSpec], store: CellStore | None) -> Iterator[tuple[RunSpec, str]]:
-    """Each cell of a grid and how it stands: "done", "failed", "diverged" or "todo"."""
+def standing(
+    specs: Iterable[RunSpec], store: CellStore | None, unfit: Mapping[str, str]
+) -> Iterator[tuple[RunSpec, str]]:
+    """Each cell of a grid and how it stands: "done", "failed", "diverged", "skipped" or "todo".
+
+    Args:
+        specs: of the cells.
+        store: where finished and failed ones are; None = there are none.
+        unfit: keys of cells that cannot run, from `known_unfit`.
+    """
     for spec in specs:
         failure = store.failure(spec.key) if store else None
-        yield spec, "done" if store and store.is_finished(spec.key) else failure.status if failure else "todo"
+        left = failure.status if failure else "skipped" if spec.key in unfit else "todo"
+        yield spec, "done" if store and store.is_finished(spec.key) else left
 
 
 def past_cells(works: Iterable[Path]) -> list[Past]:
@@ -214,14 +225,14 @@ def training_spots(specs: Sequence[RunSpec], bench: Bench) -> float:
     return statistics.fmean(r.counts["train_spots"] for r in reports if r.label in folds)
 
 
-def as_json(found: Estimate) -> dict[str, Any]:
+def as_json(found: Estimate, skips: Iterable[Skipped] = ()) -> dict[str, Any]:
     """For programs."""
     return {
         "lines": [
             {
                 **vars(line.place),
                 "cells": line.count.total(),
-                **{name: line.count[name] for name in ("done", *FAILED)},
+                **{name: line.count[name] for name in ("done", *FAILED, "skipped")},
                 "to_do": line.left,
                 "seconds_per_cell": line.cost and line.cost.seconds,
                 "seconds_per_cell_range": line.cost and [line.cost.low, line.cost.high],
@@ -240,6 +251,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
         "peak_memory_mb_per_worker": found.peak_memory_mb,
         "to_do": sum(line.left for line in found.lines),
         "cells_of_unknown_cost": found.unknown,
+        "skipped": skips_as_json(skips),
     }
 
 

@@ -78,7 +78,7 @@ class Preparation:
             started = time.perf_counter()
             key = self._key(part, dataset, name)
             read = _Reader(part, dataset, self.root, name)
-            section = self.cache.section(key, read, size)
+            section = self.cache.section(key, read, size, has_counts=dataset.has_counts)
             if size is not None and isinstance(section.patches, PreparedPatches):
                 section.patches.prepare(size)
             seconds = time.perf_counter() - started

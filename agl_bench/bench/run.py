@@ -6,7 +6,6 @@ import contextlib
 import copy
 import errno
 import functools
-import hashlib
 import os
 import platform
 import resource
@@ -30,12 +29,14 @@ from torch import Tensor
 from agl_bench import __version__
 from agl_bench.bench.cells import CellStore, Status
 from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper
+from agl_bench.bench.encoded import Encoded, Symmetries, encode_section, encoder_digest
+from agl_bench.bench.fitness import Skipped, check_built, check_genes, forget, note, unfit
 from agl_bench.bench.fold_report import FoldReport
 from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
 from agl_bench.bench.planted import selection_scores, utilities
 from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
-from agl_bench.bench.recorder import CellLog, Recorder
+from agl_bench.bench.recorder import CellLog, NoRecorder, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table, prediction_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset
@@ -48,7 +49,7 @@ from agl_bench.data.shuffled import shuffle_patches
 from agl_bench.data.store import MEMORY, SpotStore, budget, fit
 from agl_bench.data.targets import fit_targets
 from agl_bench.digests import FileDigests
-from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, Diverged, UnknownName
+from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, CannotRun, Diverged, UnknownName
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, TrainingView
@@ -56,7 +57,7 @@ from agl_bench.interfaces.spots import Section, Spots
 from agl_bench.maths.seeds import generator_for
 from agl_bench.registry.plugins import Plugins
 from agl_bench.training.evaluate import Scores, evaluate
-from agl_bench.training.model import Model, build_model
+from agl_bench.training.model import Model, build_model, on_device
 from agl_bench.training.records import EpochRecord
 from agl_bench.training.trainer import DevelopmentRows, Trainer
 
@@ -124,7 +125,7 @@ class Waiting:
     holders: tuple[Owner, ...]
 
 
-Event = Started | EpochDone | Finished | Failed | Noted | Stopped | Waiting
+Event = Started | EpochDone | Finished | Failed | Skipped | Noted | Stopped | Waiting
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Setting:
         report: of the fold.
         make_test: see `test`.
         score: a named score of each gene over the training spots, (genes,) float64.
-        counts_of_training: raw counts of the training spots, (spots, genes), made when asked.
+        counts_of_training: raw counts of the training spots, (spots, genes), made when asked; None = there are none.
     """
 
     fold: Fold
@@ -154,7 +155,7 @@ class Setting:
     report: FoldReport = field(repr=False)
     make_test: Callable[[], SpotStore] = field(repr=False)
     score: Callable[[str], Tensor] = field(repr=False)
-    counts_of_training: Callable[[], Tensor] = field(repr=False)
+    counts_of_training: Callable[[], Tensor] | None = field(repr=False)
 
     @functools.cached_property
     def test(self) -> SpotStore:
@@ -176,6 +177,8 @@ class Bench:
         self._table: tuple[object, SpotTable] | None = None
         self._setting: tuple[object, Setting] | None = None
         self._features: tuple[object, Tensor] | None = None
+        self._encoders: weakref.WeakKeyDictionary[Backbone, str] = weakref.WeakKeyDictionary()
+        self.said = ""  # of features that were encoded or found, until somebody has been told
         self.split: tuple[GeneSplit, np.ndarray] | None = None  # in place of what a fold's spots decide (leak audit)
 
     def sections(self, part: Part, size: PatchSize | None = None) -> list[Section]:
@@ -202,7 +205,12 @@ class Bench:
         return self._setting[1]
 
     def build(self, spec: RunSpec, setting: Setting) -> tuple[Model, Selector]:
-        """Model and selector of a cell, before training."""
+        """Model and selector of a cell, before training.
+
+        Raises:
+            CannotRun: if they do not go together.
+        """
+        check_genes(spec, len(setting.genes.names), self.plugins)
         make = self.plugins.entry(spec.backbone.name, "backbone").load()
         model = build_model(
             functools.partial(make, _example(setting), **spec.backbone.settings),
@@ -210,9 +218,7 @@ class Bench:
             spec.seed,
             f"{spec.backbone.name}/{spec.fold}",
         )
-        # Convolutions of a GPU are fastest with the channels innermost.
-        layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
-        model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        model = on_device(model, self.device)
         make_selector = self.plugins.entry(spec.selector.name, "selector").load()
         is_control = getattr(make_selector, "is_control", Selector.is_control)
         view = TrainingView(
@@ -232,6 +238,7 @@ class Bench:
             torch.manual_seed(0)
             selector: Selector = make_selector(view, **spec.selector.settings)
         self._check_untouched(setting, spec)
+        check_built(spec, selector, model.backbone)
         return model, selector.to(self.device)
 
     def truth(self, part: Part, genes: GeneSplit) -> Tensor | None:
@@ -259,6 +266,9 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         trainer = self.trainer(spec, plan, setting)
+        if self.said:
+            yield self.said
+            self.said = ""
         records = keeper.resume(trainer) if keeper else []
         yield from records
         rooms = trainer.rooms
@@ -359,22 +369,19 @@ class Bench:
         The encoder sees each spot of the sections once, for all folds: it learns nothing, so that nothing leaks.
         """
         table = self._tabulate(self.sections(spec.dataset), plan, spec)
-        state = hashlib.blake2b(digest_size=16)
-        for name, tensor in backbone.state_dict().items():
-            if not name.startswith(backbone.late_prefixes):
-                state.update(tensor.cpu().contiguous().numpy().tobytes())
-        symmetries: Literal[1, 8] = 8 if spec.protocol.augment or spec.protocol.outer_augment else 1
-        key = (self._table_key(plan, spec), table.genes, spec.backbone, symmetries, state.digest())
+        size = PatchSize(backbone.patch_px, spec.protocol.patch_um)
+        if backbone not in self._encoders:
+            self._encoders[backbone] = encoder_digest(spec.backbone, backbone, size, self.device)
+        encoder = self._encoders[backbone]
+        symmetries: Symmetries = 8 if spec.protocol.augment or spec.protocol.outer_augment else 1
+        key = (self._table_key(plan, spec), table.genes, encoder, symmetries)
         if self._features is None or self._features[0] != key:
             self._features = None
-            every, no_genes = np.arange(len(table)), np.empty(0, dtype=np.int64)
-            store = SpotStore(
-                table, every, no_genes, sees="patches", patch_px=backbone.patch_px, patch_um=spec.protocol.patch_um,
-                device=self.device, patches_on="mapped",
-            )  # fmt: skip
-            store.encode(backbone, symmetries)
-            assert store.embedding is not None
-            self._features = (key, store.embedding)
+            parts = [encode_section(s, backbone, encoder, size, symmetries, self.device) for s in table.sections]
+            here = [table.source_row[table.section == index] for index in range(len(parts))]
+            features = np.concatenate([p.features[:, rows] for p, rows in zip(parts, here, strict=True)], axis=1)
+            self._features = (key, torch.from_numpy(features).to(self.device))
+            self.said = _of_features(parts)
         fold = setting.fold
         if spots == "development":
             encoded, rows = copy.copy(setting.development), np.concatenate([fold.train, fold.held_out, fold.validation])
@@ -469,7 +476,7 @@ def _setting(
         report=report,
         make_test=functools.partial(store_of, fold.test),
         score=score,
-        counts_of_training=counts_of_training,
+        counts_of_training=counts_of_training if table.has_counts else None,
     )
 
 
@@ -488,9 +495,9 @@ def run_cells(
 ) -> Generator[Event, None, None]:
     """Run what is not finished, one cell after the other.
 
-    A finished or failed cell is kept, an interrupted one is continued, and a failure of one cell is recorded and costs
-    no other. Cells that another process works on come last: when they are done they count as kept, and what a process
-    leaves unfinished is taken over.
+    A finished or failed cell is kept, an interrupted one is continued, one that cannot run here is skipped, and a
+    failure of one cell is recorded and costs no other. Cells that another process works on come last: when they are
+    done they count as kept, and what a process leaves unfinished is taken over.
 
     Args:
         cells: from `Campaign.cells`.
@@ -508,12 +515,16 @@ def run_cells(
     with contextlib.ExitStack() as end:
         end.callback(recorder.finish)
         end.enter_context(store.announced(spec for spec, _ in cells))
+        forget(store.work, (spec for spec, _ in cells))
         while left:
             held = []
             for spec, plan in left:
                 if stop():
                     return
                 known = outcome_before(spec, store, again=again, retry_failed=retry_failed)
+                if known is None and (reason := unfit(spec, bench.plugins)):
+                    yield _skip(Skipped(spec, reason), store)
+                    continue
                 if known is not None and store.leases.holder(spec.key) is not None:
                     held.append((spec, plan))  # its process is still busy with showing it
                     continue
@@ -529,8 +540,7 @@ def run_cells(
                             )
                             if again:
                                 keeper.partial.discard()
-                            log = recorder.open(spec)
-                            if not (yield from _run_cell(spec, plan, bench, store, log, keeper, keep)):
+                            if not (yield from _run_cell(spec, plan, bench, store, recorder, keeper, keep)):
                                 held.append((spec, plan))
                 elif known is None:
                     held.append((spec, plan))
@@ -568,13 +578,18 @@ def _sleep(seconds: float, stop: Callable[[], str]) -> None:
 
 
 def _run_cell(
-    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, log: CellLog, keeper: Keeper, keep: Keep
+    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, recorder: Recorder, keeper: Keeper, keep: Keep
 ) -> Generator[Event, None, bool]:
     """Run one cell under its lease; False if another process has taken it over."""
-    outcome: Finished | Failed | Stopped
+    outcome: Finished | Failed | Skipped | Stopped
+    log: CellLog = NoRecorder()  # until it is known that the cell can run
     is_new = True
     try:
-        store.keep_fold(bench.setting(spec, plan).report.csv)
+        setting = bench.setting(spec, plan)
+        check_genes(spec, len(setting.genes.names), bench.plugins)
+        log = recorder.open(spec)
+        store.keep_fold(setting.report.csv)
+        del setting  # the bench lets go of it when it reads other data
         if why := keeper.stop():  # reading the data may take as long as an epoch
             raise Interrupted(why)
         keeper.partial.begin(spec)
@@ -596,6 +611,10 @@ def _run_cell(
             else:
                 log.epoch(item)
                 yield EpochDone(spec, item)
+    except CannotRun as why:
+        log.fail(f"skipped: {why}")
+        keeper.partial.discard()
+        outcome = _skip(Skipped(spec, str(why)), store)
     except Interrupted as why:
         log.fail("interrupted")
         outcome = Stopped(spec, str(why))
@@ -605,12 +624,19 @@ def _run_cell(
         return False
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a plug-in may raise anything, at its own cost only)
         outcome = _failure(spec, error, store, keeper)
+        if isinstance(log, NoRecorder):
+            log = recorder.open(spec)
         log.fail(outcome.sentence)
     except (KeyboardInterrupt, GeneratorExit):
         log.fail("interrupted")
         raise
     yield outcome
     return True
+
+
+def _skip(skipped: Skipped, store: CellStore) -> Skipped:
+    note(store.work, skipped)
+    return skipped
 
 
 def _of_rooms(before: Mapping[str, int], now: Mapping[str, int]) -> str:
@@ -621,6 +647,19 @@ def _of_rooms(before: Mapping[str, int], now: Mapping[str, int]) -> str:
     }
     changes = [text.format(now[name]) for name, text in said.items() if now.get(name) != before.get(name)]
     return f"out of device memory: {'; '.join(changes)}"
+
+
+def _of_features(parts: Sequence[Encoded]) -> str:
+    """What a person is told of the features of a frozen encoder."""
+    made, spots = [p for p in parts if not p.was_there], sum(p.features.shape[1] for p in parts)
+    size = sum(p.features.nbytes for p in parts) / 1e6
+    if not made:
+        return f"features of {spots:,} spots found beside the prepared sections ({size:,.1f} MB)"
+    new, seconds = sum(p.features.shape[1] for p in made), sum(p.seconds for p in made)
+    return (
+        f"features of {new:,} of {spots:,} spots encoded in {seconds:.1f} s; "
+        f"{size:,.1f} MB are kept beside the prepared sections"
+    )
 
 
 def _failure(spec: RunSpec, error: BaseException, store: CellStore, keeper: Keeper) -> Failed:
@@ -669,6 +708,8 @@ def preflight(
     for spec, plan in cells:
         if outcome_before(spec, store, again=again, retry_failed=retry_failed) is not None:
             continue
+        if unfit(spec, bench.plugins):
+            continue
         setting = bench.setting(spec, plan)
         combination = (spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name)
         if combination in built:
@@ -677,7 +718,7 @@ def preflight(
         try:
             bench.build(spec, setting)
         except (Exception, SystemExit) as error:
-            if isinstance(error, AglBenchError) and not isinstance(error, BadPlugin):
+            if isinstance(error, AglBenchError) and not isinstance(error, BadPlugin | CannotRun):
                 raise
 
 

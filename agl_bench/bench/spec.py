@@ -186,6 +186,15 @@ class RunSpec:
         )  # fmt: skip
 
 
+def asked_for(spec: Mapping[str, Any]) -> str:
+    """Digest of what a cell, given as JSON, was asked for as, whatever code, data and device answer it."""
+    content = {name: spec[name] for name in ("evaluation", "fold", "seed", "protocol")}
+    for kind in ("dataset", "backbone", "selector"):
+        content[kind] = [spec[kind]["name"], spec[kind]["settings"]]
+    content["tuning"] = spec.get("tuning")
+    return text_digest(json.dumps(content, sort_keys=True, separators=(",", ":")))
+
+
 CAMPAIGN_KEYS = ("preset", "selectors", "datasets", "evaluation", "backbone", "seeds", "fold", "protocol", "plugins")
 
 
@@ -298,7 +307,8 @@ class Campaign:
         Raises:
             MissingData: if a dataset is not there.
             UnknownName: if a fold label asked for does not exist.
-            BadSpec: if the protocol names a file that is not there or that has no fold of an evaluation.
+            BadSpec: if the protocol names a file that is not there or that has no fold of an evaluation, or normalises
+                in a way that a dataset does not allow.
         """
         cells, labels = [], []
         named = content_of_files(self.protocol)
@@ -307,6 +317,7 @@ class Campaign:
         for name in self.datasets:
             part = self.part(plugins, name, "dataset")
             dataset = make_dataset(plugins, part)
+            check_normalisation(name, dataset, self.protocol)
             donors = dataset.sections(root)
             for evaluation in self.evaluations:
                 if evaluation == "inter" and len(donors) < 2 and "intra" in self.evaluations:
@@ -408,6 +419,32 @@ def make_dataset(plugins: Plugins, part: Part) -> Dataset:
     """An instance with the settings of the part."""
     dataset: Dataset = plugins.entry(part.name, "dataset").load()(**part.settings)
     return dataset
+
+
+def check_normalisation(name: str, dataset: Dataset, protocol: Protocol) -> None:
+    """Raw counts are to be normalised, and nothing else is.
+
+    Raises:
+        BadSpec: if the protocol says otherwise, or scores genes by counts that are not there.
+    """
+    if dataset.has_counts and protocol.normalisation == "none":
+        raise BadSpec(
+            f"protocol.normalisation = none is for values that are normalised already, and dataset '{name}' has raw "
+            "counts; use normalize_total+log1p"
+        )
+    if dataset.has_counts:
+        return
+    if protocol.normalisation != "none":
+        raise BadSpec(
+            f"dataset '{name}' has no raw counts but values that are normalised already; take them as they are with "
+            f"--set protocol.normalisation=none (it is {protocol.normalisation})"
+        )
+    for setting in ("primary_score", "ranking"):
+        if getattr(protocol, setting) == "seurat_v3":
+            raise BadSpec(
+                f"protocol.{setting} = seurat_v3 needs raw counts, and dataset '{name}' has none; use seurat, "
+                "cell_ranger or moran"
+            )
 
 
 def _settings(

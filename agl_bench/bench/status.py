@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agl_bench.bench import fitness
 from agl_bench.bench.checkpoints import Partial
 from agl_bench.bench.leases import Leases, Owner, is_stale
 from agl_bench.bench.spec import Tuning
 
-STATUSES = ("done", "running", "interrupted", "failed", "diverged", "to do")
+STATUSES = ("done", "running", "interrupted", "failed", "diverged", "skipped", "to do")
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,12 @@ class Status:
     Attributes:
         counts: cells of each status in each line of the grid.
         running: cells at work.
+        skipped: cells that could not run when somebody last tried.
     """
 
     counts: dict[Place, Counter[str]]
     running: list[Running]
+    skipped: list[fitness.Skipped]
 
 
 def status_of(work: Path) -> Status:
@@ -114,6 +117,9 @@ def status_of(work: Path) -> Status:
     counts: dict[Place, Counter[str]] = {}
     for key, (status, place) in found.items():
         counts.setdefault(place, Counter())["running" if key in held else status] += 1
+    skipped = fitness.noted(work, specs.values())
+    for skip in skipped:
+        counts.setdefault(Place.of(skip.spec.as_json()), Counter())["skipped"] += 1
     running = [
         Running(
             key,
@@ -126,7 +132,7 @@ def status_of(work: Path) -> Status:
         for key, owner in held.items()
     ]
     ordered = sorted(counts, key=lambda p: (p.dataset, p.evaluation, p.backbone, p.shuffled, p.tuning, p.selector))
-    return Status({place: counts[place] for place in ordered}, running)
+    return Status({place: counts[place] for place in ordered}, running, skipped)
 
 
 def as_json(status: Status) -> dict[str, Any]:
@@ -148,6 +154,7 @@ def as_json(status: Status) -> dict[str, Any]:
             }
             for r in status.running
         ],
+        "skipped": fitness.as_json(status.skipped),
     }
 
 

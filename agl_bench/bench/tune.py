@@ -47,12 +47,13 @@ from optuna.storages.journal import (
 )
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from agl_bench.bench.fitness import unfit
 from agl_bench.bench.run import Bench
 from agl_bench.bench.spec import Campaign, RunSpec
 from agl_bench.bench.tuned import Entry, conditions, with_settings
 from agl_bench.data.folds import FoldPlan
 from agl_bench.digests import text_digest
-from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, Diverged, TooLittleMemory, UnknownName
+from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, CannotRun, Diverged, TooLittleMemory, UnknownName
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, tunable, tunables
 from agl_bench.maths.seeds import seed_for
@@ -354,6 +355,14 @@ class StudyFailed:
 
 
 @dataclass(frozen=True)
+class StudySkipped:
+    """What a study tunes cannot run here; the other studies go on."""
+
+    study: Study
+    reason: str
+
+
+@dataclass(frozen=True)
 class StudyOpen:
     """Other processes are still at the last trials; whoever ends last writes the outcome."""
 
@@ -377,7 +386,7 @@ class StudyDone:
     history: list[dict[str, Any]]
 
 
-TuneEvent = TrialDone | StudyFailed | StudyOpen | StudyDone
+TuneEvent = TrialDone | StudyFailed | StudySkipped | StudyOpen | StudyDone
 
 
 def tune(study: Study, bench: Bench, storage: BaseStorage) -> Iterator[TuneEvent]:
@@ -386,8 +395,13 @@ def tune(study: Study, bench: Bench, storage: BaseStorage) -> Iterator[TuneEvent
     Raises:
         BadWorkFolder: if trials can no longer be kept, e.g. on a full disk or because the database has gone.
     """
+    if reason := unfit(study.spec, bench.plugins):
+        yield StudySkipped(study, reason)
+        return
     try:
         yield from _tune(study, bench, storage)
+    except CannotRun as error:  # as the genes of a fold, or what was built, say
+        yield StudySkipped(study, str(error))
     except (optuna.exceptions.StorageInternalError, OSError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0][:200].rstrip(".")
         raise BadWorkFolder(
@@ -469,6 +483,8 @@ def _one_trial(handle: optuna.Study, study: Study, bench: Bench, before: int) ->
         sentence = " ".join(sentence.split())
         trial.set_user_attr("error", sentence)
         handle.tell(trial, state=TrialState.FAIL)
+        if isinstance(error, CannotRun):
+            raise
         raise _PluginFault(sentence) from error
     if reason:
         trial.set_user_attr("reason", reason)

@@ -125,7 +125,7 @@ def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section 
         return Verdict(name, "", (str(BadSection(name, f"its reader fails with {reason}")),)), None
     # Gene names are all that sections are compared by; their counts are let go before the next is read.
     bare = Section(name, section.counts[:0].copy(), section.um_per_px)
-    found = list(problems(section)) or list(pixel_problems(section))
+    found = list(problems(section, has_counts=dataset.has_counts)) or list(pixel_problems(section))
     if found:
         return Verdict(name, "", tuple(str(BadSection(name, problem)) for problem in found)), bare
     spots, genes = section.counts.shape

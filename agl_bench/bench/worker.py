@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
+from agl_bench.bench.fitness import Skipped
 from agl_bench.bench.jobs import Cell, Job, StoreAnew, is_wanted
 from agl_bench.bench.leases import Owner
 from agl_bench.bench.prepare import Preparation, fingerprint
@@ -139,6 +140,8 @@ class _Worker:
                     event="failed", cell=self.position[event.spec.key], sentence=event.sentence, details=details,
                     status=event.status,
                 )  # fmt: skip
+        elif isinstance(event, Skipped):
+            self.note(event="skipped", cell=self.position[event.spec.key], sentence=event.reason)
         elif isinstance(event, Stopped):
             is_final = event.why == TIME_LIMIT
             if is_final:

@@ -76,10 +76,10 @@ def report(
             console.print("The report is in MLflow too: `agl-bench ui`.", markup=False, highlight=False)
         except (BadSpec, TrackerUnavailable) as error:  # the report itself is written
             warn(str(error))
-    if not made.quality.is_whole:
+    if made.quality.sentence:
         warn(made.quality.sentence)
-        if not partial:
-            sys.exit(1)
+    if not (made.quality.is_whole or partial):
+        sys.exit(1)
 
 
 @cli.command()
@@ -155,7 +155,7 @@ def reproduce(
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import Bench, choose_device, preflight, run_cells
     from agl_bench.comparison.gather import gather
-    from agl_bench.terminal import show_planned, show_target
+    from agl_bench.terminal import show_planned, show_skips, show_target
 
     torch_device = choose_device(device)
     prepared = Preparation(root, cache_of(work))
@@ -178,10 +178,11 @@ def reproduce(
     recorder = recorder_of(work, tracking, console)
     with Signals() as signals:
         events = run_cells(grid.cells, bench, store, recorder, retry_failed=retry_failed, stop=signals.asked)
-        _, failures, _ = follow(events, len(grid.cells), console)
+        _, failures, _, skips = follow(events, len(grid.cells), console)
     if signals.asked():
         raise KeyboardInterrupt
     _show_reproduced(grid, gather(store), root, out, console)
+    show_skips(skips)
     annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
     if failures:

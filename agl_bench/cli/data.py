@@ -66,7 +66,7 @@ def folds(
     root: Path,
 ) -> None:
     """Make the folds of a dataset without training: sizes, distances between train and test, digests."""
-    from agl_bench.bench.spec import evaluations_of, one_dataset, seeds_of
+    from agl_bench.bench.spec import check_normalisation, evaluations_of, make_dataset, one_dataset, seeds_of
 
     plugins = discover(files)
     roots = seeds_of(seeds or ("0",))
@@ -76,6 +76,7 @@ def folds(
     check_writable("--out", out)
     part, protocol = one_dataset(plugins, dataset, preset, assignments)
     protocol.files()  # one that is not there ends here
+    check_normalisation(dataset, make_dataset(plugins, part), protocol)
 
     import torch
     from rich.table import Table
@@ -137,9 +138,12 @@ def prepare(
     """Read, check and store a dataset as `run` uses it: memory-mapped, under AGL_BENCH_CACHE or WORK/cache.
 
     `run` does the same when it needs it. What is absent is fetched, unless AGL_BENCH_OFFLINE=1; what is there already
-    is kept, and an interrupted preparation goes on where it stood.
+    is kept, and an interrupted preparation goes on where it stood. With a frozen --backbone its features are made and
+    kept too. Nothing is ever deleted: remove the folder, or features-* in it, to make room.
     """
+    from agl_bench.bench.encoded import FrozenEncoder
     from agl_bench.bench.prepare import Preparation, bring, seen_by
+    from agl_bench.bench.run import choose_device
     from agl_bench.bench.spec import make_dataset, one_part
     from agl_bench.data.prepared import PatchSize
     from agl_bench.protocol import Protocol
@@ -153,22 +157,33 @@ def prepare(
     of_backbone = [a for a in assignments if a.strip().startswith(f"{backbone}.")]
     part = one_part(plugins, name, "dataset", [a for a in assignments if a not in of_backbone])
     dataset = make_dataset(plugins, part)
-    sees, side = seen_by(plugins, one_part(plugins, backbone, "backbone", of_backbone))
+    backbone_part = one_part(plugins, backbone, "backbone", of_backbone)
+    sees, side = seen_by(plugins, backbone_part)
     seen = px is not None or sees == "patches"
     size = PatchSize(px or side, um or Protocol().patch_um) if seen else None
     console = make_console()
     with console.status(f"preparing {name}"):
         bring(part, dataset, root)
         cache, count, total = cache_of(work), 0, 0
+        protocol, encoder = Protocol(), None
         for prepared in Preparation(root, cache).sections(part, dataset, size):
             section = prepared.section
-            patches = ""
+            patches = features = ""
             if section.patches is not None and size is not None:
                 patches = f", patches of {size.px} px for {size.um:g} µm"
+                if px is None:
+                    encoder = encoder or FrozenEncoder.of(plugins, backbone_part, size, choose_device("auto"), section)
+                if encoder is not None:
+                    encoded = encoder.encode(section, 8 if protocol.augment else 1)
+                    took = "were there" if encoded.was_there else f"{encoded.seconds:.1f} s"
+                    total += 0 if encoded.was_there else encoded.features.nbytes
+                    width, size_mb = encoded.features.shape[2], encoded.features.nbytes / 1e6
+                    features = f"; {width:,} features for each symmetry, {size_mb:,.1f} MB, {took}"
             took = "was there" if prepared.was_there else f"{prepared.seconds:.1f} s"
             spots, genes = section.counts.shape
             console.print(
-                f"{section.name}: {spots:,} spots × {genes:,} genes{patches}, {prepared.bytes / 1e6:,.1f} MB, {took}",
+                f"{section.name}: {spots:,} spots × {genes:,} genes{patches}, {prepared.bytes / 1e6:,.1f} MB, {took}"
+                f"{features}",
                 markup=False, highlight=False,
             )  # fmt: skip
             count, total = count + 1, total + prepared.bytes
@@ -212,7 +227,7 @@ def describe(
     for section_name in names:  # one at a time: they may be large
         with naming_the_dataset(part):
             section = dataset.read(root, section_name)
-        check_section(section)
+        check_section(section, has_counts=dataset.has_counts)
         cards.append(vars(section_card(section)))
         if out is not None:
             from agl_bench.bench.overlay import draw_overlay

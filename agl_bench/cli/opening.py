@@ -23,13 +23,15 @@ def warn(sentence: str) -> None:
 
 
 def discover(files: Sequence[Path], *, warn: bool = True) -> Plugins:
-    """The plug-ins of this installation and of files; a line for each that is broken, unless `warn` is False."""
+    """The plug-ins of this installation and of files; a line for each that is broken or odd, unless `warn` is False."""
     from agl_bench.registry.plugins import Plugins
 
     plugins = Plugins.discover(files)
     if warn:
         for broken in plugins.broken:
             click.echo(f"agl-bench: plug-in {broken.provider} is disabled: {broken.reason}", err=True)
+        for remark in plugins.remarks:
+            click.echo(f"agl-bench: plug-in {remark.provider} {remark.sentence}", err=True)
     return plugins
 
 

@@ -5,49 +5,59 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from agl_bench import API_VERSION
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import discover
 from agl_bench.cli.options import PLUGIN
 from agl_bench.errors import UnknownName
-from agl_bench.terminal import (
-    make_console,
-)
+from agl_bench.registry import stated
+from agl_bench.terminal import make_console, show_plugins
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
-    pass
+    from agl_bench.registry.plugins import Entry
 
 
 @cli.command(name="list")
+@click.argument("kind", required=False, type=click.Choice(["selectors", "backbones", "datasets"]))
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @PLUGIN
-def list_(files: tuple[Path, ...], as_json: bool) -> None:
-    """List selectors, backbones and datasets, who provides them, and what is broken."""
-    plugins = discover(files, warn=False)
-    if as_json:
-        entries = [
-            {"kind": e.kind, "name": e.name, "provider": e.provider, "summary": e.summary} for e in plugins.entries()
-        ]
-        click.echo(json.dumps({"entries": entries, "broken": [vars(b) for b in plugins.broken]}, indent=1))
-        return
-    from rich.table import Table
+def list_(kind: str | None, files: tuple[Path, ...], as_json: bool) -> None:
+    """List selectors, backbones and datasets: what they are, what they need, who provides them, and what is broken.
 
-    console = make_console()
-    for kind in ("selector", "backbone", "dataset"):
-        table = Table(title=f"{kind}s", title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for column in ("name", "what it is", "provided by"):
-            table.add_column(column, overflow="fold", no_wrap=column == "name")
-        for name in plugins.names(kind):
-            entry = plugins.entry(name)
-            table.add_row(name, entry.summary, entry.provider)
-        console.print(table, "")
-    if plugins.broken:
-        console.print("[bold red]disabled[/]")
-        for broken in plugins.broken:
-            console.print(f"{broken.provider}: {broken.reason}", markup=False, highlight=False)
+    Nothing is imported for it but the modules that plug-ins register with.
+    """
+    plugins = discover(files, warn=False)
+    kinds = ("selector", "backbone", "dataset") if kind is None else (kind.removesuffix("s"),)
+    if as_json:
+        entries = [_entry_as_json(e) for e in plugins.entries() if e.kind in kinds]
+        content = {
+            "api": API_VERSION,
+            "entries": entries,
+            "broken": [vars(b) for b in plugins.broken],
+            "remarks": [vars(r) for r in plugins.remarks],
+        }
+        click.echo(json.dumps(content, indent=1))
+        return
+    show_plugins(plugins, kinds, make_console())
+
+
+def _entry_as_json(entry: Entry) -> dict[str, Any]:
+    """Everything that is known of an entry without its import; a flag that only the import tells is not there."""
+    says = dict(entry.stated)
+    return {
+        "kind": entry.kind,
+        "name": entry.name,
+        "provider": entry.provider,
+        "version": entry.version,
+        "file": str(entry.source) if entry.source else None,
+        "summary": entry.summary,
+        "reference": says.pop(stated.SAYS[entry.kind], None),
+        "flags": says,
+    }
 
 
 @cli.command()
@@ -82,6 +92,9 @@ def show(name: str, files: tuple[Path, ...]) -> None:
     for attribute in ("reference", "citation", "licence", "revision"):
         if getattr(cls, attribute, ""):
             console.print(f"\n{attribute}: {getattr(cls, attribute)}", markup=False, highlight=False, end="")
+    flags = stated.words(entry.kind, stated.of_class(cls, entry.kind)[1])
+    if flags:
+        console.print(f"\nflags: {', '.join(flags)}", markup=False, highlight=False, end="")
     table = Table(title="\nsettings (--set)", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in ("setting", "default", "takes"):
         table.add_column(column, overflow="fold")

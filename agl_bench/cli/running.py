@@ -24,10 +24,12 @@ from agl_bench.terminal import (
     show_merge,
     show_plan,
     show_repetition,
+    show_skips,
     show_table,
 )
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
+    from agl_bench.bench.fitness import Skipped
     from agl_bench.bench.run import Event
     from agl_bench.bench.spec import Campaign, RunSpec
     from agl_bench.registry.plugins import Plugins
@@ -127,8 +129,9 @@ def run(
     """Train every selector on every fold and print the comparison.
 
     Finished cells are kept: the same command continues where it was stopped, in the middle of a training too. Several
-    may run at once on one work folder. The exit status is 0 if all cells are finished, 1 if some failed, 2 if the input
-    is wrong, 75 if some were interrupted.
+    may run at once on one work folder. What cannot run here, e.g. for want of a GPU, is skipped, and the table says
+    why. The exit status is 0 if all else is finished, 1 if some failed, 2 if the input is wrong, 75 if some were
+    interrupted.
     """
     from agl_bench.bench.spec import Campaign
 
@@ -142,6 +145,8 @@ def run(
 
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import control_cells, control_selectors, controls_of, notes_on
+    from agl_bench.bench.fitness import as_json as skips_as_json
+    from agl_bench.bench.fitness import summed
     from agl_bench.bench.jobs import Job, run_on
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import Bench, choose_device, fingerprints, preflight, run_cells
@@ -186,7 +191,7 @@ def run(
             events = run_on(
                 engine, cells, job, store, recorder, again=again, retry_failed=retry_failed, stop=signals.asked
             )
-        results, failures, stopped = follow(events, len(cells), console)
+        results, failures, stopped, skips = follow(events, len(cells), console)
     if signals.asked():
         raise KeyboardInterrupt
     place = {spec.key: number for number, (spec, _) in enumerate(cells)}
@@ -196,13 +201,16 @@ def run(
     fixed = [r for r in own if r.spec.tuning is None]
     found = controls_of(fixed, [r for r in results if r.spec.key in below])
     notes = notes_on(fixed, found, bounds)
-    if own:
-        show_table(own, campaign, console, found, bounds, notes)
+    skips.sort(key=lambda s: place[s.spec.key])
+    marked = [s for s in skips if s.spec.key in asked]
+    if own or skips:
+        said = [*notes, *summed(s for s in skips if s.spec.key not in asked)]
+        show_table(own, campaign, console, found, bounds, said, marked)
     if json_file is not None:
         from agl_bench.bench.controls import controls_as_json
         from agl_bench.bench.table import as_json
 
-        content = as_json(own) | controls_as_json(found, notes, bounds)
+        content = as_json(own) | controls_as_json(found, notes, bounds) | {"skipped": skips_as_json(skips)}
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     annotate(store, recorder, plugins)
     show_end(work, tracking, recorder, failures, console)
@@ -256,6 +264,7 @@ def status(work: Path, json_: bool) -> None:
             done = f"{cell.progress[0] + 1} of {cell.progress[1]} epochs"
         line = f"running: {what}: {done}, process {cell.owner.pid} on {cell.owner.host}"
         console.print(line, markup=False, highlight=False)
+    show_skips(found.skipped)
 
 
 @cli.command(params=[p for p in run.params if p.name not in ("dry_run", "json_file", "workers")])
@@ -308,7 +317,7 @@ def plan(
 
     torch_device = choose_device(device)
     console = make_console()
-    cells = _standing(
+    cells, skips = _standing(
         campaign, plugins, root, work, torch_device.type, controls=controls, tuned=tuned, transfer=transfer
     )
     bench = Bench(plugins, root, torch_device)
@@ -319,9 +328,9 @@ def plan(
             workers=workers, again=again, retry_failed=retry_failed,
         )  # fmt: skip
     if json_:
-        click.echo(json.dumps(as_json(found), indent=1))
+        click.echo(json.dumps(as_json(found, skips), indent=1))
     else:
-        show_plan(found, campaign.preset, console)
+        show_plan(found, campaign.preset, console, skips)
 
 
 @cli.command()
@@ -457,15 +466,18 @@ def _show_grid(
     transfer: bool,
 ) -> None:
     """The cells that a run would go through, one line each, and whether they are finished."""
-    cells = _standing(campaign, plugins, root, work, device, controls=controls, tuned=tuned, transfer=transfer)
-    count = {"done": 0, "failed": 0, "diverged": 0, "todo": 0}
+    cells, skips = _standing(campaign, plugins, root, work, device, controls=controls, tuned=tuned, transfer=transfer)
+    reasons = {s.spec.key: s.reason for s in skips}
+    count = {"done": 0, "failed": 0, "diverged": 0, "skipped": 0, "todo": 0}
     for spec, status in cells:
         count[status] += 1
-        click.echo(f"{spec.key}  {status}  {spec.title}")
+        reason = f": {reasons[spec.key]}" if status == "skipped" else ""
+        click.echo(f"{spec.key}  {status}  {spec.title}{reason}")
     failed = count["failed"] + count["diverged"]
     click.echo(
         f"{len(cells)} cells, {count['done']} finished, {count['todo']} to run"
         + (f", {failed} failed (--retry-failed)" if failed else "")
+        + (f", {count['skipped']} skipped" if count["skipped"] else "")
         + f"; preset {campaign.preset}"
     )
 
@@ -480,10 +492,11 @@ def _standing(
     controls: bool,
     tuned: Path | None,
     transfer: bool,
-) -> list[tuple[RunSpec, str]]:
-    """The cells that a run would go through, and how each stands; nothing is written."""
+) -> tuple[list[tuple[RunSpec, str]], list[Skipped]]:
+    """The cells that a run would go through, and how each stands; and those that it would skip. Nothing is written."""
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.controls import control_cells
+    from agl_bench.bench.fitness import Skipped, known_unfit
     from agl_bench.bench.plan import standing
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.run import fingerprints
@@ -494,7 +507,9 @@ def _standing(
     cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
     if controls:
         cells = _joined(cells, control_cells(campaign, plugins, root, device=device, fingerprint=known))
-    return list(standing((spec for spec, _ in cells), store))
+    unfit = known_unfit([spec for spec, _ in cells], plugins, work)
+    standings = list(standing((spec for spec, _ in cells), store, unfit))
+    return standings, [Skipped(spec, unfit[spec.key]) for spec, status in standings if status == "skipped"]
 
 
 def _joined(cells: list[Any], further: list[Any]) -> list[Any]:

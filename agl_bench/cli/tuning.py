@@ -131,7 +131,7 @@ def _tune_all(
     console: Console,
 ) -> bool:
     """Run the studies and show them; whether one has failed."""
-    from agl_bench.bench.tune import StudyDone, StudyFailed, TrialDone, tune
+    from agl_bench.bench.tune import StudyDone, StudyFailed, StudySkipped, TrialDone, tune
     from agl_bench.bench.tuned import write_entry
     from agl_bench.errors import TrackerUnavailable
 
@@ -151,6 +151,8 @@ def _tune_all(
             elif isinstance(event, StudyFailed):
                 failed = True
                 click.echo(f"agl-bench: failed: {study.title}: {event.sentence}", err=True)
+            elif isinstance(event, StudySkipped):
+                click.echo(f"{study.title}: SKIPPED, {event.reason}")
             elif isinstance(event, StudyDone):
                 selector = study.spec.selector.name
                 written.append(write_entry(out, selector, event.entry))

@@ -90,7 +90,7 @@ def export_section(
         )
     with naming_the_dataset(part):
         read = dataset.read(prepared.root, section)
-    check_section(read)
+    check_section(read, has_counts=dataset.has_counts)
     data = read.counts.copy()
     _add_image(data, read, section)
     data.var["agl_primary"] = False

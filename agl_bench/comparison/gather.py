@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from agl_bench.bench import fitness
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
@@ -33,12 +34,14 @@ class Gathered:
             best_epoch, epochs; seconds, peak_memory_mb; data, device, version, commit, machine.
         failed: one row per cell that failed: key, the same place and unit, status ("failed" or "diverged") and
             sentence.
+        skipped: one row per cell that could not run: the same with reason in place of status and sentence.
         specs: key -> the spec as JSON.
         store: where the tables of single cells are read from.
     """
 
     cells: pd.DataFrame = field(repr=False)
     failed: pd.DataFrame = field(repr=False)
+    skipped: pd.DataFrame = field(repr=False)
     specs: Mapping[str, Mapping[str, Any]] = field(repr=False)
     store: CellStore = field(repr=False)
 
@@ -65,15 +68,18 @@ def gather(store: CellStore) -> Gathered:
     for key, spec, failure in store.failures():
         specs[key] = spec
         failed.append({"key": key, "status": failure.status, "sentence": failure.sentence})
+    skips = fitness.noted(store.work, specs.values())
+    specs |= {s.spec.key: s.spec.as_json() for s in skips}
     names = _labels(specs)
     rows = [{**_place(specs[g["key"]], names[g["key"]]), **_row(g)} for g in glances]
     lost = [_place(specs[f["key"]], names[f["key"]]) | f for f in failed]
+    left = [_place(specs[k := s.spec.key], names[k]) | {"key": k, "reason": s.reason} for s in skips]
     order = [*LINE, *UNIT]
     cells = pd.DataFrame(rows, columns=None if rows else ["key", *order, "name", "shuffled", "pcc", "selected"])
     gone = pd.DataFrame(lost, columns=None if lost else ["key", *order, "name", "shuffled", "status", "sentence"])
-    return Gathered(
-        cells.sort_values(order, ignore_index=True), gone.sort_values(order, ignore_index=True), specs, store
-    )
+    skipped = pd.DataFrame(left, columns=None if left else ["key", *order, "name", "shuffled", "reason"])
+    cells, gone, skipped = (frame.sort_values(order, ignore_index=True) for frame in (cells, gone, skipped))
+    return Gathered(cells, gone, skipped, specs, store)
 
 
 def _place(spec: Mapping[str, Any], labels: tuple[str, str]) -> dict[str, Any]:

@@ -35,8 +35,9 @@ class Quality:
     Attributes:
         counts: cells by status, as `agl-bench status` has them.
         gaps: one row per line that lacks cells which other lines of its place have or that failed: LINE, finished,
-            failed, diverged, missing, which.
+            failed, diverged, skipped, missing, which.
         failed: one row per failed cell: LINE, UNIT, status, sentence, key.
+        skipped: one row per line and reason for which cells of it could not run: LINE, cells, reason.
         nan_genes: one row per line where a primary gene had no PCC in some cell: LINE, cells, most (genes in one cell).
         outside: a sentence for each result that lies outside its controls.
         cautions: further sentences.
@@ -45,6 +46,7 @@ class Quality:
     counts: Counter[str]
     gaps: pd.DataFrame = field(repr=False)
     failed: pd.DataFrame = field(repr=False)
+    skipped: pd.DataFrame = field(repr=False)
     nan_genes: pd.DataFrame = field(repr=False)
     outside: Sequence[str] = ()
     cautions: Sequence[str] = ()
@@ -61,7 +63,7 @@ class Quality:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every cell of the grid is finished."""
+        """Whether every cell of the grid is finished that can run."""
         return not (self.open or self.lacking or len(self.failed))
 
     @property
@@ -69,6 +71,8 @@ class Quality:
         """What is not there; empty if all is."""
         parts = [f"{self.counts[s]:,} {s}" for s in ("running", "to do", "interrupted") if self.counts[s]]
         parts += [f"{n:,} {s}" for s in ("failed", "diverged") if (n := int((self.failed["status"] == s).sum()))]
+        if len(self.skipped):
+            parts.append(f"{int(self.skipped['cells'].sum()):,} skipped, since they cannot run")
         lacking = self.lacking - self.open
         if lacking > 0:
             parts.append(f"{lacking:,} that other lines have not run")
@@ -154,22 +158,31 @@ def quality(
         bounds: selectors that are no methods.
         cautions: from `statistics.cautions`.
     """
-    cells, failed = gathered.cells, gathered.failed
+    cells, failed, skipped = gathered.cells, gathered.failed, gathered.skipped
     return Quality(
         counts=sum(status_of(work).counts.values(), Counter[str]()),
-        gaps=_gaps(cells, failed),
+        gaps=_gaps(cells, failed, skipped),
         failed=failed[[*LINE, *UNIT, "status", "sentence", "key"]],
+        skipped=skipped.groupby([*LINE, "reason"], sort=False)
+        .size()
+        .reset_index(name="cells")[[*LINE, "cells", "reason"]],
         nan_genes=_nan_genes(cells),
         outside=_outside(cells, found, bounds),
         cautions=[*cautions, *_at_their_end(gathered), *_machines(cells)],
     )
 
 
-def _gaps(cells: pd.DataFrame, failed: pd.DataFrame) -> pd.DataFrame:
+def _gaps(cells: pd.DataFrame, failed: pd.DataFrame, skipped: pd.DataFrame) -> pd.DataFrame:
     """See `Quality.gaps`."""
     rows = []
-    both = pd.concat([cells[[*LINE, *UNIT]].assign(status="done"), failed[[*LINE, *UNIT, "status"]]])
-    for place, here in both.groupby(PLACE, sort=False):
+    all_three = pd.concat(
+        [
+            cells[[*LINE, *UNIT]].assign(status="done"),
+            failed[[*LINE, *UNIT, "status"]],
+            skipped[[*LINE, *UNIT]].assign(status="skipped"),
+        ]
+    )
+    for place, here in all_three.groupby(PLACE, sort=False):
         units = sorted(set(zip(here["fold"], here["seed"], strict=True)))
         for selector, line in here.groupby("selector"):
             status = dict(zip(zip(line["fold"], line["seed"], strict=True), line["status"], strict=True))
@@ -183,12 +196,12 @@ def _gaps(cells: pd.DataFrame, failed: pd.DataFrame) -> pd.DataFrame:
                     "selector": selector,
                     "finished": count["done"],
                     "failed": count["failed"],
-                    "diverged": count["diverged"],
+                    **{status: count[status] for status in ("diverged", "skipped")},
                     "missing": len(absent),
                     "which": ", ".join(absent[:_NAMED]) + (" …" if len(absent) > _NAMED else ""),
                 }
             )
-    return pd.DataFrame(rows, columns=[*LINE, "finished", "failed", "diverged", "missing", "which"])
+    return pd.DataFrame(rows, columns=[*LINE, "finished", "failed", "diverged", "skipped", "missing", "which"])
 
 
 def _nan_genes(cells: pd.DataFrame) -> pd.DataFrame:

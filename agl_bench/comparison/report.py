@@ -197,10 +197,11 @@ def assemble(
 
 def _renamed(gathered: Gathered, presets: Mapping[str, str]) -> Gathered:
     """With short labels of presets."""
-    cells, failed = (
-        frame.assign(preset=[presets.get(p, p) for p in frame["preset"]]) for frame in (gathered.cells, gathered.failed)
+    cells, failed, skipped = (
+        frame.assign(preset=[presets.get(p, p) for p in frame["preset"]])
+        for frame in (gathered.cells, gathered.failed, gathered.skipped)
     )
-    return replace(gathered, cells=cells, failed=failed)
+    return replace(gathered, cells=cells, failed=failed, skipped=skipped)
 
 
 class _Places:
@@ -330,7 +331,7 @@ def _quality_section(found: Quality) -> Section:
             tables.listing(
                 "quality-gaps",
                 "Lines that lack cells",
-                "Cells that other lines of the same place have, or that failed.",
+                "Cells that other lines of the same place have, that failed, or that cannot run.",
                 found.gaps,
             )
         )
@@ -338,6 +339,12 @@ def _quality_section(found: Quality) -> Section:
         own.append(
             tables.listing(
                 "quality-failed", "Cells that failed", "`agl-bench run … --retry-failed` runs them anew.", found.failed
+            )
+        )
+    if len(found.skipped):
+        own.append(
+            tables.listing(
+                "quality-skipped", "Cells that cannot run", "Every `agl-bench run` looks anew.", found.skipped
             )
         )
     if len(found.nan_genes):

@@ -55,18 +55,25 @@ def check_dataset(name: str, sections: Sequence[Section]) -> None:
             )
 
 
-def check_section(section: Section) -> None:
+def check_section(section: Section, *, has_counts: bool = True) -> None:
     """Check counts, names, coordinates and embedding of one section.
+
+    Args:
+        section: as its dataset reads it.
+        has_counts: as its dataset says.
 
     Raises:
         BadSection: with the first problem.
     """
-    for problem in problems(section):
+    for problem in problems(section, has_counts=has_counts):
         raise BadSection(section.name, problem)
 
 
-def problems(section: Section) -> Iterator[str]:
+def problems(section: Section, *, has_counts: bool = True) -> Iterator[str]:
     """Everything that is wrong with one section, a sentence each, without its name. Decodes no image.
+
+    Counts are whole numbers ≥ 0; values of a dataset that says `has_counts = False` are finite and ≥ 0, as logarithms
+    of counts are: for the filters, 0 has to mean that a gene was not detected.
 
     What follows from a problem is not told a second time: where X is no matrix, its values are not looked at.
     """
@@ -80,7 +87,7 @@ def problems(section: Section) -> Iterator[str]:
     if genes == 1:
         yield f"it has one gene, '{section.counts.var_names[0]}'; a primary and an auxiliary gene are needed at least"
     yield from _name_problems(section)
-    yield from _count_problems(section)
+    yield from _count_problems(section, has_counts)
     yield from _position_problems(section)
     yield from _embedding_problems(section)
 
@@ -127,7 +134,7 @@ def _name_problems(section: Section) -> Iterator[str]:
             )
 
 
-def _count_problems(section: Section) -> Iterator[str]:
+def _count_problems(section: Section, has_counts: bool) -> Iterator[str]:
     X = section.counts.X
     if X is None:
         yield "counts.X is empty; put the raw counts (spots × genes) there"
@@ -143,25 +150,33 @@ def _count_problems(section: Section) -> Iterator[str]:
         for start in range(0, values.size, _ENTRIES):
             block = values[start : start + _ENTRIES]
             blank = blank and not block.any()
-            first = _first_bad(block)
+            first = _first_bad(block, whole=has_counts)
             if first is not None:
-                yield _bad_count(section, X, start + first, values[start + first])
+                yield _bad_count(section, X, start + first, values[start + first], has_counts)
                 return
         if blank:
-            yield "all of its counts are zero; check that X holds the raw counts"
+            held = "raw counts" if has_counts else "normalised values"
+            yield f"all of its counts are zero; check that X holds the {held}"
 
 
-def _first_bad(values: np.ndarray) -> int | None:
-    """Index of the first value that is no count, None where all are. Looks closer only where something is wrong."""
+def _first_bad(values: np.ndarray, *, whole: bool) -> int | None:
+    """Index of the first value that is no count, or merely not ≥ 0 and finite; None where all are.
+
+    Looks closer only where something is wrong.
+    """
     if values.dtype.kind in "ub":
         return None
     if values.dtype.kind == "i":
         return int(np.argmax(values < 0)) if values.min() < 0 else None
-    good = (values >= 0) & (np.rint(values) == values) & (values < np.inf)  # NaN fails the first comparison
+    good = (values >= 0) & (values < np.inf)  # NaN fails the first comparison
+    if whole:
+        good &= np.rint(values) == values
     return None if good.all() else int(np.argmin(good))
 
 
-def _bad_count(section: Section, X: np.ndarray | scipy.sparse.spmatrix, index: int, value: float) -> str:
+def _bad_count(
+    section: Section, X: np.ndarray | scipy.sparse.spmatrix, index: int, value: float, has_counts: bool
+) -> str:
     counts = section.counts
     if isinstance(X, np.ndarray):
         spot, gene = divmod(index, counts.n_vars)
@@ -169,6 +184,11 @@ def _bad_count(section: Section, X: np.ndarray | scipy.sparse.spmatrix, index: i
         major = int(np.searchsorted(X.indptr, index, side="right")) - 1
         spot, gene = (major, X.indices[index]) if X.format == "csr" else (X.indices[index], major)
     where = f"spot '{counts.obs_names[spot]}', gene '{counts.var_names[gene]}'"
+    if not has_counts:
+        return (
+            f"the value of {where} is {value:g}; without raw counts, values have to be finite and ≥ 0, 0 where a gene "
+            "was not detected: give logarithms of scaled counts, not z-scores or residuals"
+        )
     if not np.isfinite(value):
         problem, remedy = f"the count of {where} is {value}", "raw counts are finite; set it to 0 or drop the spot"
     elif value < 0:
@@ -179,7 +199,7 @@ def _bad_count(section: Section, X: np.ndarray | scipy.sparse.spmatrix, index: i
     else:
         problem, remedy = (
             f"the count of {where} is {value:g}, not a whole number",
-            "give raw counts, not normalised ones",
+            "give raw counts, not normalised ones; a dataset that has no others says `has_counts = False`",
         )
     if "counts" in counts.layers:
         remedy += "; layers['counts'] may hold them: X = layers['counts']"

@@ -210,8 +210,10 @@ def seurat_v3(table: SpotTable, rows: np.ndarray, columns: np.ndarray) -> np.nda
     """Variance of clipped, standardised raw counts, scanpy's flavour "seurat_v3"; holds the counts in memory.
 
     Raises:
-        BadSpec: if scikit-misc is missing, or the trend of the variance cannot be fitted.
+        BadSpec: if there are no counts, scikit-misc is missing, or the trend of the variance cannot be fitted.
     """
+    if not table.has_counts:
+        raise BadSpec("score seurat_v3 needs raw counts, and the dataset has none; use seurat, cell_ranger or moran")
     counts = table.counts(rows, columns)
     varying = int(np.sum(counts.max(0).toarray() > counts.min(0).toarray()))
     if varying < FEWEST_FITTED:

@@ -7,7 +7,9 @@
 <cache>/<key>/embedding.npy            (spots, width) float32, where there is one
 <cache>/<key>/patches-<px>px-<µm>um.npy           uint8 (spots, 3, px, px); beside it .json once it is complete,
                                        .done (a byte for each spot) until then
-<cache>/<key>.lock                     held by the process that writes
+<cache>/<key>/features-<encoder>-<n>.npy          float32 (n symmetries, spots, width), what a frozen encoder makes of
+                                       the patches; beside it .json. Delete it at any time: it is made again
+<cache>/<key>.lock                     held by the process that writes; <key>.features-….lock likewise
 
 A section appears under its key when it is complete. Patches are cut in blocks, and a block is marked only when it is
 on the disk, so that a preparation killed at any point goes on where it stood and ends with the same bytes. Only names,
@@ -72,7 +74,9 @@ class SectionCache:
     def __init__(self, folder: Path, digests: FileDigests, say: Callable[[str], None]) -> None:
         self.folder, self.digests, self.say = folder, digests, say
 
-    def section(self, key: str, read: Callable[[], Section], size: PatchSize | None = None) -> Section:
+    def section(
+        self, key: str, read: Callable[[], Section], size: PatchSize | None = None, *, has_counts: bool = True
+    ) -> Section:
         """The section of this key, memory-mapped; prepared first where it is not there.
 
         Args:
@@ -80,6 +84,7 @@ class SectionCache:
             read: gives the section as measured; called when it has to be prepared, and again for sizes of patches
                 that are asked for later.
             size: patches to cut while the section is in memory.
+            has_counts: as its dataset says.
 
         Raises:
             BadSection: if it fails a check.
@@ -91,7 +96,7 @@ class SectionCache:
                 found = self._opened(key, read)  # another process may have prepared it meanwhile
                 if found is None:
                     raw = read()
-                    check_section(raw)
+                    check_section(raw, has_counts=has_counts)
                     self._write(key, raw)
                     found = self._opened(key, read)
                     assert found is not None
@@ -99,6 +104,66 @@ class SectionCache:
                         assert isinstance(found.patches, PreparedPatches)
                         found.patches.prepare(size, raw.patches)
         return found
+
+    def array(self, key: str, stem: str, make: Callable[[], np.ndarray] | None = None) -> np.ndarray | None:
+        """An array beside the section of this key, memory-mapped; where it is not there, what `make` gives is written.
+
+        Several processes may ask at once: one makes it, the others wait for it.
+
+        Args:
+            key: of a section that is prepared.
+            stem: of the name of its file.
+            make: called when it has to be made; None = only look.
+
+        Raises:
+            BadWorkFolder: if it cannot be written, e.g. because the disk is full.
+        """
+        path = self.folder / key / f"{stem}.npy"
+        again = f"{path} is damaged ({{}}); it is set aside and made again"
+        found = self.opened(key, path, path.with_suffix(".json"), again)
+        if found is None and make is not None:
+            with self.writing(f"{key}.{stem}"):
+                found = self.opened(key, path, path.with_suffix(".json"), again)  # made by another process meanwhile
+                if found is None:
+                    partial = path.with_suffix(".partial")
+                    with partial.open("wb") as file:
+                        np.save(file, make())
+                        _sync(file)
+                    partial.replace(path)
+                    self.sign(path, path.with_suffix(".json"))
+                    found = self.opened(key, path, path.with_suffix(".json"), again)
+        return found
+
+    def opened(self, key: str, path: Path, sign: Path, again: str) -> np.ndarray | None:
+        """A complete array of a section, memory-mapped; None where `sign` does not say that it is complete.
+
+        One that is damaged is set aside, and `again` says so, with the damage in its braces.
+        """
+        if not sign.is_file():
+            return None
+        try:
+            return self._whole(path, sign)
+        except _Damaged:
+            with self.writing(key):
+                try:
+                    return self._whole(path, sign)  # another process may have mended it
+                except _Damaged as damage:
+                    if path.is_file():
+                        path.replace(path.with_suffix(".damaged"))
+                    sign.unlink(missing_ok=True)
+                    self.say(again.format(damage))
+            return None
+
+    def _whole(self, path: Path, sign: Path) -> np.ndarray:
+        self.verify(path, *_manifest(sign)["files"][path.name])
+        return _mapped(path)
+
+    def sign(self, path: Path, sign: Path) -> None:
+        """Say that a file is complete."""
+        content = {"files": {path.name: [path.stat().st_size, self.digests.of(path)]}}
+        partial = sign.with_suffix(".json.partial")
+        partial.write_text(_signed(content), encoding="utf-8")
+        partial.replace(sign)
 
     def bytes(self, key: str) -> int:
         """What a prepared section takes on the disk."""
@@ -252,30 +317,30 @@ class PreparedPatches:
                 self._open[size] = found
             return self._open[size]
 
+    def features(self, encoder: str, symmetries: int, make: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
+        """What a frozen encoder makes of all patches, (symmetries, spots, n) float32, and whether it was there.
+
+        Args:
+            encoder: digest of all that decides the features, but the section.
+            symmetries: 8 where patches are augmented, else 1, which the first of 8 will do for.
+            make: called where it is not there.
+        """
+        for there in range(symmetries, 9, 7):
+            found = self._cache.array(self._key, f"features-{encoder}-{there}")
+            if found is not None:
+                return found[:symmetries], True
+        made = self._cache.array(self._key, f"features-{encoder}-{symmetries}", make)
+        assert made is not None
+        return made, False
+
     def _files(self, size: PatchSize) -> tuple[Path, Path, Path]:
         """The patches, which are done, and the sign that all are."""
         return tuple(self._folder / f"{size.stem}.{ending}" for ending in ("npy", "done", "json"))  # type: ignore[return-value]
 
     def _opened(self, size: PatchSize) -> np.ndarray | None:
         path, _, sign = self._files(size)
-        if not sign.is_file():
-            return None
-        try:
-            return self._verified(path, sign)
-        except _Damaged:
-            with self._cache.writing(self._key):
-                try:
-                    return self._verified(path, sign)  # another process may have mended it
-                except _Damaged as damage:
-                    if path.is_file():
-                        path.replace(path.with_suffix(".damaged"))
-                    sign.unlink(missing_ok=True)
-                    self._cache.say(f"{path} is damaged ({damage}); it is set aside and the patches are cut again")
-            return None
-
-    def _verified(self, path: Path, sign: Path) -> np.ndarray:
-        self._cache.verify(path, *_manifest(sign)["files"][path.name])
-        return _mapped(path)
+        again = f"{path} is damaged ({{}}); it is set aside and the patches are cut again"
+        return self._cache.opened(self._key, path, sign, again)
 
     def _cut(self, size: PatchSize, source: PatchSource) -> None:
         path, progress, sign = self._files(size)
@@ -298,10 +363,7 @@ class PreparedPatches:
                     done.seek(int(row))
                     done.write(b"\1")
                 done.flush()
-        content = {"files": {path.name: [path.stat().st_size, self._cache.digests.of(path)]}}
-        partial = sign.with_suffix(".json.partial")
-        partial.write_text(_signed(content), encoding="utf-8")
-        partial.replace(sign)
+        self._cache.sign(path, sign)
         progress.unlink()
 
     def _blocks(self, source: PatchSource, rows: np.ndarray, size: PatchSize) -> Iterator[Block]:
@@ -371,10 +433,11 @@ def _without_zeros(X: Any) -> sparse.csr_matrix:
 
 
 def _narrowed(values: np.ndarray) -> np.ndarray:
-    """Counts in the smallest of uint16, int32, float32 and float64 that holds them exactly."""
+    """Values ≥ 0 in the smallest of uint16, int32, float32 and float64 that holds them exactly."""
     most = values.max(initial=0)
+    is_whole = values.dtype.kind in "uib" or bool((values == np.rint(values)).all())
     for kind in (np.uint16, np.int32):
-        if most <= np.iinfo(kind).max:
+        if is_whole and most <= np.iinfo(kind).max:
             return values.astype(kind, copy=False)
     single = values.astype(np.float32)
     return single if np.array_equal(single, values) else values.astype(np.float64)

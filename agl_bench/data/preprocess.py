@@ -33,6 +33,8 @@ class SpotTable:
         position: (spots, 2) float32, µm.
         total: (spots,) float64, counts of all genes of the panel.
         scales: whether `rows` scales each spot to `TARGET_SUM` before the logarithm.
+        has_counts: False = the sections hold values that were normalised before; then "counts" are these values, and
+            `rows` gives them as they are.
         dropped_spots: spots left out because too few genes were detected or no patch was found.
     """
 
@@ -46,6 +48,7 @@ class SpotTable:
     total: np.ndarray
     scales: bool
     dropped_spots: int
+    has_counts: bool = True
 
     def __len__(self) -> int:
         return len(self.section)
@@ -64,6 +67,8 @@ class SpotTable:
         ln(1 + count), after scaling the spot to `TARGET_SUM` if `scales`.
         """
         values = self.counts(rows, columns)
+        if not self.has_counts:
+            return values
         if self.scales:
             total = self.total[rows].astype(np.float32)  # > 0 unless min_genes_per_spot is 0
             factor = (TARGET_SUM / np.where(total > 0, total, 1)).astype(np.float32)
@@ -152,7 +157,8 @@ def tabulate(sections: Sequence[Section], protocol: Protocol, panel_from: Collec
             ]
         ).astype(np.float32),
         total=np.concatenate(totals),
-        scales=protocol.normalisation != "log1p",
+        scales=protocol.normalisation not in ("log1p", "none"),
+        has_counts=protocol.normalisation != "none",
         dropped_spots=dropped,
     )
 

@@ -29,12 +29,15 @@ class Backbone(nn.Module):
         splits: whether `forward` is `late(early(spots))`; a look-ahead may then move `late` and the head only, and
             compute `early` once.
         late_prefixes: how the names of the parameters that `late` uses begin, e.g. ("stages.6.", "mix.").
+        late_settings: settings that `encode` does not depend on: features that are kept serve all their values.
+        made_with: distributions whose version decides what `encode` gives, beside torch and the plug-in's own.
         rebuilt_with: settings that differ where its state is loaded right after it is built, e.g. {"weights": "none"}
             where the constructor would download what the state holds anyway.
         is_control: whether it is no image model but a bound for image models; `run --controls` adds it, tables show it
             below them.
-        needs_gpu: whether it cannot run without one.
-        second_order: whether its features can be differentiated twice.
+        needs_gpu: whether it runs on a CUDA device only; cells elsewhere are skipped, and tables say so.
+        second_order: whether what training moves can be differentiated twice. Cells of selectors that need it are
+            skipped where it cannot.
         broken: rules of the door that it breaks on purpose, see `Selector`.
     """
 
@@ -46,6 +49,8 @@ class Backbone(nn.Module):
     frozen: bool = False
     splits: bool = False
     late_prefixes: tuple[str, ...] = ()
+    late_settings: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    made_with: ClassVar[tuple[str, ...]] = ()
     rebuilt_with: ClassVar[dict[str, object]] = {}
     is_control: bool = False
     needs_gpu: bool = False
@@ -64,8 +69,9 @@ class Backbone(nn.Module):
     def encode(self, spots: Spots) -> Tensor:
         """(spots, n), the part of the network that training never changes.
 
-        Asked once for each spot (and each symmetry of its patch, where the protocol augments), in evaluation mode;
-        `forward` then finds the result in `spots.embedding`.
+        Asked once for each spot of a section (and each symmetry of its patch, where the protocol augments), in
+        evaluation mode, with positions in µm and section 0; the results are kept on the disk. `forward` then finds them
+        in `spots.embedding`.
         """
         raise NotImplementedError
 

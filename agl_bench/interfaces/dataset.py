@@ -30,6 +30,9 @@ class Dataset(ABC):
         technology: with which the sections were measured, for the card.
         tissue: what they are of, for the card.
         argument: the setting that VALUE of `--datasets NAME:VALUE` is short for; "" = there is none.
+        has_counts: whether X holds raw counts, as it should. False, on the class or on the instance, where the
+            publishers give values that are normalised already: they need not be whole numbers, are taken as they are
+            (`protocol.normalisation = "none"`), and what needs counts is skipped or refused.
         broken: rules of the door that it breaks on purpose, see `Selector`.
     """
 
@@ -39,6 +42,7 @@ class Dataset(ABC):
     technology: str = ""
     tissue: str = ""
     argument: str = ""
+    has_counts: bool = True
     broken: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
@@ -60,7 +64,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def read(self, root: Path, name: str) -> Section:
-        """One section with raw counts, no filter, no normalisation.
+        """One section with raw counts, no filter, no normalisation (but see `has_counts`).
 
         Raises:
             MissingData: which file is absent and which command brings it.

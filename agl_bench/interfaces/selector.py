@@ -91,7 +91,7 @@ class TrainingView:
 
 def _known(value: T | None, what: str) -> T:
     if value is None:
-        raise BadSpec(f"this training view knows no {what}; a run's view does")
+        raise BadSpec(f"this training view knows no {what}: its dataset has none, or it is no view of a run")
     return value
 
 
@@ -221,13 +221,16 @@ class Selector(nn.Module):
         generator: `view.generator`; its state is part of a checkpoint.
         is_control: whether it is no method but a bound for methods, and may know the truth of planted data. Tables
             mark it.
-        needs_gpu: whether it cannot run without one.
-        needs_second_order: whether `forward` or `observe` differentiates twice. What learns from validation needs a
-            second derivative anyway, but for `FiniteDifference`.
+        needs_gpu: whether it is of use on a CUDA device only.
+        needs_second_order: whether `forward` or `observe` differentiates twice. A selector that learns from validation
+            needs second derivatives anyway, unless its hypergradient is `FiniteDifference`.
         needs_counts: whether it asks for `view.counts`.
-        max_genes: how many genes it can cope with; None = any number.
+        max_genes: the most genes, primary ones included, that it can do with; None = any number.
         broken: rules of the door that it breaks on purpose, by name, each with the reason; `agl-bench check` shows them
             so, and complains where one of them is kept after all.
+
+    Cells that cannot run for the sake of these four are skipped, and every table says why. They are read from the
+    class, literals in its body, since `agl-bench list` imports nothing.
     """
 
     learns_from: Literal["training", "validation"] = "validation"

@@ -61,8 +61,8 @@ class Folder:
         """Whether an installed distribution of this name is the same one."""
         return _plain(self.name) == _plain(distribution)
 
-    def load(self) -> list[object]:
-        """Import what it registers; its source folder goes before all others, and stays there.
+    def expose(self) -> None:
+        """Put its source folder before all others on the path of imports, where it stays.
 
         Raises:
             BadPlugin: if a module is not in it.
@@ -75,7 +75,6 @@ class Folder:
             place = str(places[0].resolve())
             if place not in sys.path:
                 sys.path.insert(0, place)
-        return [point.load() for point in self.points]
 
 
 def _holds(place: Path, module: str) -> bool:

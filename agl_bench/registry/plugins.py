@@ -1,30 +1,34 @@
 """Find plug-ins, check each one alone, and turn names into classes.
 
-A plug-in that fails in any way (import error, wrong signature, misspelt hook, name clash, wrong type) is disabled as a
-whole and remembered in `Plugins.broken`; everything else works. Nothing heavy is imported before a name is used.
+A plug-in that fails in any way (import error, wrong signature, misspelt hook, name clash, wrong type, another API) is
+disabled as a whole and remembered in `Plugins.broken`; everything else works. One that works and misbehaves (a slow
+import, prints, settings of the process that it changes, a second version of it) works on, and `Plugins.remarks` says
+so. Nothing heavy is imported before a name is used.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
 import pluggy
 
+from agl_bench import API_VERSION
 from agl_bench.digests import file_digest, text_digest
 from agl_bench.errors import AglBenchError, BadPlugin, NameTaken, UnknownName
 from agl_bench.protocol import preset_names
-from agl_bench.registry import hooks
+from agl_bench.registry import hooks, stated, watch
 from agl_bench.registry.folders import Folder
 
 GROUP = "agl_bench"
@@ -46,6 +50,8 @@ class Entry:
         target: the class, or "module:Class".
         source: the file it is defined in.
         summary: first line of its docstring.
+        version: of the distribution; "" for a file.
+        stated: what the class says of itself, see `registry.stated`.
     """
 
     kind: str
@@ -54,9 +60,13 @@ class Entry:
     target: type | str
     source: Path | None
     summary: str
+    version: str = ""
+    stated: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def load(self) -> type:
         """Import the class and check that it is of its kind.
+
+        What its module prints goes to standard error, and settings of the process that it changes are put back.
 
         Raises:
             BadPlugin: if the import fails or the class is of another kind.
@@ -65,8 +75,8 @@ class Entry:
         if isinstance(self.target, str):
             module, _, attribute = self.target.partition(":")
             try:
-                cls = getattr(importlib.import_module(module), attribute)
-            except Exception as error:
+                cls = getattr(_imported(module, self.provider), attribute)
+            except (Exception, SystemExit) as error:
                 raise BadPlugin(
                     f"{self.kind} '{self.name}' of {self.provider} cannot be loaded: {_one_line(error)}"
                 ) from error
@@ -98,11 +108,21 @@ class Broken:
     reason: str
 
 
+@dataclass(frozen=True)
+class Remark:
+    """Something about a plug-in that works. A fault is an error where plug-ins are taken strictly."""
+
+    provider: str
+    sentence: str
+    is_fault: bool = False
+
+
 class Plugins:
     """The three registries."""
 
     def __init__(self) -> None:
         self.broken: list[Broken] = []
+        self.remarks: list[Remark] = []
         self._entries: dict[str, Entry] = {}
 
     @classmethod
@@ -112,12 +132,13 @@ class Plugins:
         Args:
             files: single-file plug-ins, and folders of distributions that are not installed (or not as they are
                 there). They were asked for by name, so that a broken one is an error.
-            strict: make every broken plug-in an error; the default is the environment's `AGL_BENCH_STRICT_PLUGINS`.
+            strict: make every broken plug-in and every fault an error; the default is the environment's
+                `AGL_BENCH_STRICT_PLUGINS`.
 
         Raises:
             BadPlugin: see `files` and `strict`.
         """
-        strict = os.environ.get(STRICT, "") not in ("", "0") if strict is None else strict
+        strict = _is_strict() if strict is None else strict
         plugins = cls()
         folders = {path: _folder_at(path) for path in files if path.is_dir()}
         for point in _entry_points():
@@ -125,7 +146,10 @@ class Plugins:
                 continue  # it is looked at as it is in its folder
             provider = f"{point.dist.name} {point.dist.version}" if point.dist else point.name
             try:
-                plugins._add(point.load(), provider)
+                with plugins._remarking(provider, strict):
+                    plugins._check_api(_source_of(point), provider)
+                    plugins._add(point.load(), provider, point.dist.version if point.dist else "")
+                    plugins._check_versions(point, provider)
             except (Exception, SystemExit) as error:
                 # A stranger's module may raise anything, at import, in a hook or in a __repr__.
                 if strict:
@@ -133,11 +157,17 @@ class Plugins:
                 plugins.broken.append(Broken(f"{provider} ({point.value})", _one_line(error)))
         for path in files:
             try:
-                if path in folders:
-                    for plugin in folders[path].load():
-                        plugins._add(plugin, folders[path].provider)
+                if folder := folders.get(path):
+                    folder.expose()
+                    with plugins._remarking(folder.provider, strict):
+                        for point in folder.points:
+                            plugins._check_api(_source_of(point), folder.provider)
+                            plugins._add(point.load(), folder.provider, folder.version)
                 else:
-                    plugins._add(_import_file(path), path.name)
+                    with plugins._remarking(path.name, strict):
+                        if path.is_file():
+                            plugins._check_api(path, path.name)
+                        plugins._add(_import_file(path), path.name)
             except (Exception, SystemExit) as error:
                 raise BadPlugin(f"plug-in {path}: {_one_line(error)}") from error
         return plugins
@@ -167,7 +197,71 @@ class Plugins:
             remedy += f" Disabled: {', '.join(b.provider for b in self.broken)} (see agl-bench list)."
         raise UnknownName(kind or "plug-in", name, [e.name for e in known], remedy=remedy)
 
-    def _add(self, plugin: object, provider: str) -> None:
+    @contextlib.contextmanager
+    def _remarking(self, provider: str, strict: bool) -> Iterator[None]:
+        """Watch a plug-in while it is loaded and remark on what it did, unless it turns out to be broken.
+
+        Raises:
+            BadPlugin: for a fault, if `strict`.
+        """
+        with watch.watched() as seen:
+            yield
+        if seen.seconds > watch.SLOW:
+            self.remarks.append(
+                Remark(
+                    provider,
+                    f"takes {seen.seconds:.1f} s to import, and every command waits for it; let its hooks return "
+                    'texts, "package.module:Class", and import what is heavy in that module',
+                )
+            )
+        if seen.printed.strip():
+            first = seen.printed.strip().splitlines()[0][:60]
+            self.remarks.append(Remark(provider, f"prints to standard output at import ('{first}'); not shown"))
+        if seen.changed:
+            self.remarks.append(Remark(provider, _of_changes(seen.changed), is_fault=True))
+        for remark in self.remarks:
+            if strict and remark.is_fault:
+                raise BadPlugin(remark.sentence)
+
+    def _check_api(self, source: Path | None, provider: str) -> None:
+        """Whether a plug-in is written for this version of the interface; looks before it is imported.
+
+        Raises:
+            BadPlugin: if it is written for another one.
+        """
+        wanted = stated.api_of(source) if source is not None else ""
+        if not wanted:
+            return
+        if not re.fullmatch(r"\d+\.\d+", wanted):
+            raise BadPlugin(f"{stated.API} = '{wanted}' is no version such as 1.0")
+        (major, minor), (our_major, our_minor) = (map(int, v.split(".")) for v in (wanted, API_VERSION))
+        if major != our_major or minor > our_minor + 1:
+            older = " or a newer version of the plug-in" if major < our_major else " or an older version of the plug-in"
+            remedy = "install an older agl-bench" if major < our_major else "upgrade agl-bench"
+            raise BadPlugin(f"needs agl-bench API {wanted}, this is {API_VERSION}; {remedy}{older}")
+        if minor > our_minor:
+            self.remarks.append(
+                Remark(
+                    provider,
+                    f"is written for agl-bench API {wanted}, this is {API_VERSION}: what is new there is not here; "
+                    "upgrade agl-bench",
+                )
+            )
+
+    def _check_versions(self, point: EntryPoint, provider: str) -> None:
+        """Remark where several versions of a distribution are installed: one is listed, another may be imported."""
+        if point.dist is None:
+            return
+        found = importlib.metadata.distributions(name=point.dist.name)
+        versions = list(dict.fromkeys(d.version for d in found if d.version))
+        if len(versions) > 1:
+            sentence = (
+                f"is installed in {len(versions)} versions ({', '.join(versions)}), and which one runs is not certain; "
+                f"pip uninstall {point.dist.name} until none is left, and install one"
+            )
+            self.remarks.append(Remark(provider, sentence, is_fault=True))
+
+    def _add(self, plugin: object, provider: str, version: str = "") -> None:
         """Check one plug-in alone, then register all of its names or none."""
         manager = pluggy.PluginManager(hooks.PROJECT)
         manager.add_hookspecs(hooks)
@@ -181,15 +275,17 @@ class Plugins:
                 if not isinstance(mapping, dict):
                     raise BadPlugin(f"{hook} must return a dict {{name: class}}, got {type(mapping).__name__}")
                 for name, target in mapping.items():
-                    entry = _entry(kind, name, provider, target)
-                    taken = self._entries.get(entry.name) or new.get(entry.name)
+                    entry = _entry(kind, name, provider, target, version)
+                    if entry.name in new:
+                        raise BadPlugin(f"registers '{name}' twice, as {new[entry.name].kind} and as {kind}")
+                    taken = self._entries.get(entry.name)
                     if taken is not None:
                         raise NameTaken(entry.name, taken.provider, provider)
                     new[entry.name] = entry
         self._entries |= new
 
 
-def _entry(kind: str, name: object, provider: str, target: object) -> Entry:
+def _entry(kind: str, name: object, provider: str, target: object, version: str) -> Entry:
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise BadPlugin(f"{name!r} is not a usable name: lower-case letters, digits, '_' and '-', first a letter")
     if name in RESERVED:
@@ -200,23 +296,46 @@ def _entry(kind: str, name: object, provider: str, target: object) -> Entry:
         if spec is None or spec.origin is None:
             raise BadPlugin(f"{kind} '{name}': there is no module {module}")
         source = Path(spec.origin)
-        return Entry(kind, name, provider, target, source, _summary_in(source, attribute))
+        summary, says = stated.of_source(source, attribute, kind)
+        return Entry(kind, name, provider, target, source, summary, version, says)
     base = getattr(importlib.import_module("agl_bench"), _BASES[kind])
     if not (isinstance(target, type) and issubclass(target, base)):
         raise BadPlugin(f"{kind} '{name}' must be a subclass of agl_bench.{base.__name__}, got {target!r}")
     source_file = inspect.getsourcefile(target)
-    summary = (inspect.getdoc(target) or "").partition("\n")[0] if target.__doc__ else ""
-    return Entry(kind, name, provider, target, Path(source_file) if source_file else None, summary)
+    summary, says = stated.of_class(target, kind)
+    return Entry(kind, name, provider, target, Path(source_file) if source_file else None, summary, version, says)
 
 
-def _summary_in(source: Path, attribute: str) -> str:
-    """First line of a class's docstring, read without importing its module."""
-    if source.suffix != ".py":
-        return ""
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == attribute:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    raise BadPlugin(f"there is no class {attribute} in {source.name}")
+def _source_of(point: EntryPoint) -> Path | None:
+    """File of the module that an entry point names."""
+    spec = importlib.util.find_spec(point.module)
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+def _imported(module: str, provider: str) -> ModuleType:
+    """A module of a plug-in, watched while it is imported.
+
+    Raises:
+        BadPlugin: if it changes settings of the process and plug-ins are taken strictly.
+    """
+    if module in sys.modules:
+        return sys.modules[module]
+    with watch.watched() as seen:
+        found = importlib.import_module(module)
+    sys.stderr.write(seen.printed)
+    if seen.changed:
+        if _is_strict():
+            raise BadPlugin(_of_changes(seen.changed))
+        print(f"agl-bench: plug-in {provider} ({module}) {_of_changes(seen.changed)}", file=sys.stderr)
+    return found
+
+
+def _of_changes(changed: Sequence[str]) -> str:
+    return f"changes {', '.join(changed)} at import; put back, since every result depends on it"
+
+
+def _is_strict() -> bool:
+    return os.environ.get(STRICT, "") not in ("", "0")
 
 
 def _entry_points() -> Iterable[EntryPoint]:

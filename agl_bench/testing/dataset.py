@@ -160,7 +160,7 @@ class DatasetContract(Contract):
         """Counts, names, coordinates, patches and embeddings pass the checks of every run."""
         sections = self.load()
         for section in sections:
-            sections_check.check_section(section)
+            sections_check.check_section(section, has_counts=self.dataset.has_counts)
         sections_check.check_dataset(type(self.dataset).__name__.lower(), sections)
 
     @rule(needs=["names_before_loading"])

@@ -167,7 +167,9 @@ class Trainer:
         self.store = self.whole_store if columns is None else self.whole_store.narrow(columns)
         is_primary = self.primary if columns is None else self.primary[columns]
         self.primary_columns = is_primary.nonzero().squeeze(1)
-        self.trained = torch.compile(self.model) if self.protocol.compile else self.model  # first-order steps only
+        # First-order steps only: what is compiled cannot be differentiated twice.
+        is_compiled = self.protocol.compile and not self.selector.needs_second_order
+        self.trained = torch.compile(self.model) if is_compiled else self.model
         self.trained_parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.late_names = [n for n in self.model.late_parameters() if n.startswith("backbone.")]
         self._renew_optimizer()

@@ -9,7 +9,7 @@ _HERE = "agl_bench_plugins"
 
 @hookimpl
 def register_selectors() -> dict[str, str]:
-    """Selectors of the paper, its comparators, and the bound for planted data."""
+    """Selectors of the paper, its comparators, others that learn, and the bounds for planted data."""
     return {
         "pgl": f"{_HERE}.selectors.pgl:Pgl",
         "agl": f"{_HERE}.selectors.agl:Agl",
@@ -25,7 +25,14 @@ def register_selectors() -> dict[str, str]:
         "gradnorm": f"{_HERE}.selectors.gradnorm:GradNorm",
         "pcgrad": f"{_HERE}.selectors.pcgrad:PcGrad",
         "forkmerge": f"{_HERE}.selectors.forkmerge:ForkMerge",
+        "uncertainty": f"{_HERE}.selectors.uncertainty:Uncertainty",
+        "auxilearn": f"{_HERE}.selectors.auxilearn:AuxiLearn",
+        "amal_spot": f"{_HERE}.selectors.amal_spot:AmalSpot",
+        "maxl_weights": f"{_HERE}.selectors.maxl_weights:MaxlWeights",
+        "auto_lambda": f"{_HERE}.selectors.auto_lambda:AutoLambda",
+        "soft_topk": f"{_HERE}.selectors.soft_topk:SoftTopk",
         "oracle": f"{_HERE}.selectors.oracle:Oracle",
+        "anti_oracle": f"{_HERE}.selectors.anti_oracle:AntiOracle",
     }
 
 
@@ -34,8 +41,13 @@ def register_backbones() -> dict[str, str]:
     """Image encoders, trained or frozen, and the control that sees no image."""
     return {
         "tiny": f"{_HERE}.backbones.tiny:Tiny",
-        "resnet18": f"{_HERE}.backbones.timm:ResNet18",
+        "resnet18": f"{_HERE}.backbones.resnet:ResNet18",
+        "resnet50": f"{_HERE}.backbones.resnet:ResNet50",
+        "densenet121": f"{_HERE}.backbones.densenet:DenseNet121",
+        "vit_small": f"{_HERE}.backbones.vit_small:VitSmall",
         "timm": f"{_HERE}.backbones.timm:Timm",
+        "foundation": f"{_HERE}.backbones.foundation:Foundation",
+        "stain_statistics": f"{_HERE}.backbones.stain_statistics:StainStatistics",
         "embedding": f"{_HERE}.backbones.embedding:Embedding",
         "position": f"{_HERE}.backbones.position:Position",
     }

@@ -16,11 +16,13 @@ from ray.cluster_utils import Cluster
 from agl_bench.bench import spec as spec_module
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.executors import DEATHS, Engine, Options
+from agl_bench.bench.fitness import Skipped
 from agl_bench.bench.jobs import GROUPS, LARGEST, Job, groups_of, run_on
 from agl_bench.bench.mlflow_recorder import MlflowRecorder
 from agl_bench.bench.mlflow_views import experiment_name
 from agl_bench.bench.recorder import NoRecorder
 from agl_bench.bench.run import Failed, Finished, Noted, Stopped, Waiting, run_cells
+from agl_bench.bench.status import status_of
 from agl_bench.bench.worker import LOOK, work
 from agl_bench.cli import main
 from agl_bench.errors import BadSpec, ExecutorFailed
@@ -69,9 +71,14 @@ SELECTORS = """
         def forward(self, losses, step):
             raise KeyboardInterrupt
 
+    class Few(Selector):
+        '''Takes few genes.'''
+        reference = "test"
+        max_genes = 12
+
     @hookimpl
     def register_selectors():
-        return {"struck": Struck, "raising": Raising, "leaving": Leaving}
+        return {"struck": Struck, "raising": Raising, "leaving": Leaving, "few": Few}
 """
 EPOCHS = ("protocol.epochs=4", "protocol.patience=4")
 
@@ -163,6 +170,17 @@ class Here(Engine):
 
 def of_kind(events, kind):
     return [event for event in events if isinstance(event, kind)]
+
+
+def test_workers_tell_what_cannot_run(grid, selectors, start, tmp_path):
+    of = grid("few", "pgl", files=[selectors], more=EPOCHS)
+    events = start(Here(), CellStore(tmp_path / "work"), of=of)
+    assert [e.reason.partition(",")[0] for e in of_kind(events, Skipped)] == [
+        "selector 'few' takes 12 genes at most"
+    ] * 2
+    assert len(of_kind(events, Finished)) == 2
+    found = {place.selector: dict(count) for place, count in status_of(tmp_path / "work").counts.items()}
+    assert found == {"few": {"skipped": 2}, "pgl": {"done": 2}}
 
 
 def same(one, other):

@@ -46,7 +46,7 @@ def guess(store, grid):
             assert spots is not None, "nothing had to be scaled"
             return spots
 
-        cells = list(standing(specs, store))
+        cells = list(standing(specs, store, {}))
         return estimate(cells, past_cells([store.work]), ask, machine=machine_of(HERE), **options)
 
     return guess
@@ -146,12 +146,12 @@ def test_only_what_is_left_counts(grid, past, guess, store, make_result):
     cost = {"seconds": 10.0, "peak_memory_mb": 1.0}
     store.write(replace(make_result(), spec=d1, cost=cost, counts={"train_spots": 24}, provenance=HERE))
     store.write_failure(d2, "no memory", "")
-    assert [status for _, status in standing([d1, d2], store)] == ["done", "failed"]
+    assert [status for _, status in standing([d1, d2], store, {})] == ["done", "failed"]
     for options, left in (({}, 0), ({"retry_failed": True}, 1), ({"again": True}, 2)):
         (line,) = guess(d1, d2, **options).lines
         assert (line.left, line.count) == (left, {"done": 1, "failed": 1})
         assert guess(d1, d2, **options).elapsed == 10.0 * left
-    assert [status for _, status in standing([d1, d2], None)] == ["todo", "todo"]
+    assert [status for _, status in standing([d1, d2], None, {})] == ["todo", "todo"]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ class Played:
     Every point that is trained is noted; `disturb` may raise.
     """
 
+    plugins = Plugins.discover()
+
     def __init__(self, score=None, epochs=3, disturb=None):
         self.score = score or (lambda spec: 1 - abs(math.log10(spec.protocol.learning_rate) + 3) / 2)
         self.epochs, self.disturb, self.trained = epochs, disturb, []

@@ -69,7 +69,7 @@ class Written:
 
     def gathered(self) -> Gathered:
         cells = pd.DataFrame(self.rows)
-        return Gathered(cells, cells.iloc[:0], {}, self.store)
+        return Gathered(cells, cells.iloc[:0], cells.iloc[:0], {}, self.store)
 
 
 @pytest.fixture

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from agl_bench import Backbone, BadSpec, Spots
 from agl_bench.testing import toy_spots
+from agl_bench_plugins.backbones.densenet import DenseNet121
 from agl_bench_plugins.backbones.embedding import Embedding
 from agl_bench_plugins.backbones.position import Position
-from agl_bench_plugins.backbones.timm import ResNet18, Timm
+from agl_bench_plugins.backbones.resnet import ResNet18, ResNet50
+from agl_bench_plugins.backbones.timm import Timm
 from agl_bench_plugins.backbones.tiny import Tiny
+from agl_bench_plugins.backbones.vit_small import VitSmall
 
 SMALL = "test_resnet.r160_in1k"  # timm's own toy: half a million parameters
 
@@ -127,6 +130,9 @@ def split_backbones() -> list[Any]:
         pytest.param(lambda: (ResNet18(spots(), weights="none", patch_px=32), spots(5)), id="resnet18"),
         pytest.param(lambda: (Timm(spots(), model=SMALL, weights="none", patch_px=32), spots(5)), id="resnet"),
         pytest.param(lambda: (Timm(spots(), model=VIT, weights="none", patch_px=160), spots(3, 160)), id="vit"),
+        pytest.param(lambda: (ResNet50(spots(), weights="none", patch_px=32), spots(5)), id="resnet50"),
+        pytest.param(lambda: (DenseNet121(spots(), weights="none", patch_px=32), spots(5)), id="densenet121"),
+        pytest.param(lambda: (VitSmall(spots(), weights="none", patch_px=32), spots(5)), id="vit_small"),
         pytest.param(lambda: (frozen(), spots(5)), id="frozen"),
     ]
 
@@ -156,6 +162,12 @@ def test_late_names_are_the_parameters_that_late_uses(make_split: Any) -> None:
     backbone.late(hidden).square().sum().backward()
     assert set(backbone.late_names()) == {n for n, p in backbone.named_parameters() if p.grad is not None}
     assert backbone.late_names()
+
+
+def test_a_transformer_takes_patches_that_its_squares_tile() -> None:
+    assert VitSmall(spots(), weights="none", patch_px=48).trunk.pos_embed.shape == (1, 1 + 9, 384)
+    with pytest.raises(BadSpec, match=r"in squares of 16 px: patch_px = 50 is no multiple; use 48"):
+        VitSmall(spots(), weights="none", patch_px=50)
 
 
 def test_other_models_are_not_split() -> None:

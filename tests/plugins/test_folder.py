@@ -179,7 +179,7 @@ def test_pixel_size_has_to_be_stated(tmp_path: Path, value: object) -> None:
 
 
 def test_settings_are_tunables() -> None:
-    assert list(tunables(Folder)) == ["path", "sections"]
+    assert list(tunables(Folder)) == ["path", "sections", "has_counts"]
     assert tunables(Her2st)["sections"].parse("B4,C2", owner="her2st") == ("B4", "C2")
 
 

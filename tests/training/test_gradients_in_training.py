@@ -27,7 +27,7 @@ CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}
 ZOO: list[tuple[type[Selector], dict[str, Any]]] = [
     (GradientCosine, {}),
     (GradientCosine, {"weight": "sign_late"}),
-    (OlAux, {"horizon": 3}),
+    (OlAux, {"horizon": 3, "beta": 0.1}),
     (OlAux, {"measure": "dot_all", "beta": 10.0}),
     (SlGrad, {}),
     (GradNorm, {"blocks": 4}),
@@ -209,14 +209,14 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "schedule", [{"epochs": 5}, {"epochs": 15, "warm_start": "all", "patience": 1}], ids=["plain", "warm"]
+    "schedule", [{"epochs": 5}, {"epochs": 20, "warm_start": "all", "patience": 2}], ids=["plain", "warm"]
 )
 @pytest.mark.parametrize(("cls", "settings"), ZOO, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_a_training_that_is_cut_off_ends_as_if_it_had_not_been(
     make_toy: Callable[..., Any], cls: type[Selector], settings: dict[str, Any], schedule: dict[str, Any]
 ) -> None:
     """Bit for bit; and the weights are those of a method, not of plain averaging."""
-    toy = make_toy(outer_start=1, **schedule)
+    toy = make_toy(**schedule)
     whole, states, effective = toy.trainer(cls, Normalised, **settings), [], []
     for record in whole:
         states.append(through_a_file(whole.state()))
@@ -243,3 +243,13 @@ def test_trains_on_either_loss_and_without_auxiliary_genes(
     toy = make_toy(epochs=2, loss="squared_error", only_primary=auxiliary == "none")
     records = list(toy.trainer(cls, Split, **settings))
     assert len(records) == 2 and all(torch.tensor(r.training_loss).isfinite() for r in records)
+
+
+def test_what_is_differentiated_twice_is_not_compiled(
+    make_toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model: ("compiled", model))
+    toy = make_toy(compile=True)
+    assert toy.trainer(GradientCosine, Split).trained[0] == "compiled"
+    twice = toy.trainer(GradientCosine, Split, weight="sign_all")
+    assert twice.trained is twice.model

@@ -19,10 +19,16 @@ from agl_bench.training.records import EpochRecord
 from agl_bench.training.trainer import Trainer
 from agl_bench_plugins.selectors.agl import Agl
 from agl_bench_plugins.selectors.amal import Amal
+from agl_bench_plugins.selectors.amal_spot import AmalSpot
+from agl_bench_plugins.selectors.auto_lambda import AutoLambda
+from agl_bench_plugins.selectors.auxilearn import AuxiLearn
 from agl_bench_plugins.selectors.dkgsb import Dkgsb
 from agl_bench_plugins.selectors.hvg_k import HvgK
+from agl_bench_plugins.selectors.maxl_weights import MaxlWeights
 from agl_bench_plugins.selectors.pgl import Pgl
 from agl_bench_plugins.selectors.random_k import RandomK
+from agl_bench_plugins.selectors.soft_topk import SoftTopk
+from agl_bench_plugins.selectors.uncertainty import Uncertainty
 
 SELECTORS: list[tuple[type[Selector], dict[str, Any]]] = [
     (Pgl, {}),
@@ -31,6 +37,13 @@ SELECTORS: list[tuple[type[Selector], dict[str, Any]]] = [
     (RandomK, {"k": 9}),
     (Dkgsb, {}),
     (Amal, {}),
+    (Uncertainty, {}),
+    (AuxiLearn, {}),
+    (AmalSpot, {}),
+    (MaxlWeights, {"learning_rate": 0.5}),
+    (AutoLambda, {}),
+    (SoftTopk, {}),
+    (SoftTopk, {"learns": "k"}),
 ]
 SCHEDULES: dict[str, dict[str, Any]] = {
     "alternating": {"epochs": 5, "outer_start": 1, "outer_every": 2},

@@ -180,7 +180,7 @@ class _Tissues:
             dataset = make_dataset(self.plugins, part)
             with naming_the_dataset(part):
                 found = dataset.read(self.root, next(iter(dataset.sections(self.root))))
-            check_section(found)
+            check_section(found, has_counts=dataset.has_counts)
             return maps.Ground.of(found), ""
         except AglBenchError as error:
             return None, str(error)

@@ -1,9 +1,9 @@
-"""Image encoders of timm, trained end to end or frozen: ResNet-18 and any other model by name.
+"""Image encoders of timm, trained end to end or frozen: any model by name, and what the named ones share.
 
-Source: Wightman, PyTorch Image Models (timm); ResNet-18: He et al., CVPR 2016, with the torchvision ImageNet weights
-that Shiku et al., AAAI 2026 start from. Difference: weights are named by the user (`imagenet`, `none` or a file) and
-never replaced by others in silence. A frozen encoder stays in evaluation mode, behind the trained layer that the
-backbone `embedding` has too, which all genes share.
+Source: Wightman, PyTorch Image Models (timm). Difference: weights are named by the user (`imagenet`, `none` or a file)
+and never replaced by others in silence. ResNets, DenseNets and plain ViTs are cut before their last stage or block, so
+that look-aheads need not go through the whole network; a ViT is set to the size of the patches. A frozen encoder stays
+in evaluation mode, behind the trained layer that the backbone `embedding` has too, which all genes share.
 """
 
 from __future__ import annotations
@@ -18,16 +18,103 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agl_bench import Backbone, BadSpec, LogRange, Range, Spots
+from agl_bench import Backbone, BadSpec, LogRange, Range, Spots, is_offline
+from agl_bench_plugins.backbones.hub import in_cache
 
 
-class Timm(Backbone):
+class Trunk(Backbone):
+    """A timm model without its classifier, trained end to end, or frozen behind one trained layer.
+
+    Args:
+        example: as in `Backbone`.
+        trunk: the model.
+        name: of the model, for errors.
+        patch_px: side of the patches.
+        learning_rate: of everything that is trained.
+        frozen: whether the trunk is.
+        shared: width of the trained layer behind a frozen trunk.
+        class_and_mean: whether the trunk gives tokens, to be pooled as the class token beside the mean patch token.
+        mean: of each channel, that pixels are normalised with; those of the trunk's configuration by default.
+        deviation: likewise.
+    """
+
+    rebuilt_with: ClassVar[dict[str, object]] = {"weights": "none"}
+    made_with: ClassVar[tuple[str, ...]] = ("timm",)
+    late_settings: ClassVar[tuple[str, ...]] = ("learning_rate", "shared", "frozen", "weights")
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        example: Spots,
+        trunk: Any,
+        name: str,
+        *,
+        patch_px: int,
+        learning_rate: float,
+        frozen: bool,
+        shared: int,
+        class_and_mean: bool = False,
+        mean: tuple[float, float, float] | None = None,
+        deviation: tuple[float, float, float] | None = None,
+    ) -> None:
+        super().__init__(example)
+        self.patch_px, self.learning_rate, self.frozen = patch_px, learning_rate, frozen
+        self.trunk, self.class_and_mean = trunk, class_and_mean
+        _fit_size(trunk, name, patch_px)
+        self._cut = _cut(trunk)
+        self.width = int(getattr(trunk, "num_features", 0)) * (2 if class_and_mean else 1)
+        self.splits = frozen or self._cut is not None
+        if self._cut is not None:
+            self.late_prefixes = self._cut.late_prefixes
+        if frozen:
+            trunk.requires_grad_(False).eval()
+            self.shared = nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, shared), nn.SiLU())
+            self.width, self.late_prefixes = shared, ("shared.",)
+        config = trunk.pretrained_cfg
+        for buffer, values in (("mean", mean or config["mean"]), ("deviation", deviation or config["std"])):
+            self.register_buffer(buffer, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Trunk:
+        """A frozen trunk stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
+    def forward(self, spots: Spots) -> Tensor:
+        """Features (spots, width): pooled, or those of the shared layer if the trunk is frozen."""
+        return super().forward(spots) if self.splits else self.encode(spots)
+
+    def encode(self, spots: Spots) -> Tensor:
+        """Pooled features (spots, n) of the trunk."""
+        return self._pooled(self.trunk(self._normalised(spots)))
+
+    def early(self, spots: Spots) -> Tensor:
+        """Up to the last stage or block; of a frozen trunk everything, or what was kept of it in place of patches."""
+        if self.frozen:
+            return spots.embedding if spots.patches is None else self.encode(spots)
+        return self._cut.early(self.trunk, self._normalised(spots))
+
+    def late(self, hidden: Tensor) -> Tensor:
+        """Features (spots, width) from what `early` returned."""
+        return self.shared(hidden) if self.frozen else self._pooled(self._cut.late(self.trunk, hidden))
+
+    def _pooled(self, given: Tensor) -> Tensor:
+        """(spots, n) from what the trunk gives, which most trunks have pooled themselves."""
+        if not self.class_and_mean:
+            return given
+        return torch.cat([given[:, 0], given[:, self.trunk.num_prefix_tokens :].mean(1)], dim=1)
+
+    def _normalised(self, spots: Spots) -> Tensor:
+        assert spots.patches is not None
+        return (spots.patches - self.mean).div_(self.deviation)
+
+
+class Timm(Trunk):
     """Any timm model, by name."""
 
     reference = "Wightman, PyTorch Image Models"
-    rebuilt_with: ClassVar[dict[str, object]] = {"weights": "none"}
-    mean: Tensor
-    deviation: Tensor
 
     def __init__(
         self,
@@ -40,56 +127,21 @@ class Timm(Backbone):
         frozen: bool = False,
         shared: Annotated[int, LogRange(2, 4096)] = 128,
     ) -> None:
-        super().__init__(example)
-        self.patch_px, self.learning_rate, self.frozen = patch_px, learning_rate, frozen
-        self.trunk = _create(model, weights)
-        self.width = int(getattr(self.trunk, "num_features", 0))
-        self._cut = _cut(self.trunk)
-        self.splits = frozen or self._cut is not None
-        if self._cut is not None:
-            self.late_prefixes = self._cut.late_prefixes
-        if frozen:
-            self.trunk.requires_grad_(False).eval()
-            self.shared = nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, shared), nn.SiLU())
-            self.width, self.late_prefixes = shared, ("shared.",)
-        config = self.trunk.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
-
-    def train(self, mode: bool = True) -> Timm:
-        """A frozen trunk stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen:
-            self.trunk.eval()
-        return self
-
-    def forward(self, spots: Spots) -> Tensor:
-        """Features (spots, width): pooled, or those of the shared layer if the trunk is frozen."""
-        return super().forward(spots) if self.splits else self.trunk(self._normalised(spots))
-
-    def encode(self, spots: Spots) -> Tensor:
-        """Pooled features (spots, n) of a frozen trunk."""
-        return self.trunk(self._normalised(spots))
-
-    def early(self, spots: Spots) -> Tensor:
-        """Up to the last stage or block; of a frozen trunk everything, or what was kept of it in place of patches."""
-        if self.frozen:
-            return spots.embedding if spots.patches is None else self.encode(spots)
-        return self._cut.early(self.trunk, self._normalised(spots))
-
-    def late(self, hidden: Tensor) -> Tensor:
-        """Features (spots, width) from what `early` returned."""
-        return self.shared(hidden) if self.frozen else self._cut.late(self.trunk, hidden)
-
-    def _normalised(self, spots: Spots) -> Tensor:
-        assert spots.patches is not None
-        return (spots.patches - self.mean).div_(self.deviation)
+        super().__init__(
+            example,
+            _create(model, weights),
+            model,
+            patch_px=patch_px,
+            learning_rate=learning_rate,
+            frozen=frozen,
+            shared=shared,
+        )
 
 
-class ResNet18(Timm):
-    """ResNet-18, the backbone of the paper."""
+class Convolutional(Timm):
+    """A convolutional timm model with a name of its own here: a subclass sets `model`."""
 
-    reference = "He et al., CVPR 2016"
+    model: ClassVar[str]
 
     def __init__(
         self,
@@ -103,7 +155,7 @@ class ResNet18(Timm):
     ) -> None:
         super().__init__(
             example,
-            model="resnet18.tv_in1k",
+            model=self.model,
             weights=weights,
             patch_px=patch_px,
             learning_rate=learning_rate,
@@ -128,16 +180,36 @@ class _Cut:
 
 
 def _cut(trunk: Any) -> _Cut | None:
-    """The cut before layer 4 of a ResNet or before the last block of a plain ViT; None for other models."""
+    """Before layer 4 of a ResNet, block 4 of a DenseNet or the last block of a plain ViT; None for other models."""
+    from timm.models.densenet import DenseNet
     from timm.models.resnet import ResNet
     from timm.models.vision_transformer import VisionTransformer
 
     if type(trunk) is ResNet:
         return _Cut(_resnet_early, _resnet_late, ("trunk.layer4.",))
+    if type(trunk) is DenseNet and list(dict(trunk.features.named_children()))[-2:] == ["denseblock4", "norm5"]:
+        return _Cut(_densenet_early, _densenet_late, ("trunk.features.denseblock4.", "trunk.features.norm5."))
     if type(trunk) is VisionTransformer:
         last = f"trunk.blocks.{len(trunk.blocks) - 1}."
         return _Cut(_vit_early, _vit_late, (last, "trunk.norm.", "trunk.fc_norm.", "trunk.attn_pool."))
     return None
+
+
+def _fit_size(trunk: Any, name: str, patch_px: int) -> None:
+    """Set a plain ViT to patches of this size, with its position embedding interpolated once and for all.
+
+    Raises:
+        BadSpec: if its own patches do not tile them.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    if type(trunk) is not VisionTransformer or trunk.patch_embed.img_size == (patch_px, patch_px):
+        return
+    side = trunk.patch_embed.patch_size[0]
+    if patch_px % side:
+        near = max(round(patch_px / side), 1) * side
+        raise BadSpec(f"{name} reads a patch in squares of {side} px: patch_px = {patch_px} is no multiple; use {near}")
+    trunk.set_input_size(img_size=(patch_px, patch_px))
 
 
 def _resnet_early(trunk: Any, pixels: Tensor) -> Tensor:
@@ -147,6 +219,14 @@ def _resnet_early(trunk: Any, pixels: Tensor) -> Tensor:
 
 def _resnet_late(trunk: Any, maps: Tensor) -> Tensor:
     return trunk.forward_head(trunk.layer4(maps))
+
+
+def _densenet_early(trunk: Any, pixels: Tensor) -> Tensor:
+    return trunk.features[:-2](pixels)
+
+
+def _densenet_late(trunk: Any, maps: Tensor) -> Tensor:
+    return trunk.forward_head(trunk.features[-2:](maps))
 
 
 def _vit_early(trunk: Any, pixels: Tensor) -> Tensor:
@@ -169,6 +249,8 @@ def _create(name: str, weights: str) -> Any:
         import timm
 
     architecture = name.split(".")[0]
+    if name.startswith(("hf-hub:", "hf_hub:")):
+        raise BadSpec(f"'{name}' is a model of the hub; use --backbone foundation --set foundation.model={name}")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise BadSpec(f"timm has no model '{name}'.{' Near: ' + ', '.join(near) + '.' if near else ''}")
@@ -181,7 +263,7 @@ def _create(name: str, weights: str) -> Any:
     if weights == "imagenet":
         _load_imagenet(model, name)
     else:
-        _load_file(model, name, Path(weights))
+        load_file(model, name, Path(weights))
     return model
 
 
@@ -192,6 +274,15 @@ def _load_imagenet(model: Any, name: str) -> None:
     source = config.get("hf_hub_id") or config.get("url")
     if not source:
         raise BadSpec(f"timm publishes no weights for '{name}'; use --set <backbone>.weights=none or a file")
+    if offline := is_offline("HF_HUB_OFFLINE"):
+        if found := in_cache(source):
+            load_file(model, name, found)
+            return
+        raise BadSpec(
+            f"{offline} forbids downloads, and the ImageNet weights of '{name}' ({source}) are not in the cache of the "
+            "hub; unset it, name a file with --set <backbone>.weights=/path/to/file, or choose "
+            "--set <backbone>.weights=none"
+        )
     try:
         load_pretrained(model, num_classes=0, strict=False)
     except Exception as error:  # noqa: BLE001  (whatever the hub client raises without a network)
@@ -202,14 +293,27 @@ def _load_imagenet(model: Any, name: str) -> None:
         ) from None
 
 
-def _load_file(model: nn.Module, name: str, path: Path) -> None:
+def load_file(model: nn.Module, name: str, path: Path, published: str = "imagenet") -> None:
+    """Load a file of weights, none of which may be missing; what is left over is the classifier.
+
+    Args:
+        model: to load them into.
+        name: of the model, for errors.
+        path: .safetensors, or what torch.save wrote.
+        published: what `weights` calls those that are downloaded.
+
+    Raises:
+        BadSpec: if it is no such file, or of another model.
+    """
     if not path.is_file():
-        raise BadSpec(f"weights '{path}' of {name} is not a file; weights takes imagenet, none or the path of a file")
+        raise BadSpec(
+            f"weights '{path}' of {name} is not a file; weights takes {published}, none or the path of a file"
+        )
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors.torch import load_file as load_safetensors
 
-            state = load_file(path)
+            state = load_safetensors(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (unpicklers raise anything on a damaged file)
@@ -226,4 +330,4 @@ def _load_file(model: nn.Module, name: str, path: Path) -> None:
             raise BadSpec(
                 f"weights '{path}' do not fit {name}: '{tensor_name}' {got}, it has to be {tuple(tensor.shape)}"
             )
-    model.load_state_dict(state, strict=False)  # what is left over is the classifier
+    model.load_state_dict(state, strict=False)

@@ -47,6 +47,8 @@ class Folder(Dataset):
     Args:
         path: the folder, absolute or relative to the data folder.
         sections: names of the subfolders to use, in this order; all by default, sorted.
+        has_counts: false where counts.h5ad holds values that are normalised already, finite and ≥ 0; they are taken as
+            they are, with protocol.normalisation=none.
     """
 
     citation = "the user's own sections"
@@ -54,9 +56,10 @@ class Folder(Dataset):
     revision = "local"
     argument = "path"
 
-    def __init__(self, *, path: str = "", sections: tuple[str, ...] = ()) -> None:
+    def __init__(self, *, path: str = "", sections: tuple[str, ...] = (), has_counts: bool = True) -> None:
         self.path = path
         self.chosen = sections
+        self.has_counts = has_counts
 
     @classmethod
     def recognises(cls, path: Path) -> bool:

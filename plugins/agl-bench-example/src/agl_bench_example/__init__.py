@@ -2,6 +2,8 @@
 
 from agl_bench import hookimpl
 
+agl_bench_api = "1.0"  # the interface that it is written for
+
 
 @hookimpl
 def register_selectors() -> dict[str, str]:

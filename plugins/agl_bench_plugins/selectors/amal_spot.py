@@ -1,0 +1,65 @@
+"""Adaptive mixing of auxiliary losses as published: one weight for each training spot.
+
+Source: Sivasubramanian, Maheshwari, Prathosh, Shenoy and Ramakrishnan, AAAI 2023 (AMAL): the auxiliary loss of training
+sample i counts w_i, which follows the gradient of the primary loss on held-out spots after one SGD step of the last
+layer, and is clipped: w ← clip(w − η g, 0, 2). For one weight for each gene, as Shiku et al., AAAI 2026 have it, see
+`amal`.
+
+A correlation over a batch has no loss for a single spot. What a spot does have is the gradient that it sends through
+the auxiliary genes, and that is what w_i scales:
+
+    ∇J = (Σ_primary ∇L_j + Σ_i w_i Σ_auxiliary (∂L_j / ∂p_ij) ∇p_ij) / genes
+
+For a loss that is a mean over spots this is AMAL. With w = 1 it is `agl`, and the weights of genes are those of `agl`
+always: what the tables count as selected are genes, so all.
+
+How it differs from the source:
+- One weight for each spot, from 1, for all auxiliary genes together; the primary genes have no weight. There each
+  (sample, loss) has one, from 0.9 for the auxiliary losses and 0.1 for the primary one, so that it moves too.
+- The step reaches the last stage and the head (`reach`), at a rate of its own; there the last layer, at the model's.
+- Outer steps as the protocol schedules them: `protocol.outer_every = 10` is theirs. There five repeats follow each
+  other on the same batch, the weights moved between them.
+- η: 1500 there, for sums over samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from agl_bench import LogRange, OneStep, Range, Selector, Step, TrainingView
+
+
+class AmalSpot(Selector):
+    """One learnt weight in [0, 2] for each training spot, on what it sends through the auxiliary genes."""
+
+    reference = "Sivasubramanian et al., AAAI 2023"
+
+    def __init__(
+        self,
+        view: TrainingView,
+        *,
+        start: Annotated[float, Range(0, 2)] = 1.0,
+        outer_rate: Annotated[float, LogRange(1e-1, 1e7)] = 1500.0,
+        inner_rate: Annotated[float, LogRange(1e-4, 10)] = 0.5,
+        reach: Literal["late", "all"] = "late",
+    ) -> None:
+        super().__init__(view)
+        self.outer_rate = outer_rate
+        # The gradient of a spot is asked of the graph of its batch, which a forward derivative does not have.
+        self.hypergradient = OneStep(inner_rate, reach, mode="double backward")
+        self.weights = nn.Parameter(torch.full((view.spot_count,), start, dtype=view.dtype))
+
+    def forward(self, losses: Tensor, step: Step) -> Tensor:
+        """Mean of all losses; the slope of its auxiliary part is weighted by spots."""
+        slopes = step.slopes(losses) * ~self.is_primary
+        surplus = ((self.weights[step.row] - 1) * (slopes * step.prediction).sum(1)).sum() / len(losses)
+        return losses.mean() + (surplus - surplus.detach())
+
+    def learn(self, gradients: Mapping[str, Tensor], optimizer: Optimizer) -> None:
+        """w ← clip(w − η g, 0, 2)."""
+        self.weights.sub_(gradients["weights"], alpha=self.outer_rate).clamp_(0, 2)
