@@ -12,6 +12,7 @@ AglBenchError
 ├── BadWorkFolder      the work folder cannot be written, or holds something unreadable
 ├── TrackerUnavailable the MLflow server does not answer
 ├── ExecutorFailed     an engine that runs cells is not there, or its workers cannot run them
+├── NoGradients        gradients of single genes where a batch is trained in parts
 ├── Diverged           training produced a non-finite loss
 └── TooLittleMemory    a batch does not fit into the memory of the device and must not be parted
 
@@ -84,6 +85,10 @@ class TrackerUnavailable(AglBenchError):
 
 class ExecutorFailed(AglBenchError):
     """An engine that runs cells elsewhere: which one, what it lacks or says, what to do."""
+
+
+class NoGradients(AglBenchError):
+    """A selector asks for the gradients of single genes where they are not to be had."""
 
 
 class Diverged(AglBenchError):

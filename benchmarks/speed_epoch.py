@@ -103,8 +103,8 @@ class Clocked(Trainer):
 
 
 def cell(label: str, dataset: str, plugins: Plugins, options: argparse.Namespace) -> tuple[RunSpec, FoldPlan]:
-    """The first cell of a campaign with one selector."""
-    selector, settings = SETTINGS[label]
+    """The first cell of a campaign with one selector: a label of `SETTINGS`, or any name at its defaults."""
+    selector, settings = SETTINGS.get(label, (label, {}))
     given = [f"{selector}.{k}={v}" for k, v in settings.items()]
     if dataset == "synthetic":
         planted = {name: round(share * options.genes) for name, share in SHARES} | {"spots": options.spots}
@@ -137,10 +137,11 @@ def host_syncs(epochs: Iterator[EpochRecord]) -> int:
 def rows(options: argparse.Namespace) -> list[measure.Row]:
     """One row for each dataset and selector."""
     plugins = Plugins.discover()
-    return [row for dataset in options.datasets for row in _of_dataset(dataset, plugins, options)]
+    return [row for dataset in options.datasets for row in of_dataset(dataset, plugins, options)]
 
 
-def _of_dataset(dataset: str, plugins: Plugins, options: argparse.Namespace) -> list[measure.Row]:
+def of_dataset(dataset: str, plugins: Plugins, options: argparse.Namespace) -> list[measure.Row]:
+    """Every selector on one dataset, in turn."""
     bench = Bench(plugins, options.data, options.device)
     trainers: dict[str, Clocked] = {}
     for label in dict.fromkeys(["agl", *(options.selectors or SETTINGS)]):
@@ -249,7 +250,9 @@ def main() -> None:
     """Print the table."""
     parser = measure.parser(__doc__)
     parser.add_argument("--datasets", nargs="+", default=["synthetic"])
-    parser.add_argument("--selectors", nargs="+", choices=SETTINGS, metavar="SELECTOR", help=", ".join(SETTINGS))
+    parser.add_argument(
+        "--selectors", nargs="+", metavar="SELECTOR", help=f"any, or of: {', '.join(SETTINGS)}  [default: all of these]"
+    )
     parser.add_argument("--backbone", default="tiny")
     parser.add_argument("--evaluation", default="inter", choices=("intra", "inter"))
     parser.add_argument("--preset", default="clean", help="of the protocol")

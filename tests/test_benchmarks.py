@@ -25,6 +25,7 @@ SCRIPTS = {  # what the table must show
     "planted": ["best k of the sweep is at k* =", "pgl, k = 0 > agl, k = all", "amal ≤ pgl, k = 0", "Regime harmful"],
     "campaign": ["lost cells", "JSON table, the same", "12 cells, ", "where it hit"],
     "report": ["gather_s", "report_s", "page_MiB"],
+    "zoo": ["epoch / agl", "harmful Δ pgl", "oracle"],
     "scaling": ["store_MiB", "train_s", "dkgsb", "time_slope"],
 }
 

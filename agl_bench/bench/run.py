@@ -40,7 +40,7 @@ from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table,
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset
 from agl_bench.data.folds import Fold, FoldPlan, make_fold
-from agl_bench.data.gene_split import score_genes, split_genes
+from agl_bench.data.gene_split import SCORES, score_genes, split_genes
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable, panel, tabulate
 from agl_bench.data.room import Room
@@ -48,7 +48,7 @@ from agl_bench.data.shuffled import shuffle_patches
 from agl_bench.data.store import MEMORY, SpotStore, budget, fit
 from agl_bench.data.targets import fit_targets
 from agl_bench.digests import FileDigests
-from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, Diverged
+from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, Diverged, UnknownName
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, TrainingView
@@ -140,6 +140,8 @@ class Setting:
         counts: sizes, for the record.
         report: of the fold.
         make_test: see `test`.
+        score: a named score of each gene over the training spots, (genes,) float64.
+        counts_of_training: raw counts of the training spots, (spots, genes), made when asked.
     """
 
     fold: Fold
@@ -151,6 +153,8 @@ class Setting:
     counts: dict[str, int] = field(repr=False)
     report: FoldReport = field(repr=False)
     make_test: Callable[[], SpotStore] = field(repr=False)
+    score: Callable[[str], Tensor] = field(repr=False)
+    counts_of_training: Callable[[], Tensor] = field(repr=False)
 
     @functools.cached_property
     def test(self) -> SpotStore:
@@ -219,6 +223,10 @@ class Bench:
             generator_for(spec.seed, "selector", spec.fold),
             spec.protocol.detach_weight_sum,
             self.truth(spec.dataset, setting.genes) if is_control else None,
+            position=setting.development.position[: len(setting.rows.train)],
+            section=setting.development.section[: len(setting.rows.train)],
+            counts=setting.counts_of_training,
+            scores=setting.score,
         )
         with torch.random.fork_rng(devices=[]):  # a selector that draws from the global generator harms only itself
             torch.manual_seed(0)
@@ -434,11 +442,20 @@ def _setting(
             form=form, patches_on=patches_on, targets=targets, spare_bytes=spare,
         )  # fmt: skip
 
+    @functools.cache  # for all selectors of the fold
+    def score(name: str) -> Tensor:
+        if name not in SCORES:
+            raise UnknownName("gene score", name, SCORES)
+        return torch.from_numpy(score_genes(name, table, fold.train, columns))
+
+    def counts_of_training() -> Tensor:
+        return torch.from_numpy(table.counts(fold.train, columns).toarray()).to(device)
+
     development = store_of(np.concatenate([fold.train, fold.held_out, fold.validation]))
     return Setting(
         fold=fold,
         genes=genes,
-        **{name: score_genes(name, table, fold.train, columns) for name in ("mean", "detection")},
+        **{name: score(name).numpy() for name in ("mean", "detection")},
         development=development,
         rows=DevelopmentRows(train, held_out if len(held_out) else validation, validation),
         counts={
@@ -451,6 +468,8 @@ def _setting(
         },
         report=report,
         make_test=functools.partial(store_of, fold.test),
+        score=score,
+        counts_of_training=counts_of_training,
     )
 
 

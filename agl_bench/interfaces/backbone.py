@@ -32,6 +32,8 @@ class Backbone(nn.Module):
             where the constructor would download what the state holds anyway.
         is_control: whether it is no image model but a bound for image models; `run --controls` adds it, tables show it
             below them.
+        needs_gpu: whether it cannot run without one.
+        second_order: whether its features can be differentiated twice.
     """
 
     width: int
@@ -44,6 +46,8 @@ class Backbone(nn.Module):
     late_prefixes: tuple[str, ...] = ()
     rebuilt_with: ClassVar[dict[str, object]] = {}
     is_control: bool = False
+    needs_gpu: bool = False
+    second_order: bool = True
 
     def __init__(self, example: Spots) -> None:
         super().__init__()

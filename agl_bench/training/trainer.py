@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from agl_bench.data.room import Room
 from agl_bench.data.store import SpotStore, device_memory
-from agl_bench.errors import BadPlugin, Diverged, TooLittleMemory
+from agl_bench.errors import BadPlugin, Diverged, NoGradients, TooLittleMemory
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, Step
 from agl_bench.interfaces.spots import SpotBatch
@@ -144,6 +144,7 @@ class Trainer:
         self.losses_of = LOSSES[protocol.loss]
         self.rate = model.backbone.learning_rate if protocol.learning_rate == "backbone" else protocol.learning_rate
         self.own = {n: p for n, p in selector.named_parameters() if p.requires_grad}
+        self._observes = type(selector).observe is not Selector.observe
         self.course = Course(protocol, learns=bool(self.own) and selector.learns_from == "validation")
         self.outer_optimizer = self._new_outer_optimizer() if self.course.learns else None
         self.first_own = {n: p.detach().clone() for n, p in self.own.items()}
@@ -167,6 +168,8 @@ class Trainer:
         is_primary = self.primary if columns is None else self.primary[columns]
         self.primary_columns = is_primary.nonzero().squeeze(1)
         self.trained = torch.compile(self.model) if self.protocol.compile else self.model  # first-order steps only
+        self.trained_parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.late_names = [n for n in self.model.late_parameters() if n.startswith("backbone.")]
         self._renew_optimizer()
 
     def _renew_optimizer(self) -> None:
@@ -376,6 +379,7 @@ class Trainer:
         Returns:
             Its loss (), losses (genes,), and effective weights (genes,) if `weigh`; detached.
         """
+        observed = _copy(self.selector) if self._observes else None
         while True:
             before, spots = self._random(), min(self.room.spots, len(batch.row))
             self.optimizer.zero_grad(set_to_none=True)
@@ -383,8 +387,11 @@ class Trainer:
                 if spots == len(batch.row):
                     return self._at_once(batch, epoch, weigh=weigh)
                 return self._in_parts(batch, epoch, spots, weigh=weigh)
-            # Nothing has moved yet but the random states; what the failed step has left in memory is let go.
+            # Nothing has moved yet but the random states and what the selector has observed; what the failed step has
+            # left in memory is let go.
             self._draw_again_from(before)
+            if observed is not None:
+                self.selector.load_state_dict(observed)
             if why := self._indivisible():
                 raise self._too_little(batch, epoch, why)
             self.room.halve(spots)
@@ -392,7 +399,7 @@ class Trainer:
     def _at_once(self, batch: SpotBatch, epoch: int, *, weigh: bool) -> tuple[Tensor, Tensor, Tensor]:
         """See `_gradients`."""
         features, prediction = self._predicted(batch)
-        losses, step = self._losses(features, prediction, batch, epoch)
+        losses, step = self._losses(features, prediction, batch, epoch, at=self.trained_parameters)
         loss = self._training_loss(losses, step)
         weights = self._effective_weights(loss, losses) if weigh else torch.empty(0)
         with fast(self.protocol.precision, self.store.device, backward=True):
@@ -414,7 +421,11 @@ class Trainer:
             features, prediction = (torch.cat(tensors).requires_grad_() for tensors in zip(*seen, strict=True))
             losses, step = self._losses(features, prediction, batch, epoch)
         losses.requires_grad_()
-        loss = self._training_loss(losses, step)
+        try:
+            loss = self._training_loss(losses, step)
+        except NoGradients:
+            name = type(self.selector).__name__
+            raise self._too_little(batch, epoch, f"{name} looks at the gradients of a whole batch") from None
         weights = self._effective_weights(loss, losses) if weigh else torch.empty(0)
         loss.backward()  # type: ignore[no-untyped-call]
         if features.grad is not None or prediction.grad is not None:
@@ -493,15 +504,22 @@ class Trainer:
 
     def _predicted(self, batch: SpotBatch) -> tuple[Tensor, Tensor]:
         """Features and prediction of a first-order step."""
-        with fast(self.protocol.precision, self.store.device):
+        with contextlib.ExitStack() as mode:
+            mode.enter_context(fast(self.protocol.precision, self.store.device))
+            if self.selector.needs_second_order:
+                mode.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no second derivative
             features, prediction = self.trained(batch.spots)
         if features.dtype == torch.bfloat16:  # selectors see one type, in training as in look-aheads
             return features.float(), prediction.float()
         return features, prediction
 
     def _training_loss(self, losses: Tensor, step: Step) -> Tensor:
-        """The loss of a first-order step."""
-        loss = losses.mean() if self.course.is_warming else self._combine(losses, step)
+        """The loss of a first-order step, which the selector has observed."""
+        if self.course.is_warming:
+            loss = losses.mean()
+        else:
+            self.selector.observe(losses, step)
+            loss = self._combine(losses, step)
         if not loss.requires_grad:
             raise self._detached()
         return loss
@@ -583,9 +601,8 @@ class Trainer:
                     raise self._too_little_ahead(epoch, (inner_size, outer_size), (averaged, averaged_outer))
                 outer, gradients = found
                 self.signal.add(gradients)
-                for name, parameter in self.own.items():
-                    parameter.grad = gradients[name]
-                self.outer_optimizer.step()
+                with torch.no_grad():
+                    self.selector.learn(gradients, self.outer_optimizer)
                 total += outer
         return OuterPass(float(total) / count, self.signal.to_noise())
 
@@ -635,7 +652,7 @@ class Trainer:
                     batch, hidden = group[index]
                     features, prediction = functional_call(self.model, {**at, **buffers}, (batch.spots, hidden))
                     subsets = self._subsets(len(batch.row), str(epoch), str(look_ahead), f"{number}.{index}")
-                    losses, step = self._losses(features, prediction, batch, epoch, subsets)
+                    losses, step = self._losses(features, prediction, batch, epoch, subsets, at)
                     return self._combine(losses, step, selector_at) / (len(group) * self.protocol.inner_divisor)
 
                 return part(0) if len(group) == 1 else map(part, range(len(group)))
@@ -694,9 +711,18 @@ class Trainer:
         return Moments(slots, self._steps)
 
     def _losses(
-        self, features: Tensor, prediction: Tensor, batch: SpotBatch, epoch: int, subsets: Sequence[Tensor] = ()
+        self,
+        features: Tensor,
+        prediction: Tensor,
+        batch: SpotBatch,
+        epoch: int,
+        subsets: Sequence[Tensor] = (),
+        at: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Step]:
-        """Losses (genes,) of a batch, or their means over subsets of it; 0 for genes that the selector does not use."""
+        """Losses (genes,) of a batch, or their means over subsets of it; 0 for genes that the selector does not use.
+
+        With `at`, the parameters that the prediction was made with, the step can tell the gradients of single genes.
+        """
         if subsets:
             target = batch.expression
             parts = [self.losses_of(prediction.index_select(0, s), target.index_select(0, s)) for s in subsets]
@@ -706,7 +732,12 @@ class Trainer:
         if self.columns is not None:
             every = torch.zeros(len(self.genes.names), dtype=losses.dtype, device=losses.device)
             losses = every.index_copy(0, self.columns, losses)
-        return losses, Step(features, prediction, batch.expression, batch.row, epoch)
+        step = Step(features, prediction, batch.expression, batch.row, epoch, columns=self.columns)
+        if at is None:
+            return losses, step
+        backbone = tuple(t for n, t in at.items() if n.startswith("backbone."))
+        late = tuple(at[n] for n in self.late_names if n in at) if self.model.backbone.splits else backbone
+        return losses, replace(step, head=at["head.weight"], shared=backbone, late=late)
 
     def _combine(self, losses: Tensor, step: Step, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss to train on, with the selector's own parameters or those given."""

@@ -18,7 +18,7 @@ from agl_bench.bench.run import Bench, Failed, Finished
 from agl_bench.bench.table import as_json
 from agl_bench.cli import main
 from agl_bench.data.folds import make_fold
-from agl_bench.errors import BadSpec
+from agl_bench.errors import BadSpec, UnknownName
 from agl_bench_plugins.datasets.synthetic import Synthetic
 
 SELECTORS = ("pgl", "agl", "random_k", "hvg_k", "dkgsb", "amal")
@@ -642,3 +642,42 @@ def test_a_budget_that_is_none_is_one_sentence(words, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match="2"):
         main(["run", "--selectors", "pgl", *words, "--work", str(tmp_path)])
     assert "AGL_BENCH_MEMORY = 'plenty' is no amount of memory" in capsys.readouterr().err
+
+
+CURIOUS = """
+    from agl_bench import Selector, hookimpl
+
+    class Curious(Selector):
+        '''Keeps what it was shown.'''
+        reference = "test"
+
+        def __init__(self, view):
+            super().__init__(view)
+            self.view = view
+
+        def forward(self, losses, step):
+            assert int(step.row.max()) < self.view.spot_count
+            return losses.mean()
+
+    @hookimpl
+    def register_selectors():
+        return {"curious": Curious}
+"""
+
+
+def test_a_view_shows_tissue_counts_and_scores_of_the_training_spots(grid, tmp_path):
+    plugin = tmp_path / "curious.py"
+    plugin.write_text(textwrap.dedent(CURIOUS))
+    cells, bench = grid("curious", files=[plugin])
+    setting = bench.setting(*cells[0])
+    view = bench.trainer(*cells[0], setting).selector.view
+    count = len(setting.rows.train)
+    assert view.spot_count == count == len(view.position) == len(view.section) == len(view.counts)
+    assert torch.equal(view.position, setting.development.position[:count])
+    assert torch.equal(view.counts > 0, view.expression > 0) and torch.equal(view.counts, view.counts.round())
+    assert torch.allclose(view.score_genes("mean"), view.expression.double().mean(0), atol=1e-6)
+    view.score_genes("mean").zero_()
+    assert view.score_genes("mean").any()  # others are not harmed
+    with pytest.raises(UnknownName, match="Did you mean 'moran'"):
+        view.score_genes("morans")
+    assert list(bench.train(*cells[0]))
