@@ -23,7 +23,7 @@ if command -v ip >/dev/null; then ip link set lo up 2>/dev/null || true; fi # th
 
 export AGL_BENCH_OFFLINE=1 HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true
 export PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_QUIET=1
-export PIP_NO_BUILD_ISOLATION=0 # pip reads it the other way round: 0 is --no-build-isolation
+export PIP_NO_DEPS=1 PIP_NO_BUILD_ISOLATION=0 # what is needed is there; pip reads 0 as --no-build-isolation
 unset AGL_BENCH_WORK AGL_BENCH_DATA AGL_BENCH_CACHE AGL_BENCH_STRICT_PLUGINS MLFLOW_TRACKING_URI
 
 folder=$(mktemp -d)
