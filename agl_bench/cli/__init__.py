@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import click
 
-from agl_bench.cli import checking, comparing, data, plugins, running, tracking, tuning
+from agl_bench.cli import checking, comparing, data, plugins, running, scaffolding, tracking, tuning
 from agl_bench.cli.ending import INTERRUPTED, interrupted, stop_with
 from agl_bench.cli.group import cli
 from agl_bench.errors import AglBenchError
 
-__all__ = ["checking", "cli", "comparing", "data", "main", "plugins", "running", "tracking", "tuning"]
+__all__ = ["checking", "cli", "comparing", "data", "main", "plugins", "running", "scaffolding", "tracking", "tuning"]
 
 # Read by OpenMP when torch is imported. By default an idle thread spins for milliseconds before it sleeps; where
 # another process wants its core, every small operation waits for that, and a cell takes forty times as long.

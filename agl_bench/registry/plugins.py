@@ -34,7 +34,7 @@ from agl_bench.registry.folders import Folder
 GROUP = "agl_bench"
 STRICT = "AGL_BENCH_STRICT_PLUGINS"
 KINDS = {"selector": "register_selectors", "backbone": "register_backbones", "dataset": "register_datasets"}
-_BASES = {"selector": "Selector", "backbone": "Backbone", "dataset": "Dataset"}
+BASES = {"selector": "Selector", "backbone": "Backbone", "dataset": "Dataset"}
 RESERVED = ("protocol", *preset_names())
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
@@ -80,7 +80,7 @@ class Entry:
                 raise BadPlugin(
                     f"{self.kind} '{self.name}' of {self.provider} cannot be loaded: {_one_line(error)}"
                 ) from error
-        base = getattr(importlib.import_module("agl_bench"), _BASES[self.kind])
+        base = getattr(importlib.import_module("agl_bench"), BASES[self.kind])
         if not (isinstance(cls, type) and issubclass(cls, base)):
             raise BadPlugin(
                 f"{self.kind} '{self.name}' of {self.provider} must be a subclass of agl_bench.{base.__name__}, "
@@ -285,11 +285,21 @@ class Plugins:
         self._entries |= new
 
 
-def _entry(kind: str, name: object, provider: str, target: object, version: str) -> Entry:
+def check_name(name: object) -> str:
+    """A name that a plug-in may register.
+
+    Raises:
+        BadPlugin: if it is not one.
+    """
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise BadPlugin(f"{name!r} is not a usable name: lower-case letters, digits, '_' and '-', first a letter")
     if name in RESERVED:
         raise BadPlugin(f"'{name}' is not a usable name: `--set {name}.…` and `show {name}` mean something else")
+    return name
+
+
+def _entry(kind: str, name: object, provider: str, target: object, version: str) -> Entry:
+    name = check_name(name)
     if isinstance(target, str):
         module, _, attribute = target.partition(":")
         spec = importlib.util.find_spec(module)
@@ -298,7 +308,7 @@ def _entry(kind: str, name: object, provider: str, target: object, version: str)
         source = Path(spec.origin)
         summary, says = stated.of_source(source, attribute, kind)
         return Entry(kind, name, provider, target, source, summary, version, says)
-    base = getattr(importlib.import_module("agl_bench"), _BASES[kind])
+    base = getattr(importlib.import_module("agl_bench"), BASES[kind])
     if not (isinstance(target, type) and issubclass(target, base)):
         raise BadPlugin(f"{kind} '{name}' must be a subclass of agl_bench.{base.__name__}, got {target!r}")
     source_file = inspect.getsourcefile(target)

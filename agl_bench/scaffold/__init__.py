@@ -1,0 +1,1 @@
+"""What `agl-bench new-plugin` writes: templates, and the names that go into them."""
