@@ -77,7 +77,7 @@ CARDS: dict[str, Card] = {
         "Xu et al., Nature 2024", {"img_size": 224, "patch_size": 16, "mlp_ratio": 5.33334},
     ),
     "h-optimus-0": Card(
-        "bioptimus/H-optimus-0", "Apache-2.0", False, 1536, "vit_giant_patch14_reg4_dinov2", "Saillard et al., 2024",
+        "bioptimus/H-optimus-0", "Apache-2.0", True, 1536, "vit_giant_patch14_reg4_dinov2", "Saillard et al., 2024",
         _OPTIMUS, colours=BIOPTIMUS,
     ),
     "h-optimus-1": Card(
