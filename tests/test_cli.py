@@ -143,7 +143,7 @@ def test_config_file(agl, tmp_path):
     [
         (["--selectors", "dkgbs"], ["unknown selector 'dkgbs'", "Did you mean 'dkgsb'?", "random_k", "agl-bench 0"]),
         (["--datasets", "synthetik"], ["unknown dataset 'synthetik'", "Did you mean 'synthetic'?"]),
-        (["--backbone", "resnet"], ["unknown backbone 'resnet'", "Did you mean 'resnet18'?"]),
+        (["--backbone", "resnet"], ["unknown backbone 'resnet'", "Did you mean 'resnet50'?"]),
         (["--backbone", "pgl"], ["unknown backbone 'pgl'", "'pgl' is a selector"]),
         (["--evaluation", "inner"], ["unknown evaluation 'inner'", "inter, intra"]),
         (["--preset", "cleen"], ["unknown preset 'cleen'", "Did you mean 'clean'?"]),

@@ -122,7 +122,7 @@ def test_readme_is_finished():
 
 
 def test_every_dependency_is_imported():
-    modules = {"pillow": "PIL"}
+    modules = {"pillow": "PIL", "scikit-image": "skimage"}
     imported = set()
     for folder in ("agl_bench", "plugins/agl_bench_plugins"):
         for path in (ROOT / folder).rglob("*.py"):

@@ -219,8 +219,8 @@ class BackboneContract(Contract):
         """`state_dict` holds everything: an instance of another seed with the state loaded gives the same features."""
         backbone = self.make(1)
         with torch.no_grad():
-            for parameter in backbone.parameters():
-                parameter.mul_(1.01)
+            for parameter in (p for p in backbone.parameters() if p.requires_grad):
+                parameter.mul_(1.01)  # what is frozen may come from elsewhere, the same for every seed
         other = self.make(2, **dict(backbone.rebuilt_with))
         other.load_state_dict(backbone.state_dict())
         spots = self.spots(4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from itertools import combinations
 from pathlib import Path
@@ -347,7 +348,7 @@ def test_more_places_than_are_drawn(work: Path, tmp_path: Path) -> None:
     gathered = gather(CellStore(work))
     other = gathered.cells[gathered.cells["selector"] == "dkgsb"].assign(dataset="other")
     several = figures.draw_all(
-        type(gathered)(pd.concat([gathered.cells, other]), gathered.failed, gathered.specs, gathered.store),
+        dataclasses.replace(gathered, cells=pd.concat([gathered.cells, other])),
         tmp_path,
         places=1,
     )

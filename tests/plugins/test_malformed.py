@@ -88,7 +88,7 @@ def counts_without_x(root: Path, measured: Any) -> None:
     edit(counts_of(root), lambda t: anndata.AnnData(obs=t.obs, var=t.var, uns=t.uns, obsm=t.obsm))
 
 
-@case("folder", r"not a whole number; give raw counts, not normalised ones; layers\['counts'\]")
+@case("folder", r"not a whole number; give raw counts, not normalised ones; .*layers\['counts'\]")
 def counts_normalised_with_a_layer(root: Path, measured: Any) -> None:
     def change(table: anndata.AnnData) -> None:
         table.layers["counts"] = table.X.copy()

@@ -19,10 +19,14 @@ from agl_bench.testing import (
     check_dataset,
     check_selector,
 )
+from agl_bench_plugins.backbones.densenet import DenseNet121
 from agl_bench_plugins.backbones.embedding import Embedding
 from agl_bench_plugins.backbones.position import Position
-from agl_bench_plugins.backbones.timm import ResNet18, Timm
+from agl_bench_plugins.backbones.resnet import ResNet18, ResNet50
+from agl_bench_plugins.backbones.stain_statistics import StainStatistics
+from agl_bench_plugins.backbones.timm import Timm
 from agl_bench_plugins.backbones.tiny import Tiny
+from agl_bench_plugins.backbones.vit_small import VitSmall
 from agl_bench_plugins.datasets.synthetic import Synthetic
 
 PLUGINS = Plugins.discover(strict=True)
@@ -50,6 +54,11 @@ def test_selectors(name):
         (Timm, {"model": "resnet10t", "weights": "none", "patch_px": 64}),
         (Timm, {"model": "resnet10t", "weights": "none", "patch_px": 64, "frozen": True}),
         (ResNet18, {"weights": "none", "patch_px": 64}),
+        (ResNet50, {"weights": "none", "patch_px": 32}),
+        (DenseNet121, {"weights": "none", "patch_px": 64}),
+        (VitSmall, {"weights": "none", "patch_px": 32}),
+        (VitSmall, {"weights": "none", "patch_px": 32, "frozen": True}),
+        (StainStatistics, {}),
     ],
 )
 def test_backbones(cls, settings):

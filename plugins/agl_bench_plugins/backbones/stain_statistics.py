@@ -40,10 +40,10 @@ class StainStatistics(Backbone):
         self.shared = nn.Sequential(nn.LayerNorm(STATISTICS), nn.Linear(STATISTICS, width), nn.SiLU())
 
     def encode(self, spots: Spots) -> Tensor:
-        """Statistics (spots, 79) float32, made on the host."""
+        """Statistics (spots, 79) of the type of the patches, made on the host."""
         assert spots.patches is not None
         pixels = spots.patches.permute(0, 2, 3, 1).cpu().double().numpy()
-        return torch.from_numpy(statistics(pixels)).to(spots.patches.device, torch.float32)
+        return torch.from_numpy(statistics(pixels)).to(spots.patches)
 
     def early(self, spots: Spots) -> Tensor:
         """The statistics, or what was kept of them in place of patches."""
