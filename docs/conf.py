@@ -55,6 +55,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|np|numpy|scipy|pandas|anndata|pathlib|collections|typing|abc|click|enum)\..*"),
     (r"py:.*", r"dict\[str"),  # how a ClassVar of a dict is taken apart
+    (r"py:exc", r"(BadPlugin|UnknownName)"),
     (r"py:.*", r"(NoGradients|agl_bench\.maths\.hypergradient\.(Moments|Dual))"),
     (r"py:.*", r"(Tensor|AnnData|Path|Any|Callable|Iterable|Iterator|Mapping|Sequence|ABC|Generator|ndarray)"),
 ]

@@ -82,7 +82,7 @@ def agl(capsys, tmp_path, monkeypatch):
         monkeypatch.delenv(f"AGL_BENCH_{name}", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    handler, deterministic = signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
+    handler = signal.getsignal(signal.SIGTERM)
 
     def agl(*words):
         capsys.readouterr()
@@ -93,8 +93,6 @@ def agl(capsys, tmp_path, monkeypatch):
 
     yield agl
     signal.signal(signal.SIGTERM, handler)
-    torch.use_deterministic_algorithms(deterministic)
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

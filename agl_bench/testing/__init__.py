@@ -1,4 +1,4 @@
-"""The rules of the three doors, as checks: for `agl-bench check`, and for a plug-in's own tests.
+"""The rules of the three doors, as checks: for `agl-bench check`, and for a plug-in's own tests::
 
     from agl_bench.testing import SelectorContract
     from my_package import MySelector
@@ -9,7 +9,7 @@
         broken = {"test_gene_order_does_not_matter": "it ranks genes by their names, on purpose"}
 
 Each rule is one method whose docstring is the rule; the command line and pytest run the same methods. `broken` names
-rules that are known to be broken: strict expected failures. The same rules, one parameter each:
+rules that are known to be broken: strict expected failures. The same rules, one parameter each::
 
     @pytest.mark.parametrize("name", SelectorContract.rules())
     @pytest.mark.parametrize("cls", [MySelector, MyOtherSelector])

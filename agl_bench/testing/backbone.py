@@ -37,7 +37,7 @@ class BackboneContract(Contract):
 
     @property
     def device(self) -> str:
-        """Where the toy spots are: the CPU, unless the backbone needs a GPU.
+        """The toy spots' device, which is the CPU unless the backbone needs a GPU.
 
         Raises:
             Unavailable: if it needs one and there is none.

@@ -66,7 +66,7 @@ class SelectorContract(Contract):
 
     @property
     def device(self) -> str:
-        """Where the toy world is: the CPU, unless the selector needs a GPU.
+        """The toy world's device, which is the CPU unless the selector needs a GPU.
 
         Raises:
             Unavailable: if it needs one and there is none.
@@ -493,12 +493,12 @@ class SelectorContract(Contract):
                 n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(own.items(), found, strict=True)
             }
         else:
-            gradients = self.look_ahead(selector).hypergradients(selector.hypergradient, own)
+            gradients = self._look_ahead(selector).hypergradients(selector.hypergradient, own)
         for name, gradient in gradients.items():
             assert bool(gradient.isfinite().all()), f"the gradient of {name} is not finite"
             assert bool(gradient.abs().sum() > 0), f"{name} gets no gradient from {selector.learns_from}"
 
-    def look_ahead(self, selector: Selector, dtype: torch.dtype = torch.float32) -> LookAhead:
+    def _look_ahead(self, selector: Selector, dtype: torch.dtype = torch.float32) -> LookAhead:
         """A look-ahead of a small model."""
         with repeatable():
             losses, step = self.step(selector, dtype=dtype)
@@ -513,7 +513,7 @@ class SelectorContract(Contract):
         own = _own(selector)
         if not own or selector.learns_from != "validation":
             raise Skip("it has no parameters that learn from validation")
-        engine, problem = selector.hypergradient, self.look_ahead(selector, torch.float64)
+        engine, problem = selector.hypergradient, self._look_ahead(selector, torch.float64)
         if isinstance(engine, Implicit):
             problem.check_implicit(engine, own)
         elif engine.is_exact:
@@ -609,13 +609,13 @@ class SelectorContract(Contract):
 
     # What it may cost ------------------------------------------------------------------------------------------------
 
-    def work(self, genes: int) -> dict[str, Work]:
+    def _work(self, genes: int) -> dict[str, Work]:
         """How much it works with so many genes: when it is built, in a training step, in an outer step."""
         if genes not in self._works:
-            self._works[genes] = self._work(genes)
+            self._works[genes] = self._measured(genes)
         return self._works[genes]
 
-    def _work(self, genes: int) -> dict[str, Work]:
+    def _measured(self, genes: int) -> dict[str, Work]:
         view = self.view(toy_genes(PRIMARY, genes - PRIMARY))
         found = {name: Work(name) for name in ("`__init__`", "a training step", "an outer step")}
         building, training, outer = found.values()
@@ -627,7 +627,7 @@ class SelectorContract(Contract):
                 selector.observe(losses, step)
                 selector(losses, step).backward()
             if genes < LARGE and _own(selector) and selector.learns_from == "validation":
-                problem = self.look_ahead(selector)
+                problem = self._look_ahead(selector)
                 with outer:
                     problem.hypergradients(selector.hypergradient, _own(selector))
         return found
@@ -661,7 +661,7 @@ class SelectorContract(Contract):
     def _few_and_many(self) -> tuple[dict[str, Work], dict[str, Work]]:
         if self.selector.max_genes is not None and self.selector.max_genes < MANY:
             raise Skip(f"it copes with {self.selector.max_genes:,} genes at most (`max_genes`)")
-        return self.work(FEW), self.work(MANY)
+        return self._work(FEW), self._work(MANY)
 
     @rule(needs=["no_loop_over_genes", "memory_grows_with_genes"])
     def test_works_at_20000_genes(self) -> None:
@@ -669,7 +669,7 @@ class SelectorContract(Contract):
         if self.selector.max_genes is not None and self.selector.max_genes < LARGE:
             raise Skip(f"it copes with {self.selector.max_genes:,} genes at most (`max_genes`)")
         started = time.process_time()
-        work = self.work(LARGE)
+        work = self._work(LARGE)
         seconds = time.process_time() - started
         losses, _ = toy_step(toy_genes(PRIMARY, LARGE - PRIMARY), device=self.device)
         with Work("the mean of all losses") as mean:

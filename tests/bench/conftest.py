@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.recorder import NoRecorder
@@ -32,15 +31,6 @@ SMALL = {
     "protocol.min_genes_per_spot": 5,
     "protocol.buffer_um": 0,
 }
-
-
-@pytest.fixture(autouse=True)
-def same_conditions():
-    """`choose_device` sets up the process; put back what it changes."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

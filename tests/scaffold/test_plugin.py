@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 
 from agl_bench.cli import main
 from agl_bench.errors import BadPlugin
@@ -34,7 +33,7 @@ def agl(capsys, tmp_path, monkeypatch):
         monkeypatch.delenv(f"AGL_BENCH_{name}", raising=False)
     monkeypatch.setenv("AGL_BENCH_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    handler, deterministic = signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
+    handler = signal.getsignal(signal.SIGTERM)
 
     def agl(*words):
         capsys.readouterr()
@@ -45,8 +44,6 @@ def agl(capsys, tmp_path, monkeypatch):
 
     yield agl
     signal.signal(signal.SIGTERM, handler)
-    torch.use_deterministic_algorithms(deterministic)
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
