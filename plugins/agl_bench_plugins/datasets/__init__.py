@@ -1,0 +1,1 @@
+"""Datasets, one file each: files in, sections out."""
