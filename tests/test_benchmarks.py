@@ -26,6 +26,7 @@ SCRIPTS = {  # what the table must show
     "priors": ["hvg_k, seurat_v3", "Δ random", "shared", "Planted, misleading", "oracle"],
     "campaign": ["lost cells", "JSON table, the same", "12 cells, ", "where it hit"],
     "report": ["gather_s", "report_s", "page_MiB"],
+    "agreement": ["compared with all", "next batch", "features"],
     "zoo": ["epoch / agl", "harmful Δ pgl", "oracle"],
     "scaling": ["store_MiB", "train_s", "dkgsb", "time_slope"],
 }

@@ -52,10 +52,7 @@ def unfit(spec: RunSpec, plugins: Plugins) -> str:
         if not getattr(backbone, "second_order", Backbone.second_order):
             return _no_second_order(spec)
         if spec.protocol.compile:
-            return (
-                f"selector '{spec.selector.name}' differentiates twice, which a compiled model cannot "
-                "(protocol.compile = true)"
-            )
+            return _compiled(spec)
     if getattr(selector, "needs_counts", Selector.needs_counts) and not make_dataset(plugins, spec.dataset).has_counts:
         return f"selector '{spec.selector.name}' needs raw counts, and dataset '{spec.dataset.label}' has none"
     return ""
@@ -86,11 +83,14 @@ def check_built(spec: RunSpec, selector: Selector, backbone: Backbone) -> None:
     """Look at a cell whose selector and backbone are built.
 
     Raises:
-        CannotRun: if the selector learns through a look-ahead that the backbone does not allow.
+        CannotRun: if the selector differentiates twice what the backbone or the protocol does not allow to.
     """
     learns = selector.learns_from == "validation" and any(p.requires_grad for p in selector.parameters())
-    if learns and not isinstance(selector.hypergradient, FiniteDifference) and not backbone.second_order:
+    looks_ahead = learns and not isinstance(selector.hypergradient, FiniteDifference)
+    if (looks_ahead or selector.needs_second_order) and not backbone.second_order:
         raise CannotRun(_no_second_order(spec))
+    if selector.needs_second_order and spec.protocol.compile:
+        raise CannotRun(_compiled(spec))
 
 
 def note(work: Path, skipped: Skipped) -> None:
@@ -178,6 +178,12 @@ def _no_second_order(spec: RunSpec) -> str:
     return (
         f"selector '{spec.selector.name}' needs second derivatives, and backbone '{spec.backbone.name}' has none "
         "(second_order = False)"
+    )
+
+
+def _compiled(spec: RunSpec) -> str:
+    return (
+        f"selector '{spec.selector.name}' differentiates twice, which a compiled model cannot (protocol.compile = true)"
     )
 
 

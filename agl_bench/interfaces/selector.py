@@ -147,7 +147,7 @@ class Step:
             toward: () a loss on the graph of the prediction, e.g. the mean of the primary losses.
             within: gradients with respect to what. "features": products of matrices, since the head is linear.
                 "late" and "all": the parameters of the backbone's late part, or all of them, by one double backward
-                pass; the head has no part in it, genes share none of it.
+                pass; the head has no part in it, genes share none of it. 0 where nothing is trained there.
 
         Raises:
             NoGradients: where they are not to be had.

@@ -161,6 +161,18 @@ def test_only_a_look_ahead_needs_second_derivatives(grid, needy):
     assert fits(together) and fits(differences)
 
 
+@pytest.mark.parametrize("name", ["gradient_cosine", "ol_aux"])
+def test_an_instance_may_need_second_derivatives(name, run, needy, tmp_path):
+    """Where a setting decides, the class cannot say."""
+    setting = {"gradient_cosine": "gradient_cosine.weight=sign_all", "ol_aux": "ol_aux.measure=dot_late"}[name]
+    events = run(tmp_path / "flat", name, files=[needy], backbone=["flat"], more=[setting], fold=["D1"])
+    assert ["has none (second_order = False)" in r for r in reasons(events)] == [True]
+    events = run(tmp_path / "tiny", name, more=[setting, "protocol.compile=true"], fold=["D1"])
+    assert ["a compiled model cannot" in r for r in reasons(events)] == [True]
+    events = run(tmp_path / "first", name, files=[needy], backbone=["flat"], fold=["D1"])
+    assert sum(isinstance(e, Finished) for e in events) == 1
+
+
 def test_skips_stick_to_nothing(grid, needy, tmp_path):
     """Noted where it was skipped, gone once anybody runs it, on whatever device, here or in a merged store."""
     cells, bench = grid("gpu", "plain", files=[needy])

@@ -17,6 +17,7 @@ How it differs from the source:
   proportion.
 - A virtual step without momentum and weight decay at a rate of its own (`model`: the model's, as there), of the last
   stage and the head alone (`reach`).
+- A gene that is trained against has a correlation for its loss, which is bounded; with a squared error J is not.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ so that the slope of every gene is positive, and that of a gene depends on the l
 implicit gradient of the primary loss on held-out spots: −∂/∂φ ⟨∇J, u⟩ with u ≈ (∇²J)⁻¹ ∇E by a Neumann series.
 
 How it differs from the source:
+- All genes enter g, primary ones too, and `hidden` is 8; there 3, and 64 in the code of Shiku et al. The primary loss
+  stands beside a linear g as well, as in some of the source's experiments (`skip_connection`).
 - W and v are softplus of what is learnt, where the source clips them at 0; there is no weight normalisation.
 - Sums over genes and hidden units are means, and the primary losses are divided by the number of genes (`scaling`):
   a gene counts beside a primary one as much as a task does in the source, which has three. With their sums over 15,000

@@ -9,8 +9,9 @@ L_primary is the mean primary loss of the same batch; w_j = 1 for primary genes.
 
 How it differs from the source:
 - Gradients are those with respect to the features, not to the shared parameters: for 15,000 genes they cost as much as
-  for one there. Of the parameters the sign alone is to be had, by one double backward pass, within the late part of the
-  backbone (`weight = sign_late`) or all of it (`sign_all`); the norm of each gene's gradient is not.
+  for one there. How loosely they stand for each other, benchmarks/agreement.md says. Of the parameters the sign alone
+  is to be had, by one double backward pass, within the late part of the backbone (`weight = sign_late`) or all of it
+  (`sign_all`); the norm of each gene's gradient is not.
 - The loss is Σ w·l / Σ w, not the sum.
 """
 

@@ -13,6 +13,8 @@ How it differs from the authors' code:
   the slope there is that of the identity. `revive = false` restores the ReLU.
 - The virtual step goes at a rate of its own. `inner_rate = model` is theirs, 3e-5: it scales every gradient down to
   where only the ε of the outer Adam is left. It moves the last stage and the head alone (`reach`).
+- The rate of Adam is 3e-2, so that a weight can cross its range within some thirty outer steps. At theirs, 3e-3, none
+  is farther from 1 than .08 after a run on planted tissue, and the selector is `agl`.
 - The loss is Σ w·l / Σ w instead of Σ w·l over the number of genes.
 - Outer steps as the protocol schedules them. There: 50 passes every five epochs, each on the mean of 512 random subsets
   of a batch, and the first weights of a batch carry over as a constant into the outer loss.
@@ -40,7 +42,7 @@ class MaxlWeights(Selector):
         view: TrainingView,
         *,
         revive: bool = True,
-        learning_rate: Annotated[float, LogRange(1e-4, 1.0)] = 3e-3,
+        learning_rate: Annotated[float, LogRange(1e-4, 1.0)] = 3e-2,
         inner_rate: Annotated[float | Literal["model"], LogRange(1e-6, 10)] = 0.5,
         reach: Literal["late", "all"] = "late",
     ) -> None:

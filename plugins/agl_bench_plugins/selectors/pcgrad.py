@@ -13,7 +13,8 @@ the model is trained on Σ_b c_b L_b.
 
 How it differs from the source:
 - On gene blocks: the tasks are the primary genes together and pieces of the auxiliary ranking (see blocks.py).
-- Conflict is judged, and c found, by the gradients with respect to the features, not to the shared parameters.
+- Conflict is judged, and c found, by the gradients with respect to the features, not to the shared parameters (what
+  that amounts to: benchmarks/agreement.md).
 - The loss is divided by the sum of its weights over genes; without any conflict it is `agl`.
 """
 

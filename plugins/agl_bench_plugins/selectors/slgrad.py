@@ -9,6 +9,8 @@ How it differs from the source:
 - One weight for each gene, not for each spot and task: a correlation over a batch has no loss for a single spot.
 - ∇L_j is that at θ, where the look-ahead begins: it is one `OneStep` gradient for all genes. The source takes both
   gradients at θ₁; the two agree as the rate of the look-ahead goes to zero.
+- The gain of a primary gene counts its own row of the head, which no step on an auxiliary gene moves; the source looks
+  at shared parameters alone. So the unit below is larger than there, by about half with 64 features.
 - The source weighs the main task alike and may drop it. Here every primary gene has the weight 1, and that is the unit:
   the mean of max(0, a) over primary genes, or over all genes, if that is more.
 - The weights are found in the outer steps that the protocol schedules and stay until the next one, not anew for each

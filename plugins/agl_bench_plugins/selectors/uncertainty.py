@@ -8,7 +8,8 @@ over all genes, primary ones too: their slopes e^(−s_j) / 2 are positive whate
 s_j = ln l_j, where every gene's weight is 1 / l_j. Validation has no part in it.
 
 How it differs from the source: a mean over genes instead of a sum, a factor that Adam takes out. There l is a squared
-error and σ² its variance; here it is the protocol's loss, by default 1 − correlation, and σ² a name.
+error and σ² its variance; here it is the protocol's loss, by default 1 − correlation, and σ² a name. No weight exceeds
+e⁷, about 1,100: the squared error of a silent gene goes to zero, and its s would fall without end.
 
 How it differs from the AGL authors' code (Shiku et al., AAAI 2026): theirs, mean(e^(−s_j) l_j + s_j), is twice this
 one, so the same. There s shares the model's learning rate of 3e-5, which moves it by 6e-4 in an epoch of 20 steps and
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from agl_bench import LogRange, Range, Selector, Step, TrainingView
+
+LOWEST = -7.0  # of s
 
 
 class Uncertainty(Selector):
@@ -41,6 +44,11 @@ class Uncertainty(Selector):
         super().__init__(view)
         self.learning_rate = learning_rate
         self.log_variance = nn.Parameter(torch.full((len(view.genes.names),), start, dtype=view.dtype))
+
+    @torch.no_grad()
+    def observe(self, losses: Tensor, step: Step) -> None:
+        """Keep s from falling without end."""
+        self.log_variance.clamp_(min=LOWEST)
 
     def forward(self, losses: Tensor, step: Step) -> Tensor:
         """Mean of the weighted losses, and what keeps the weights from going to zero."""
