@@ -20,7 +20,7 @@ class Watch:
     """What was seen.
 
     Attributes:
-        seconds: that it took.
+        seconds: that it took; 0 where everything was imported before, and a busy machine alone let it wait.
         printed: to standard output, which belongs to the results.
         changed: global settings that others depend on; each is as it was before.
     """
@@ -41,12 +41,13 @@ def watched() -> Iterator[Watch]:
     """
     watch, out, started = Watch(), io.StringIO(), time.perf_counter()
     before = {name: (setting.get(), setting) for name, setting in _settings()}
-    environment = _environment()
+    environment, known = _environment(), len(sys.modules)
     try:
         with contextlib.redirect_stdout(out):
             yield watch
     finally:
-        watch.seconds, watch.printed = time.perf_counter() - started, out.getvalue()
+        watch.seconds = time.perf_counter() - started if len(sys.modules) > known else 0.0
+        watch.printed = out.getvalue()
         for name, setting in _settings():
             old = before[name][0] if name in before else setting.fresh()
             if old is not None and not _same(setting.get(), old):

@@ -144,6 +144,13 @@ def test_what_is_printed_does_not_reach_the_results(install, capsys):
     Plugins.discover(strict=True)  # no fault
 
 
+def test_what_is_imported_already_is_not_slow(install, monkeypatch):
+    install(GOOD)
+    Plugins.discover(strict=False)
+    monkeypatch.setattr(watch, "SLOW", 0.0)
+    assert Plugins.discover(strict=False).remarks == []
+
+
 def test_a_slow_import_is_named(install, monkeypatch, capsys):
     monkeypatch.setattr(watch, "SLOW", 0.1)
     module = install("import time; time.sleep(0.15)\n" + GOOD)

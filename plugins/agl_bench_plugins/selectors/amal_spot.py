@@ -81,9 +81,11 @@ def seen_part(extra: Tensor, slopes: Tensor, prediction: Tensor) -> Tensor:
         slopes: of the losses at the prediction, likewise.
         prediction: likewise.
     """
+    size = slopes.norm(dim=0) * UNSEEN
     centred = prediction - prediction.mean(0)
-    for direction in (torch.ones_like(prediction[:, :1]), centred):
-        unit = direction / direction.norm(dim=0).clamp(min=torch.finfo(prediction.dtype).tiny)
-        is_unseen = (slopes * unit).sum(0).abs() <= UNSEEN * slopes.norm(dim=0)
-        extra = extra - torch.where(is_unseen, (extra * unit).sum(0), 0) * unit
-    return extra
+    length = centred.norm(dim=0)
+    sees_level = slopes.sum(0).abs() > size * len(slopes) ** 0.5
+    sees_scale = (slopes * centred).sum(0).abs() > size * length
+    level = extra.mean(0).masked_fill(sees_level, 0)
+    along = (extra * centred).sum(0) / length.square().clamp(min=torch.finfo(length.dtype).tiny)
+    return extra - level - along.masked_fill(sees_scale, 0) * centred
