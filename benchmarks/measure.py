@@ -34,7 +34,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command sets it, befor
 
 import torch
 
-from agl_bench.bench.run import choose_device, provenance
+from agl_bench.bench.provenance import provenance
+from agl_bench.bench.run import choose_device
 
 Row = dict[str, Any]
 

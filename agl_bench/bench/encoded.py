@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from agl_bench.bench.provenance import processor
 from agl_bench.bench.spec import Part
 from agl_bench.data.prepared import PatchSize, PreparedPatches
 from agl_bench.data.preprocess import tabulate
@@ -66,7 +67,7 @@ def encoder_digest(part: Part, backbone: Backbone, size: PatchSize, device: torc
         "state": state.hexdigest(),
         "libraries": [f"{name} {version(name)}" for name in ("torch", *backbone.made_with)],
         "patches": size.stem,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
     }
     return text_digest(json.dumps(content, sort_keys=True, default=str))
 

@@ -7,10 +7,8 @@ import copy
 import errno
 import functools
 import os
-import platform
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +16,6 @@ import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agl_bench import __version__
 from agl_bench.bench.cells import CellStore, Status
 from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper
 from agl_bench.bench.encoded import Encoded, Symmetries, encode_section, encoder_digest
@@ -36,6 +32,7 @@ from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
 from agl_bench.bench.planted import selection_scores, utilities
 from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
+from agl_bench.bench.provenance import provenance
 from agl_bench.bench.recorder import CellLog, NoRecorder, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table, prediction_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
@@ -755,53 +752,6 @@ def choose_device(name: str) -> torch.device:
     # Sigmoid tails and carried tangents underflow into denormals, which x86 handles in slow microcode.
     torch.set_flush_denormal(True)
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions and machine, for the record."""
-    return {
-        "agl_bench": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        **_versions(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {sys.platform}",
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    }
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Of libraries, for the record; each look-up takes a millisecond."""
-    return {name: version(name) for name in ("torch", "numpy", "scanpy", "anndata")}
-
-
-@functools.cache
-def _commit() -> str:
-    """Commit of the checkout that this file is in, with "+" if it has changes; "" outside a checkout."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return ""
-    try:
-        head, changes = (
-            subprocess.run(
-                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
-            ).stdout
-            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return head.strip() + ("+" if changes.strip() else "")
-
-
-@functools.cache
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -523,6 +523,8 @@ def _part(plugins: Plugins, word: str, kind: str, given: Mapping[str, Mapping[st
     # A text that names a file, e.g. of weights, stands for its content; a choice does not, whatever lies about here.
     texts = [v for k, v in settings.items() if isinstance(v, str) and str in (known[k].kind, *get_args(known[k].kind))]
     files = [Path(text) for text in texts if text and Path(text).is_file()]
+    if kind == "backbone":
+        files += entry.load().weight_files(settings)  # type: ignore[attr-defined]
     source = "".join([entry.digest(), *(file_digest(f) for f in files)])
     return Part(entry.name, settings, entry.provider, source, word)
 

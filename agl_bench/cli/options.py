@@ -19,7 +19,11 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 
 
 PLUGIN = click.option(
-    "--plugin", "files", multiple=True, type=click.Path(path_type=Path), help="A single-file plug-in; repeatable."
+    "--plugin",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A plug-in that is not installed: a .py file or a distribution's folder; repeatable.",
 )
 
 

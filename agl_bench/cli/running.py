@@ -313,7 +313,8 @@ def plan(
         check_work_folder(other)
 
     from agl_bench.bench.plan import as_json, estimate, machine_of, past_cells, training_spots
-    from agl_bench.bench.run import Bench, choose_device, provenance
+    from agl_bench.bench.provenance import provenance
+    from agl_bench.bench.run import Bench, choose_device
 
     torch_device = choose_device(device)
     console = make_console()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -59,6 +60,17 @@ class Backbone(nn.Module):
 
     def __init__(self, example: Spots) -> None:
         super().__init__()
+
+    @classmethod
+    def weight_files(cls, settings: Mapping[str, Any]) -> list[Path]:
+        """Files that settings lead to without naming them, e.g. those of a folder; asked before it is built.
+
+        Their content makes the identity of a cell, as does that of every file that a setting names.
+
+        Args:
+            settings: all of them, of this class.
+        """
+        return []
 
     def forward(self, spots: Spots) -> Tensor:
         """Features (spots, width)."""

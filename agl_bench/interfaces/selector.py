@@ -229,8 +229,8 @@ class Selector(nn.Module):
         broken: rules of the door that it breaks on purpose, by name, each with the reason; `agl-bench check` shows them
             so, and complains where one of them is kept after all.
 
-    Cells that cannot run for the sake of these four are skipped, and every table says why. They are read from the
-    class, literals in its body, since `agl-bench list` imports nothing.
+    Cells that cannot run for the sake of `needs_gpu`, `needs_second_order`, `needs_counts` or `max_genes` are skipped,
+    and every table says why. They are read from the class, where they are literals: `agl-bench list` imports nothing.
     """
 
     learns_from: Literal["training", "validation"] = "validation"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from timm.models import save_for_hf
 from torch import nn
 
 from agl_bench import BadSpec
+from agl_bench.bench.spec import one_part
+from agl_bench.registry.plugins import Plugins
 from agl_bench.testing import check_backbone, toy_spots
 from agl_bench_plugins.backbones import foundation, hub
 from agl_bench_plugins.backbones.foundation import Foundation
 from agl_bench_plugins.backbones.foundation_models import CARDS
+from agl_bench_plugins.backbones.timm import Timm
 
 # Parameters as published, in millions.
 SIZES = {
@@ -73,12 +77,54 @@ def test_the_contract(folder: Path, frozen: bool) -> None:
 def test_a_frozen_model_is_in_no_state(folder: Path) -> None:
     spots = toy_spots(3, patch_px=32)
     first, second = (Foundation(spots, model=f"local-dir:{folder}", patch_px=32) for _ in range(2))
-    assert first.state_dict() and all(n.startswith("shared.") for n in first.state_dict())
+    assert [n for n in first.state_dict() if not n.startswith("shared.")] == ["mark"]
     holder = nn.ModuleDict({"backbone": second})
     holder.load_state_dict(nn.ModuleDict({"backbone": first}).state_dict())
     assert torch.equal(first.eval()(spots), second.eval()(spots))
     trained = Foundation(spots, model=f"local-dir:{folder}", patch_px=32, frozen=False)
     assert any(n.startswith("trunk.") for n in trained.state_dict())
+
+
+def test_a_head_does_not_go_behind_another_trunk(folder: Path) -> None:
+    spots = toy_spots(3, patch_px=32)
+    trained = Foundation(spots, model=f"local-dir:{folder}", patch_px=32)
+    other = Foundation(spots, model=f"local-dir:{folder}", weights="none", patch_px=32)
+    with pytest.raises(BadSpec, match="not those that this model was trained behind"):
+        other.load_state_dict(trained.state_dict())
+
+
+def test_files_in_folders_make_the_identity(folder: Path, tmp_path: Path) -> None:
+    """A folder that changes is another backbone: finished cells and kept features are not taken for its own."""
+    copied = Path(shutil.copytree(folder, tmp_path / "copy"))
+    plugins = Plugins.discover()
+
+    def source(**settings: str) -> str:
+        return one_part(plugins, "foundation", "backbone", [f"foundation.{k}={v}" for k, v in settings.items()]).source
+
+    for settings in ({"model": f"local-dir:{copied}"}, {"model": "phikon", "weights": str(copied)}):
+        sources = [source(**settings)]
+        with foundation._file(copied).open("ab") as stream:
+            stream.write(b"more")
+        sources.append(source(**settings))
+        assert len(set(sources)) == 2
+    before = source(model=f"local-dir:{copied}")
+    config = copied / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"token"', '"avg"'), encoding="utf-8")
+    assert source(model=f"local-dir:{copied}") != before
+    assert source(model="phikon") == source(model="phikon")
+
+
+def test_weights_of_a_richer_model_are_refused(tmp_path: Path) -> None:
+    """What is left over of a file changes what the model computes; only a classifier does not."""
+    donor = timm.create_model("test_vit", num_classes=7, init_values=1e-5)
+    state = donor.state_dict()
+    save_file(state, tmp_path / "scaled.safetensors")
+    with pytest.raises(BadSpec, match=r"of another model than test_vit: it has no 'blocks\.0\.ls1\.gamma'"):
+        Timm(toy_spots(1), model="test_vit", weights=str(tmp_path / "scaled.safetensors"), patch_px=32)
+    plain = {n: t for n, t in state.items() if ".ls" not in n} | {"mask_token": torch.zeros(1)}
+    save_file(plain, tmp_path / "plain.safetensors")
+    backbone = Timm(toy_spots(1), model="test_vit", weights=str(tmp_path / "plain.safetensors"), patch_px=160)
+    assert torch.equal(backbone.trunk.norm.weight, donor.norm.weight)
 
 
 def test_class_token_beside_the_mean_patch_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
@@ -105,6 +151,8 @@ def test_class_token_beside_the_mean_patch_token(monkeypatch: pytest.MonkeyPatch
         (hub_errors.GatedRepoError, ["gated", "accept its terms at https://huggingface.co/MahmoodLab/UNI", "HF_TOKEN"]),
         (hub_errors.RepositoryNotFoundError, ["no model 'MahmoodLab/UNI' that this account may see", "HF_TOKEN"]),
         (hub_errors.LocalEntryNotFoundError, ["cannot be reached", "foundation.weights=PATH"]),
+        (hub_errors.RevisionNotFoundError, ["https://huggingface.co/MahmoodLab/UNI has no revision"]),
+        (hub_errors.HFValidationError, ["'MahmoodLab/UNI' is no name on the hub"]),
         (hub_errors.EntryNotFoundError, ["has no model.safetensors or pytorch_model.bin"]),
         (ConnectionError, ["could not be downloaded (ConnectionError)", "foundation.weights=PATH"]),
     ],
@@ -121,7 +169,20 @@ def test_offline(refusing: Any, monkeypatch: pytest.MonkeyPatch, variable: str) 
     monkeypatch.setenv(variable, "1")
     refusing(hub_errors.LocalEntryNotFoundError)
     with pytest.raises(BadSpec, match=rf"{variable} forbids downloads, and owner/name is not in the cache of the hub"):
-        hub.download("owner/name", hub.WEIGHTS)
+        hub.download("owner/name", hub.WEIGHTS, "do without")
+
+
+def test_a_revision_of_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    asked, weights = [], foundation._file(folder)
+
+    def download(repository: str, name: str, revision: str | None, **_: object) -> str:
+        asked.append((repository, name, revision))
+        return str(weights if name in hub.WEIGHTS else folder / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    Foundation(toy_spots(1), model="hf-hub:owner/name@v1.2", patch_px=32)
+    Foundation(toy_spots(1), model="hf-hub:owner/name", patch_px=32)
+    assert asked == [("owner/name", n, r) for r in ("v1.2", None) for n in ("config.json", "model.safetensors")]
 
 
 def test_offline_imagenet_weights_come_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

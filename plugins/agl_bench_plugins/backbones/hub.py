@@ -17,8 +17,13 @@ def in_cache(repository: str) -> Path | None:
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def download(repository: str, names: tuple[str, ...]) -> Path:
+def download(place: str, names: tuple[str, ...], instead: str) -> Path:
     """The first of the files `names` that a repository has; with downloads forbidden, the first that the cache has.
+
+    Args:
+        place: OWNER/NAME, or OWNER/NAME@REVISION.
+        names: of the files.
+        instead: what a user without access does, after "or".
 
     Raises:
         BadSpec: with what the user has to do: accept terms, log in, download elsewhere.
@@ -27,21 +32,27 @@ def download(repository: str, names: tuple[str, ...]) -> Path:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
-    page = f"https://huggingface.co/{repository}"
-    elsewhere = "or download the file on another machine and name it with --set foundation.weights=PATH"
+    repository, _, revision = place.partition("@")
+    page, elsewhere = f"https://huggingface.co/{repository}", f"or {instead}"
     offline = is_offline("HF_HUB_OFFLINE")
     for name in names:
         try:
-            return Path(hf_hub_download(repository, name, local_files_only=bool(offline)))
+            return Path(hf_hub_download(repository, name, revision=revision or None, local_files_only=bool(offline)))
         except GatedRepoError:
             raise BadSpec(
                 f"{repository} is gated: accept its terms at {page} with your account, wait until access is granted, "
                 f"and set HF_TOKEN to a token of that account (huggingface.co/settings/tokens); {elsewhere}"
             ) from None
+        except RevisionNotFoundError:
+            raise BadSpec(f"{page} has no revision '{revision}'; take a commit or a tag that it lists") from None
+        except HFValidationError:
+            raise BadSpec(f"'{place}' is no name on the hub; write OWNER/NAME or OWNER/NAME@REVISION") from None
         except RepositoryNotFoundError:
             raise BadSpec(
                 f"the hub has no model '{repository}' that this account may see; check the name at {page}, or set "
@@ -54,7 +65,5 @@ def download(repository: str, names: tuple[str, ...]) -> Path:
             why = type(error).__name__
             raise BadSpec(f"{name} of {page} could not be downloaded ({why}); try again, {elsewhere}") from None
     if offline:
-        raise BadSpec(
-            f"{offline} forbids downloads, and {repository} is not in the cache of the hub; unset it, {elsewhere}"
-        )
+        raise BadSpec(f"{offline} forbids downloads, and {place} is not in the cache of the hub; unset it, {elsewhere}")
     raise BadSpec(f"{page} has no {' or '.join(names)}; choose a model that timm can load")

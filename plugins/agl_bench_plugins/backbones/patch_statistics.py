@@ -19,7 +19,7 @@ NEIGHBOURS = 8  # of a pixel in a binary pattern
 SCALES = (0.01, 0.02, 0.04, 0.08)  # standard deviations of Gaussians
 BLOBS = (0.005, 0.01, 0.02)  # least heights of a blob, in units of stain
 
-# Centre and spread of each statistic in HER2-positive breast tissue, 64 px for 112 µm, to a digit or two.
+# Centre and spread of each statistic in sections C2 to C5 of her2st, 64 px for 112 µm, to a digit or two.
 # fmt: off
 _CENTRE = (
     0.56, 0.5, 0.67, 0.21, 0.18, 0.15, 0.18, 0.19, 0.39, 0.4, 0.37, 0.57, 0.6, 0.52, 0.69, 0.73, 0.65, 0.78, 0.86, 0.77,

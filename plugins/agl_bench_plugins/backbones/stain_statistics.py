@@ -3,8 +3,9 @@
 Own design, of parts that scikit-image has: stain separation (Ruifrok and Johnston, 2001), grey-level co-occurrence
 (Haralick et al., 1973), uniform local binary patterns (Ojala et al., 2002), edges, haematoxylin at several scales, and
 its blobs, which are mostly nuclei. How a patch is turned changes none of them but by rounding, so that augmentation
-does nothing here. Each is centred and divided by its usual spread in H&E sections, fixed numbers, so that no statistic
-of any spot is needed. The shared layer is that of `embedding`. It sees the image, and a network may well lose against
+does nothing here. Each is centred and divided by fixed numbers, so that no statistic of the sections at hand is needed;
+they are rounded from sections C2 to C5 of her2st, of whose test spots the pictures, and no expression, thus took part
+to a digit or two. The shared layer is that of `embedding`. It sees the image, and a network may well lose against
 it: it competes with the other backbones and is no control such as `position`, which bounds what needs no image.
 """
 

@@ -293,8 +293,8 @@ def _load_imagenet(model: Any, name: str) -> None:
         ) from None
 
 
-def load_file(model: nn.Module, name: str, path: Path, published: str = "imagenet") -> None:
-    """Load a file of weights, none of which may be missing; what is left over is the classifier.
+def load_file(model: Any, name: str, path: Path, published: str = "imagenet") -> None:
+    """Load a file of weights: none may be missing, and none left over but those of the classifier.
 
     Args:
         model: to load them into.
@@ -330,4 +330,17 @@ def load_file(model: nn.Module, name: str, path: Path, published: str = "imagene
             raise BadSpec(
                 f"weights '{path}' do not fit {name}: '{tensor_name}' {got}, it has to be {tuple(tensor.shape)}"
             )
+    known = model.state_dict().keys()
+    for tensor_name in state:
+        if tensor_name not in known and not tensor_name.startswith(_left_over(model)):
+            raise BadSpec(
+                f"weights '{path}' are of another model than {name}: it has no '{tensor_name}'; choose the one that "
+                "they were saved from"
+            )
     model.load_state_dict(state, strict=False)
+
+
+def _left_over(model: Any) -> tuple[str, ...]:
+    """How the names begin of what a file may hold beside the model: the classifier, and a token of its training."""
+    found = model.pretrained_cfg.get("classifier") or ()
+    return (*(f"{n}." for n in ((found,) if isinstance(found, str) else found)), "mask_token")
