@@ -45,7 +45,7 @@ class NameTaken(AglBenchError):
     """Two plug-ins provide the same name; names both providers."""
 
     def __init__(self, name: str, first: str, second: str) -> None:
-        super().__init__(f"'{name}' is provided by both {first} and {second}")
+        super().__init__(f"'{name}' is provided by both {first} and {second}; rename one in its hook, or leave it out")
 
 
 class BadPlugin(AglBenchError):

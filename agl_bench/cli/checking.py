@@ -187,8 +187,14 @@ def _named(name: str, files: tuple[Path, ...]) -> tuple[Plugins, list[Entry]]:
         UnknownName, BadPlugin: if nothing is there, or what is there registers nothing.
     """
     path = Path(name)
-    is_folder = path.is_dir() and (os.sep in name or name in (".", "..") or (path / "pyproject.toml").is_file())
+    is_path = os.sep in name and ":" not in name
+    is_folder = path.is_dir() and (is_path or name in (".", "..") or (path / "pyproject.toml").is_file())
     if not (name.endswith(".py") or is_folder):
+        if is_path or path.is_file():
+            raise BadPlugin(
+                f"plug-in {name}: {'it is no .py file' if path.exists() else 'there is no such path'}; give a "
+                "name, a .py file or the folder of a distribution"
+            )
         plugins = discover(files)
         return plugins, [plugins.entry(name.partition(":")[0])]
     plugins = discover((*files, path))

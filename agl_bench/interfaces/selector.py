@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from agl_bench.errors import BadSpec, NoGradients
+from agl_bench.errors import BadPlugin, BadSpec, NoGradients
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.maths.hypergradient import Hypergradient, Unrolled
 
@@ -77,8 +77,14 @@ class TrainingView:
 
     @cached_property
     def counts(self) -> Tensor:
-        """(spots, genes) float32, raw counts of the training spots; a dense copy, made when it is first asked for."""
-        return _known(self._counts, "raw counts")()
+        """(spots, genes) float32, raw counts of the training spots; a dense copy, made when it is first asked for.
+
+        Raises:
+            BadPlugin: if the dataset has none; cells of a selector with `needs_counts` are skipped there.
+        """
+        if self._counts is None:
+            raise BadPlugin("it asks for raw counts, and here are none; needs_counts = True has such cells skipped")
+        return self._counts()
 
     def score_genes(self, name: str) -> Tensor:
         """A score of each gene over the training spots, (genes,) float64, NaN where it is not defined.
@@ -289,6 +295,7 @@ class Selector(nn.Module):
         for name, gradient in gradients.items():
             self.get_parameter(name).grad = gradient
         optimizer.step()
+        optimizer.zero_grad()  # backward passes of training would add to them
 
     def weighted_mean(self, losses: Tensor, weights: Tensor) -> Tensor:
         """Σ w·l / Σ w with the weight of every primary gene fixed at 1.

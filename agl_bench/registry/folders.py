@@ -41,16 +41,20 @@ class Folder:
         if not file.is_file():
             raise BadPlugin(f"it has no {PROJECT_FILE}; give the folder of a distribution, or a .py file")
         try:
-            project: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
+            project = _table(tomllib.loads(file.read_text(encoding="utf-8")), "project")
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise BadPlugin(f"{PROJECT_FILE} is not valid TOML: {error}") from None
-        named = project.get("entry-points", {}).get(group, {})
+        named = _table(_table(project, "entry-points"), group)
         if not named:
             raise BadPlugin(
                 f'{PROJECT_FILE} registers nothing; add [project.entry-points.{group}] with NAME = "package"'
             )
+        about = {"name": path.name, "version": ""} | {k: v for k, v in project.items() if k in ("name", "version")}
+        for name, value in (*about.items(), *named.items()):
+            if not isinstance(value, str):
+                raise BadPlugin(f"{PROJECT_FILE}: {name} = {value!r} has to be a text")
         points = tuple(EntryPoint(name, value, group) for name, value in named.items())
-        return cls(path, project.get("name", path.name), project.get("version", ""), points)
+        return cls(path, about["name"], about["version"], points)
 
     @property
     def provider(self) -> str:
@@ -75,6 +79,13 @@ class Folder:
             place = str(places[0].resolve())
             if place not in sys.path:
                 sys.path.insert(0, place)
+
+
+def _table(content: dict[str, Any], name: str) -> dict[str, Any]:
+    found = content.get(name, {})
+    if not isinstance(found, dict):
+        raise BadPlugin(f"{PROJECT_FILE}: {name} has to be a table and is {found!r}")
+    return found
 
 
 def _holds(place: Path, module: str) -> bool:

@@ -16,6 +16,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -31,6 +32,7 @@ from agl_bench.protocol import preset_names
 from agl_bench.registry import hooks, stated, watch
 from agl_bench.registry.folders import Folder
 
+NOT_THEIRS = ("agl_bench", "importlib", "pluggy", "numpy", "torch")  # where an error is not to be mended
 GROUP = "agl_bench"
 STRICT = "AGL_BENCH_STRICT_PLUGINS"
 KINDS = {"selector": "register_selectors", "backbone": "register_backbones", "dataset": "register_datasets"}
@@ -139,7 +141,7 @@ class Plugins:
             BadPlugin: see `files` and `strict`.
         """
         strict = _is_strict() if strict is None else strict
-        plugins = cls()
+        plugins, files = cls(), tuple(dict.fromkeys(files))
         folders = {path: _folder_at(path) for path in files if path.is_dir()}
         for point in _entry_points():
             if point.dist and any(folder.is_also(point.dist.name) for folder in folders.values()):
@@ -206,7 +208,7 @@ class Plugins:
         """
         with watch.watched() as seen:
             yield
-        if seen.seconds > watch.SLOW:
+        if seen.seconds > watch.SLOW and not provider.endswith(".py"):  # a single file has no other module to wait in
             self.remarks.append(
                 Remark(
                     provider,
@@ -402,4 +404,14 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, SystemExit):
         return f"it called sys.exit({text})"
-    return text if isinstance(error, AglBenchError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, AglBenchError) else f"{type(error).__name__}: {text}{_place(error)}"
+
+
+def _place(error: BaseException) -> str:
+    """Where in a stranger's code it was raised; "" where that is no file of theirs, or the error says so itself."""
+    places = [
+        f" ({Path(frame.f_code.co_filename).name}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in NOT_THEIRS
+    ]
+    return places[-1] if places and not isinstance(error, SyntaxError) else ""

@@ -16,6 +16,7 @@ from agl_bench.errors import BadSpec, FetchFailed, MissingData
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.spots import Spots
 from agl_bench.interfaces.tunable import tunables
+from agl_bench.testing.moving import OneType, left_behind
 from agl_bench.testing.settings import check_metadata, check_settings, draw, ends
 from agl_bench.testing.states import changed, global_states, said, state_of
 from agl_bench.testing.toy import toy_spots
@@ -234,8 +235,11 @@ class BackboneContract(Contract):
     def test_moves_between_devices(self) -> None:
         """Every tensor moves with `.to`: checked by changing the type of floating-point state."""
         backbone = self.make().double().eval()
+        if kept := left_behind(backbone):
+            raise AssertionError(f"{listed(kept)} would stay on the host: a plain attribute; use register_buffer")
         try:
-            features = backbone(_wide(self.spots(4)))
+            with OneType():
+                features = backbone(_wide(self.spots(4)))
         except RuntimeError as error:
             raise AssertionError(f"it cannot be moved by .to(…): {said(error)}") from error
         assert features.dtype == torch.float64, (

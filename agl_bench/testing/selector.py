@@ -24,6 +24,7 @@ from agl_bench.interfaces.tunable import Value, tunables
 from agl_bench.maths.hypergradient import Hypergradient, Implicit
 from agl_bench.maths.losses import LOSSES
 from agl_bench.testing.lookahead import LookAhead
+from agl_bench.testing.moving import OneType, left_behind
 from agl_bench.testing.settings import check_metadata, check_settings, draw, ends
 from agl_bench.testing.states import Bits, bits_of, changed, global_states, said, state_of
 from agl_bench.testing.toy import (
@@ -81,7 +82,13 @@ class SelectorContract(Contract):
         """A toy view, with the truth for a control."""
         if expression is None and self.device != "cpu":
             expression = toy_view(genes).expression.to(self.device)
-        return toy_view(genes, seed, planted=self.selector.is_control, expression=expression)
+        return toy_view(
+            genes,
+            seed,
+            planted=self.selector.is_control,
+            expression=expression,
+            has_counts=self.selector.needs_counts,
+        )
 
     def make(self, view: TrainingView | None = None, **settings: Any) -> Selector:
         """An instance on the toy view, or on another one, or with other settings."""
@@ -161,6 +168,8 @@ class SelectorContract(Contract):
             if not is_right
         ]
         assert not wrong, "; ".join(wrong)
+        late = sorted({"needs_gpu", "needs_counts", "max_genes", "is_control"} & vars(selector).keys())
+        assert not late, f"{listed(late)} is read from the class, before there is an instance; set it in the class body"
 
     # What it returns -------------------------------------------------------------------------------------------------
 
@@ -178,13 +187,19 @@ class SelectorContract(Contract):
     @rule(needs=["returns_a_finite_scalar_on_the_graph"])
     def test_every_primary_gene_counts(self) -> None:
         """The slope of the result is positive on every primary gene, and finite everywhere."""
-        selector = self.make()
-        slope = self.slope(selector)
-        assert bool(slope.isfinite().all()), f"the slope of {_first(selector, ~slope.isfinite())} is not finite"
-        primary = slope[selector.genes.primary]
-        lowest = float(primary.min())
-        worst = _first(selector, (slope == lowest).cpu() & selector.genes.primary)
-        assert lowest > 0, f"the slope of primary gene {worst} is {lowest:g}, not above 0"
+        for factor in (1.0, 1e-3, 1e2):  # a good fit and a bad one
+            selector = self.make()
+            losses, step = self.step(selector)
+            losses = losses * factor
+            (slope,) = torch.autograd.grad(self.call(selector, losses, step), losses)
+            where = "" if factor == 1 else f", with losses times {factor:g}"
+            assert bool(slope.isfinite().all()), (
+                f"the slope of {_first(selector, ~slope.isfinite())} is not finite{where}"
+            )
+            primary = slope[selector.genes.primary]
+            lowest = float(primary.min())
+            worst = _first(selector, (slope == lowest).cpu() & selector.genes.primary)
+            assert lowest > 0, f"the slope of primary gene {worst} is {lowest:g}, not above 0{where}"
 
     @rule(needs=["returns_a_finite_scalar_on_the_graph"])
     def test_works_with_every_loss(self) -> None:
@@ -335,7 +350,7 @@ class SelectorContract(Contract):
 
     # Genes -----------------------------------------------------------------------------------------------------------
 
-    @rule(needs=["same_seed_same_result"])
+    @rule(needs=["same_seed_same_result", "forward_is_pure", "randomness_is_not_global"])
     def test_gene_order_does_not_matter(self) -> None:
         """Permuting the genes permutes the slopes and leaves the result."""
         genes = toy_genes()
@@ -444,9 +459,12 @@ class SelectorContract(Contract):
     def test_moves_between_devices(self) -> None:
         """Every tensor moves with `.to`: checked by changing the type of floating-point state."""
         selector = self.make().double()
+        if kept := left_behind(selector):
+            raise AssertionError(f"{listed(kept)} would stay on the host: a plain attribute; use register_buffer")
         losses, step = self.step(selector, dtype=torch.float64)
         try:
-            total = self.call(selector, losses, step)
+            with OneType():
+                total = self.call(selector, losses, step)
         except RuntimeError as error:
             raise AssertionError(f"it cannot be moved by .to(…): {said(error)}") from error
         assert total.dtype == torch.float64, (
@@ -646,6 +664,20 @@ class SelectorContract(Contract):
                 f"it loops over genes in {where}: {few[where].operations:,} operations with {FEW} genes, "
                 f"{work.operations:,} with {MANY}; treat all genes at once, e.g. by step.alignment"
             )
+
+    @rule(needs=["returns_a_finite_scalar_on_the_graph"])
+    def test_waits_for_no_result(self) -> None:
+        """A training step asks no result of the device: no `.item()`, no `if` on a tensor."""
+        selector = self.make()
+        for _ in range(2):  # what is asked once and kept does not count
+            losses, step = self.step(selector)
+            with Work("a training step") as work:
+                selector.observe(losses, step)
+                selector(losses, step).backward()
+        assert work.waits == 0, (
+            f"a training step waits {work.waits} times for a number on the host; keep it a tensor, and choose by "
+            "torch.where"
+        )
 
     @rule(needs=["no_loop_over_genes"])
     def test_memory_grows_with_genes(self) -> None:

@@ -17,6 +17,14 @@ UNFINISHED = ("todo", "fixme", "xxx", "...", "tbd")
 
 def check_settings(cls: type) -> None:
     """Raises `BadPlugin` or `AssertionError` for a setting that cannot be given, shown or tuned."""
+    for parameter in inspect.signature(cls.__init__).parameters.values() if "__init__" in vars(cls) else ():  # type: ignore[misc]
+        assert parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD), (
+            f"*{parameter.name} hides which settings there are; write each as a keyword-only argument"
+        )
+        is_setting = parameter.default is not parameter.empty
+        assert not is_setting or parameter.kind is parameter.KEYWORD_ONLY, (
+            f"{parameter.name} is not keyword-only, so that --set does not know it; put a * before it"
+        )
     for tunable in tunables(cls).values():
         limits, numbers = tunable.range, {int, float} & set(_kinds(tunable.kind))
         if limits is None:

@@ -50,6 +50,7 @@ def toy_view(
     planted: bool = False,
     expression: Tensor | None = None,
     spots: int = SPOTS,
+    has_counts: bool = True,
 ) -> TrainingView:
     """A view over random training expression.
 
@@ -59,6 +60,7 @@ def toy_view(
         planted: of data whose truth is known, as controls are shown it.
         expression: (spots, genes) to show; random by default.
         spots: how many, where `expression` is not given.
+        has_counts: whether the view has raw counts.
     """
     genes = genes or toy_genes()
     generator = torch.Generator().manual_seed(2)
@@ -72,7 +74,7 @@ def toy_view(
         truth=toy_truth(genes) if planted else None,
         position=(1000 * torch.rand(spots, 2, generator=_seeded(3))).to(expression.device),
         section=(torch.arange(spots) % 2).to(expression.device),
-        counts=lambda: (10 * expression).round(),
+        counts=(lambda: (10 * expression).round()) if has_counts else None,
         scores=functools.partial(toy_scores, expression),
     )
 

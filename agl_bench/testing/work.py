@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# Operations whose result the host needs before it goes on: .item(), float(), bool() and if, nonzero, torch.equal.
+WAITING = ("_local_scalar_dense", "nonzero", "equal")
 ENDLESS = 20_000  # operations after which nobody waits any longer
 
 
@@ -29,12 +31,13 @@ class Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
         numbers: elements of all tensors that were made, views not counted.
         largest: elements of the largest of them.
         shape: of that one.
+        waits: how often the host waits for a result.
     """
 
     def __init__(self, where: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.where = where
-        self.operations = self.numbers = self.largest = 0
+        self.operations = self.numbers = self.largest = self.waits = 0
         self.shape: tuple[int, ...] = ()
 
     def __torch_dispatch__(
@@ -42,6 +45,7 @@ class Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """See `TorchDispatchMode`."""
         self.operations += 1
+        self.waits += func.overloadpacket.__name__ in WAITING
         if self.operations > ENDLESS:
             raise TooManyOperations(f"it loops over genes in {self.where}: more than {ENDLESS:,} operations")
         result = func(*args, **(kwargs or {}))

@@ -604,7 +604,8 @@ class Trainer:
                 outer, gradients = found
                 self.signal.add(gradients)
                 with torch.no_grad():
-                    self.selector.learn(gradients, self.outer_optimizer)
+                    # Autograd may answer with one number seen many times, which nobody can write into.
+                    self.selector.learn({n: g.contiguous() for n, g in gradients.items()}, self.outer_optimizer)
                 total += outer
         return OuterPass(float(total) / count, self.signal.to_noise())
 

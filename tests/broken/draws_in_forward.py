@@ -11,7 +11,7 @@ class DrawsInForward(Selector):
     reference = "a broken plug-in"
 
     def forward(self, losses, step):
-        drawn = torch.rand(len(losses), generator=self.generator)
+        drawn = torch.rand(len(losses), generator=self.generator, dtype=losses.dtype)
         return self.weighted_mean(losses, drawn[self.genes.rank])
 
 

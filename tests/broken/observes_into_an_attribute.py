@@ -15,10 +15,10 @@ class ObservesIntoAnAttribute(Selector):
         self.first = 1.0
 
     def observe(self, losses, step):
-        self.first = 0.9 * self.first + 0.1 * float(losses[self.is_primary].mean())
+        self.first = 0.9 * self.first + 0.1 * torch.where(self.is_primary, losses, 0).mean().detach()
 
     def forward(self, losses, step):
-        return self.weighted_mean(losses, torch.full_like(losses, self.first))
+        return self.weighted_mean(losses, torch.ones_like(losses) * self.first)
 
 
 @hookimpl

@@ -96,10 +96,10 @@ def test_settings_of_the_process_are_put_back(deed, install, monkeypatch):
 
 def test_a_broken_plugin_leaves_nothing_either(install):
     before = state()
-    install("import torch; torch.set_default_dtype(torch.float64); raise RuntimeError('on purpose')")
+    module = install("import torch; torch.set_default_dtype(torch.float64)\nraise RuntimeError('on purpose')")
     plugins = Plugins.discover(strict=False)
     assert state() == before
-    assert plugins.broken[0].reason == "RuntimeError: on purpose" and plugins.remarks == []
+    assert plugins.broken[0].reason == f"RuntimeError: on purpose ({module}.py, line 2)" and plugins.remarks == []
 
 
 def test_faults_are_errors_where_plugins_are_taken_strictly(install, monkeypatch, capsys):

@@ -95,7 +95,9 @@ def test_two_strangers_with_one_name(install):
     install(GOOD, "beta")
     plugins = Plugins.discover(strict=False)
     assert plugins.entry("mine").provider == "alpha 1.2"
-    assert [b.reason for b in plugins.broken] == ["'mine' is provided by both alpha 1.2 and beta 1.2"]
+    assert [b.reason for b in plugins.broken] == [
+        "'mine' is provided by both alpha 1.2 and beta 1.2; rename one in its hook, or leave it out"
+    ]
 
 
 def test_good_beside_broken(install):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agl_bench.errors import BadSpec
+from agl_bench.errors import BadPlugin, BadSpec
 from agl_bench.interfaces.selector import Selector, Step, TrainingView
 from agl_bench.maths.hypergradient import OneStep
 
@@ -98,6 +98,30 @@ def test_a_view_says_what_it_does_not_know(make_toy: MakeToy) -> None:
     toy = make_toy()
     view = TrainingView(toy.genes, torch.zeros(3, len(toy.genes.names)), torch.Generator())
     assert view.spot_count == 3
-    for ask in (lambda: view.position, lambda: view.section, lambda: view.counts, lambda: view.score_genes("mean")):
+    for ask in (lambda: view.position, lambda: view.section, lambda: view.score_genes("mean")):
         with pytest.raises(BadSpec, match="knows no"):
             ask()
+    with pytest.raises(BadPlugin, match="needs_counts = True"):
+        _ = view.counts
+
+
+class OneNumber(Selector):
+    """One weight for all genes, made of several numbers whose gradients are one."""
+
+    reference = "test"
+    hypergradient = OneStep(0.5)
+
+    def __init__(self, view: TrainingView) -> None:
+        super().__init__(view)
+        self.parts = nn.Parameter(torch.zeros(8, dtype=view.dtype))
+
+    def forward(self, losses: Tensor, step: Step) -> Tensor:
+        return self.weighted_mean(losses, torch.sigmoid(self.parts.sum()).expand(len(losses)))
+
+
+def test_a_gradient_that_is_one_number_seen_many_times(make_toy: MakeToy) -> None:
+    """Autograd answers with an expanded tensor; training goes on, and adds nothing to it."""
+    trainer = make_toy(epochs=3).trainer(OneNumber)
+    assert len(list(trainer)) == 3
+    parts = trainer.selector.parts.detach()
+    assert bool((parts == parts[0]).all()) and float(parts[0]) != 0

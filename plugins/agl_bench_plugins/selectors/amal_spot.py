@@ -63,9 +63,8 @@ class AmalSpot(Selector):
 
     def forward(self, losses: Tensor, step: Step) -> Tensor:
         """Mean of all losses; the slope of its auxiliary part is weighted by spots."""
-        slopes = step.slopes(losses) * ~self.is_primary
-        extra = seen_part((self.weights[step.row] - 1)[:, None] * slopes, slopes, step.prediction.detach())
-        surplus = (extra * step.prediction).sum() / len(losses)
+        sent = seen_part(step.slopes(losses), step.prediction, ~self.is_primary)
+        surplus = ((self.weights[step.row] - 1) @ sent) / len(losses)
         return losses.mean() + (surplus - surplus.detach())
 
     def learn(self, gradients: Mapping[str, Tensor], optimizer: Optimizer) -> None:
@@ -73,19 +72,27 @@ class AmalSpot(Selector):
         self.weights.sub_(gradients["weights"], alpha=self.outer_rate).clamp_(0, 2)
 
 
-def seen_part(extra: Tensor, slopes: Tensor, prediction: Tensor) -> Tensor:
-    """What of `extra` does not go along the level or the scale of a gene's predictions, where its loss sees neither.
+def seen_part(slopes: Tensor, prediction: Tensor, is_auxiliary: Tensor) -> Tensor:
+    """What each spot sends through the auxiliary genes, (spots,): Σ_j slope_ij p_ij, the slopes constants.
+
+    Of p, level and scale over the spots are taken out where the loss of a gene sees neither. Three products of size
+    (spots, genes), and none for the weights.
 
     Args:
-        extra: (spots, genes).
-        slopes: of the losses at the prediction, likewise.
-        prediction: likewise.
+        slopes: (spots, genes), of the losses at the prediction.
+        prediction: (spots, genes), on its graph.
+        is_auxiliary: (genes,) bool.
     """
-    size = slopes.norm(dim=0) * UNSEEN
-    centred = prediction - prediction.mean(0)
-    length = centred.norm(dim=0)
-    sees_level = slopes.sum(0).abs() > size * len(slopes) ** 0.5
-    sees_scale = (slopes * centred).sum(0).abs() > size * length
-    level = extra.mean(0).masked_fill(sees_level, 0)
-    along = (extra * centred).sum(0) / length.square().clamp(min=torch.finfo(length.dtype).tiny)
-    return extra - level - along.masked_fill(sees_scale, 0) * centred
+    values = prediction.detach()
+    centred = values - values.mean(0)
+    squares, along = centred.square().sum(0), slopes * centred
+    size = slopes.square().sum(0).sqrt() * UNSEEN
+    counts = is_auxiliary.to(slopes.dtype)
+    blind_to_level = counts * (slopes.sum(0).abs() <= size * len(slopes) ** 0.5)
+    blind_to_scale = counts * (along.sum(0).abs() <= size * squares.sqrt())
+    scale = (centred * prediction).sum(0) / squares.clamp(min=torch.finfo(squares.dtype).tiny)
+    return (
+        (slopes * prediction) @ counts
+        - slopes @ (blind_to_level * prediction.mean(0))
+        - along @ (blind_to_scale * scale)
+    )
