@@ -578,7 +578,7 @@ def test_list_shows_and_strict_refuses_a_broken_plugin(tmp_path):
     strict = environment | {"AGL_BENCH_STRICT_PLUGINS": "1"}
     done = subprocess.run(command, env=strict, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "agl-bench: plug-in stranger 1 (stranger): RuntimeError: on purpose\n"
+    assert done.stderr == "agl-bench: plug-in stranger 1 (stranger): RuntimeError: on purpose (stranger.py, line 1)\n"
 
 
 @pytest.mark.parametrize("name", ["pgl", "dkgsb", "tiny", "timm", "synthetic", "folder", "heart", "clean", "paper"])

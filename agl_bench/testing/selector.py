@@ -23,6 +23,7 @@ from agl_bench.interfaces.selector import Selector, Step, TrainingView
 from agl_bench.interfaces.tunable import Value, tunables
 from agl_bench.maths.hypergradient import Hypergradient, Implicit
 from agl_bench.maths.losses import LOSSES
+from agl_bench.registry.watch import watched
 from agl_bench.testing.lookahead import LookAhead
 from agl_bench.testing.moving import OneType, left_behind
 from agl_bench.testing.settings import check_metadata, check_settings, draw, ends
@@ -40,7 +41,7 @@ from agl_bench.testing.toy import (
 )
 from agl_bench.testing.verdicts import Contract, Skip, Unavailable, Verdict, listed, repeatable, rule
 from agl_bench.testing.watch import opened_in
-from agl_bench.testing.work import Work
+from agl_bench.testing.work import Work, arrays
 from agl_bench.training.records import EpochRecord
 from agl_bench.training.trainer import Trainer
 
@@ -126,8 +127,12 @@ class SelectorContract(Contract):
     @rule(needs=["settings_are_tunable"])
     def test_builds(self) -> None:
         """The constructor takes a training view, calls `super().__init__(view)` and builds with the settings given."""
-        selector = self.selector(self.view(), **self.settings)
+        view = self.view()
+        with watched() as seen:
+            selector = self.selector(view, **self.settings)
         assert "genes" in vars(selector), "the constructor does not call super().__init__(view)"
+        changed = [name for name in seen.changed if "random" not in name]  # that is a rule of its own
+        assert not changed, f"the constructor changes {listed(changed)}, and with it all that runs after it"
 
     @rule(needs=["builds"])
     def test_attributes_are_of_their_types(self) -> None:
@@ -173,7 +178,7 @@ class SelectorContract(Contract):
 
     # What it returns -------------------------------------------------------------------------------------------------
 
-    @rule(needs=["builds"])
+    @rule(needs=["attributes_are_of_their_types"])
     def test_returns_a_finite_scalar_on_the_graph(self) -> None:
         """`forward` returns a finite scalar that depends on the losses."""
         selector = self.make()
@@ -638,7 +643,7 @@ class SelectorContract(Contract):
         found = {name: Work(name) for name in ("`__init__`", "a training step", "an outer step")}
         building, training, outer = found.values()
         with repeatable():
-            with building:
+            with building, arrays(building):
                 selector = self.selector(view, **self.settings).to(self.device)
             losses, step = self.step(selector)
             with training:
@@ -688,6 +693,11 @@ class SelectorContract(Contract):
             assert is_linear, (
                 f"{where} makes a tensor of shape {work.shape} with {MANY} genes: it grows with the square of their "
                 f"number, which is 1.6 GB with {LARGE:,} genes"
+            )
+            more = work.array_bytes - few[where].array_bytes
+            assert more < MANY * MANY // 2 or work.array_bytes < 3 * few[where].array_bytes, (
+                f"{where} makes arrays of {work.array_bytes / 1e6:.1f} MB with {MANY} genes, and of "
+                f"{few[where].array_bytes / 1e6:.1f} MB with {FEW}: they grow with the square of the number of genes"
             )
 
     def _few_and_many(self) -> tuple[dict[str, Work], dict[str, Work]]:

@@ -5,7 +5,9 @@ Counts are the same on every machine and under every load.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import tracemalloc
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +34,13 @@ class Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
         largest: elements of the largest of them.
         shape: of that one.
         waits: how often the host waits for a result.
+        array_bytes: most that Python and numpy held at once of what was made, where `arrays` looked.
     """
 
     def __init__(self, where: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.where = where
-        self.operations = self.numbers = self.largest = self.waits = 0
+        self.operations = self.numbers = self.largest = self.waits = self.array_bytes = 0
         self.shape: tuple[int, ...] = ()
 
     def __torch_dispatch__(
@@ -56,6 +59,20 @@ class Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if made.numel() > self.largest:
                     self.largest, self.shape = made.numel(), tuple(made.shape)
         return result
+
+
+@contextlib.contextmanager
+def arrays(work: Work) -> Iterator[None]:
+    """Count arrays of numpy too, which tell of their memory themselves; not where somebody else counts already."""
+    if tracemalloc.is_tracing():
+        yield
+        return
+    tracemalloc.start()
+    try:
+        yield
+        work.array_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def _storage(tensor: Tensor) -> int:

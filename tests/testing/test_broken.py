@@ -64,6 +64,8 @@ SELECTORS = {
     "reads_the_data_folder": ("opens_no_data", "os.scandir of AGL_BENCH_DATA"),
     "loops_over_genes": ("no_loop_over_genes", "it loops over genes in a training step"),
     "waits_for_the_device": ("waits_for_no_result", "a training step waits 1 times for a number on the host"),
+    "sets_the_precision": ("builds", "the constructor changes torch's precision of matrix products"),
+    "correlates_all_genes": ("memory_grows_with_genes", "they grow with the square of the number of genes"),
     "asks_for_counts": ("builds", "it asks for raw counts, and here are none; needs_counts = True"),
     "positional_setting": ("settings_are_tunable", "k is not keyword-only"),
     "makes_tensors_anew": ("moves_between_devices", "after .double(), `mul` still meets a float32 tensor"),
