@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 import measure
 import planted
@@ -133,11 +132,7 @@ def main() -> None:
             measure.table(table(rows), markdown=True),
         ]
     )
-    if options.write:
-        Path(__file__).with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    print(text)
-    if options.save:
-        print(f"saved in {measure.save('agreement', rows, options.device)}")
+    measure.publish("agreement", text, rows, options)
 
 
 if __name__ == "__main__":

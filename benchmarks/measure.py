@@ -92,6 +92,15 @@ def report(name: str, rows: Sequence[Row], chosen: argparse.Namespace, title: st
         print(f"saved in {save(name, rows, chosen.device)}")
 
 
+def publish(name: str, text: str, rows: Sequence[Row], chosen: argparse.Namespace) -> None:
+    """Print a page, write it as NAME.md if asked to, and keep its rows if asked to."""
+    if chosen.write:
+        (HERE / f"{name}.md").write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    print(text)
+    if chosen.save:
+        print(f"saved in {save(name, rows, chosen.device)}")
+
+
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Processor, cores, threads, device, memory, versions and commit."""
     known = provenance(torch.device(device))

@@ -195,11 +195,7 @@ def main() -> None:
             measure.table(table(names, cost, truth, real), markdown=True),
         ]
     )
-    if options.write:
-        Path(__file__).with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    print(text)
-    if options.save:
-        print(f"saved in {measure.save('zoo', [*cost, *truth, *real], options.device)}")
+    measure.publish("zoo", text, [*cost, *truth, *real], options)
 
 
 if __name__ == "__main__":

@@ -525,7 +525,7 @@ def _part(plugins: Plugins, word: str, kind: str, given: Mapping[str, Mapping[st
     files = [Path(text) for text in texts if text and Path(text).is_file()]
     if kind == "backbone":
         files += entry.load().weight_files(settings)  # type: ignore[attr-defined]
-    source = "".join([entry.digest(), *(file_digest(f) for f in files)])
+    source = "".join([entry.digest(), *(file_digest(f) for f in dict.fromkeys(files))])
     return Part(entry.name, settings, entry.provider, source, word)
 
 
