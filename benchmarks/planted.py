@@ -265,11 +265,7 @@ def main() -> None:
     ) as pool:
         rows = [row for found in pool.map(seed_of_a_regime, jobs) for row in found]
     text = document(rows, time.perf_counter() - began, options)
-    if options.write:
-        Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
-    if options.save:
-        print(f"saved in {measure.save('planted', rows, options.device)}")
+    measure.publish("planted", text, rows, options)
 
 
 if __name__ == "__main__":

@@ -209,11 +209,7 @@ def main() -> None:
         rows = [[row for found in part for row in found] for part in (of_real, of_planted)]
     options.took = time.perf_counter() - began
     text = document(*rows, options)
-    if options.write:
-        Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
-    if options.save:
-        print(f"saved in {measure.save('priors', [*rows[0], *rows[1]], options.device)}")
+    measure.publish("priors", text, [*rows[0], *rows[1]], options)
 
 
 if __name__ == "__main__":
