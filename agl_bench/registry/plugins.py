@@ -26,11 +26,12 @@ from types import ModuleType
 import pluggy
 
 from agl_bench import API_VERSION
-from agl_bench.digests import file_digest, text_digest
+from agl_bench.digests import file_digest
 from agl_bench.errors import AglBenchError, BadPlugin, NameTaken, UnknownName
 from agl_bench.protocol import preset_names
 from agl_bench.registry import hooks, stated, watch
 from agl_bench.registry.folders import Folder
+from agl_bench.registry.sources import source_digest
 
 NOT_THEIRS = ("agl_bench", "importlib", "pluggy", "numpy", "torch")  # where an error is not to be mended
 GROUP = "agl_bench"
@@ -91,15 +92,11 @@ class Entry:
         return cls
 
     def digest(self) -> str:
-        """Digest of the source files of the class, of its bases outside agl-bench's core, and of what it takes from
-        other modules of its package.
+        """Digest of the source files of the class, its bases, and all that they import of their distribution.
 
         Part of the identity of every result that used it.
         """
-        cls = self.load()
-        files = [inspect.getsourcefile(base) for base in cls.__mro__ if _is_specimen(base)]
-        files += [file for file in _files_beside(cls) if file not in files]
-        return text_digest("".join(file_digest(Path(f), 8) for f in files if f), 8)
+        return source_digest(self.load(), self.provider.removesuffix(self.version).rstrip() if self.version else "")
 
 
 @dataclass(frozen=True)
@@ -378,26 +375,6 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def _is_specimen(cls: type) -> bool:
-    """Whether a class belongs to a plug-in, not to Python, torch or the instrument."""
-    return cls.__module__.partition(".")[0] not in ("builtins", "abc", "typing", "torch", "agl_bench")
-
-
-def _files_beside(cls: type) -> list[str]:
-    """Source files of the modules whose functions, classes or selves the module of a class uses, within its package."""
-    package = cls.__module__.partition(".")[0]
-    seen, waiting = {cls.__module__}, [cls.__module__]
-    while waiting:
-        module = sys.modules.get(waiting.pop())
-        for value in vars(module).values() if module else ():
-            name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            if isinstance(name, str) and name.partition(".")[0] == package and name not in seen:
-                seen.add(name)
-                waiting.append(name)
-    files = (getattr(sys.modules.get(name), "__file__", None) for name in sorted(seen))
-    return [file for file in files if file]
 
 
 def _one_line(error: BaseException) -> str:

@@ -154,6 +154,45 @@ def test_the_digest_follows_the_class_into_its_package(install, tmp_path):
     assert entry.digest() != before
 
 
+IMPORTS = {  # how the class reaches the module beside it: lines of its module, and of the class
+    "a constant": ("from {0}.sizes import SPOTS", "pass"),
+    "a relative import": ("from .sizes import SPOTS as n", "pass"),
+    "the module": ("from . import sizes", "pass"),
+    "an import inside a method": ("", "def f(self):\n        import {0}.sizes"),
+    "by way of another module": ("from {0}.between import n", "pass"),
+}
+
+
+@pytest.mark.parametrize("how", IMPORTS)
+def test_a_constant_of_a_module_beside_is_part_of_the_identity(how, install, tmp_path):
+    name = f"parts_{how.replace(' ', '_')}"
+    above, inside = (line.format(name) for line in IMPORTS[how])
+    package = tmp_path / name
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "between.py").write_text(f"from {name}.sizes import SPOTS\n\nn = SPOTS\n")
+    (package / "sizes.py").write_text("SPOTS = 50\n")
+    (package / "mine.py").write_text(
+        f"from agl_bench import Selector\n{above}\n\nclass Mine(Selector):\n    {inside}\n"
+    )
+    install(hook(f"return {{'mine': '{name}.mine:Mine'}}"))
+    entry = Plugins.discover(strict=True).entry("mine")
+    before = entry.digest()
+    (package / "sizes.py").write_text("SPOTS = 40\n")
+    assert entry.digest() != before
+
+
+def test_a_single_file_brings_the_modules_beside_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "gains_z.py").write_text("GAIN = 1\n")
+    path = tmp_path / "mine.py"
+    path.write_text("from gains_z import GAIN\n" + textwrap.dedent(GOOD))
+    entry = Plugins.discover([path]).entry("mine")
+    before = entry.digest()
+    (tmp_path / "gains_z.py").write_text("GAIN = 2\n")
+    assert entry.digest() != before
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_file_is_an_error(case, tmp_path):
     source, reason = BROKEN[case]
