@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -53,6 +54,11 @@ class FileDigests:
             known = self._known[name] = [*stamp, file_digest(path)]
             self._is_new = True
         return str(known[2])
+
+    def forget(self, paths: Iterable[Path]) -> None:
+        """Read these files again when they are asked for next."""
+        for path in paths:
+            self._known.pop(str(path.absolute()), None)
 
     def keep(self) -> None:
         """Write what is new to the memo, atomically, where that is possible. Files that are gone are forgotten."""

@@ -120,6 +120,37 @@ def test_run(agl, tmp_path, mine):
     assert agl(*words, "--dry-run").out.count("  done  ") == 4
 
 
+DATASET = """
+from pathlib import Path
+from agl_bench import hookimpl
+from agl_bench_plugins.datasets.synthetic import Synthetic
+
+class Noted(Synthetic):
+    "Synthetic sections that note when they are read."
+    def read(self, root, name):
+        with Path("reads.txt").open("a") as notes:
+            notes.write(name)
+        return super().read(root, name)
+
+@hookimpl
+def register_datasets():
+    return {"noted": Noted}
+"""
+
+
+def test_again_takes_the_data_anew_where_it_is_asked_to(agl, tmp_path):
+    (tmp_path / "noted.py").write_text(DATASET)
+    small = [w for name in ("sections=2", "spots=40", "patch_px=16") for w in ("--set", f"noted.{name}")]
+    words = ["run", "--plugin", "noted.py", "--selectors", "pgl", "--datasets", "noted", *SMALL, *small]
+    words += ["--evaluation", "inter", "--fold", "D1", "--tracking", "none"]
+    for again, reads in (((), "S1S2"), (("--again",), ""), (("--again=data",), "S1S2")):
+        (tmp_path / "reads.txt").write_text("")
+        said = agl(*words, *again)
+        assert said.status == 0, said.err
+        assert "[1/1]" in said.out and "finished before" not in said.out
+        assert (tmp_path / "reads.txt").read_text() == reads
+
+
 def test_dry_run_writes_nothing(agl, tmp_path):
     said = agl("run", "--selectors", "pgl", *SYNTHETIC, "--dry-run")
     assert (said.status, said.err) == (0, "")

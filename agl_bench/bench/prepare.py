@@ -85,6 +85,20 @@ class Preparation:
             yield PreparedSection(section, not read.was_used, self.cache.bytes(key), seconds)
         self.digests.keep()
 
+    def discard(self, part: Part, dataset: Dataset) -> None:
+        """Take away what is prepared of a dataset's files as they are, to be prepared anew; its files are read again.
+
+        Raises:
+            MissingData: if a file is not there.
+            BadWorkFolder: if it cannot be taken away.
+        """
+        with naming_the_dataset(part):
+            names = list(dataset.sections(self.root))
+            for name in names:
+                self.digests.forget(dataset.files(self.root, name))
+        for name in names:
+            self.cache.discard(self._key(part, dataset, name))
+
     def _key(self, part: Part, dataset: Dataset, name: str) -> str:
         """Digest of all that decides the content of a prepared section."""
         content = {

@@ -58,7 +58,13 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     type=click.Choice(["fp32", "tf32", "bf16"]),
     help="Of training passes, short for --set protocol.precision; look-aheads stay fp32.  [default: the preset's]",
 )
-@click.option("--again", is_flag=True, help="Run finished and failed cells anew, from the beginning.")
+@click.option(
+    "--again",
+    is_flag=False,
+    flag_value="cells",
+    type=click.Choice(["cells", "data"]),
+    help="Run finished and failed cells anew, from the beginning; --again=data also prepares their data anew.",
+)
 @click.option(
     "--keep",
     type=click.Choice(["predictions", "model", "nothing"]),
@@ -112,7 +118,7 @@ def run(
     assignments: tuple[str, ...],
     device: str,
     precision: str | None,
-    again: bool,
+    again: str | None,
     keep: Any,
     retry_failed: bool,
     checkpoint_every: float,
@@ -133,7 +139,7 @@ def run(
     why. The exit status is 0 if all else is finished, 1 if some failed, 2 if the input is wrong, 75 if some were
     interrupted.
     """
-    from agl_bench.bench.spec import Campaign
+    from agl_bench.bench.spec import Campaign, make_dataset
 
     limit = None if time_limit is None else seconds(time_limit)
     executor.check(device)
@@ -164,6 +170,10 @@ def run(
     engine = None if executor.executor == "serial" else executor.engine(on)
     store = CellStore(work, warn=warn)
     prepared = Preparation(root, cache_of(work))
+    if again == "data":
+        for name in campaign.datasets:
+            part = campaign.part(plugins, name, "dataset")
+            prepared.discard(part, make_dataset(plugins, part))
     known = fingerprints(campaign, plugins, root, prepared.digests)
     prepared.digests.keep()
     cells = campaign.cells(plugins, root, device=on, fingerprint=known)
@@ -176,20 +186,20 @@ def run(
     console = make_console()
     say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
-        preflight(cells, bench, store, again=again, retry_failed=retry_failed)
+        preflight(cells, bench, store, again=bool(again), retry_failed=retry_failed)
     recorder = recorder_of(work, tracking, console, (store, plugins) if keep == "model" else None)
     with Signals() as signals:
         events: Iterator[Event]
         if engine is None:
             events = run_cells(
-                cells, bench, store, recorder, again=again, retry_failed=retry_failed,
+                cells, bench, store, recorder, again=bool(again), retry_failed=retry_failed,
                 checkpoint_every=checkpoint_every, time_limit=limit, stop=signals.asked, keep=keep,
             )  # fmt: skip
         else:
             del bench  # workers have their own
             job = Job(work, root, cache_of(work), files, on, checkpoint_every, limit, keep)
             events = run_on(
-                engine, cells, job, store, recorder, again=again, retry_failed=retry_failed, stop=signals.asked
+                engine, cells, job, store, recorder, again=bool(again), retry_failed=retry_failed, stop=signals.asked
             )
         results, failures, stopped, skips = follow(events, len(cells), console)
     if signals.asked():
@@ -287,7 +297,7 @@ def plan(
     assignments: tuple[str, ...],
     device: str,
     precision: str | None,
-    again: bool,
+    again: str | None,
     retry_failed: bool,
     controls: bool,
     tuned: Path | None,
@@ -326,7 +336,7 @@ def plan(
     with console.status("looking at past cells"):
         found = estimate(
             cells, past, lambda specs: training_spots(specs, bench), machine=machine_of(provenance(torch_device)),
-            workers=workers, again=again, retry_failed=retry_failed,
+            workers=workers, again=bool(again), retry_failed=retry_failed,
         )  # fmt: skip
     if json_:
         click.echo(json.dumps(as_json(found, skips), indent=1))

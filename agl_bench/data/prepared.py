@@ -165,6 +165,16 @@ class SectionCache:
         partial.write_text(_signed(content), encoding="utf-8")
         partial.replace(sign)
 
+    def discard(self, key: str) -> None:
+        """Take a prepared section away, with its patches and features; nothing happens where there is none.
+
+        Raises:
+            BadWorkFolder: if the folder cannot be written.
+        """
+        if (self.folder / key).is_dir():
+            with self.writing(key):
+                shutil.rmtree(self.folder / key)
+
     def bytes(self, key: str) -> int:
         """What a prepared section takes on the disk."""
         return sum(path.stat().st_size for path in (self.folder / key).iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,6 +87,23 @@ def test_nothing_is_read_where_all_is_there(root: Path) -> None:
         np.testing.assert_array_equal(
             one.patches.read(np.arange(9), 6, 112.0), two.section.patches.read(np.arange(9), 6, 112.0)
         )
+
+
+def test_what_is_discarded_is_read_anew(root: Path) -> None:
+    sections(root, Made())
+    (changed := root / "B").write_text("7")
+    os.utime(changed, ns=(0, 0))
+    sections(root, Made())
+    changed.write_text("8")
+    os.utime(changed, ns=(0, 0))  # another content of the same size and time: nothing tells
+    dataset = Made()
+    sections(root, dataset)
+    assert dataset.read_so_far == []
+    Preparation(root, root / "cache").discard(PART, Made())
+    found = sections(root, dataset)
+    assert dataset.read_so_far == ["A", "B"]
+    expected = np.random.default_rng(8).poisson(1, (9, 5))
+    np.testing.assert_array_equal(found[1].counts.X.toarray(), expected)
 
 
 @pytest.mark.parametrize(
