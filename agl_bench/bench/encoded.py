@@ -95,9 +95,10 @@ def encode_section(
     if patches is None:
         raise BadSpec(f"section '{section.name}' has no image or patches; use a backbone that sees something else")
 
-    def make() -> np.ndarray:
-        own = Section(section.name, section.counts, section.um_per_px, patches)
-        store = _patches_of(own, section.counts.n_obs, size, device)
+    own = Section(section.name, section.counts, section.um_per_px, patches)
+
+    def make(rows: np.ndarray) -> np.ndarray:
+        store = _patches_of(own, rows, size, device)
         store.encode(backbone, symmetries)
         assert store.embedding is not None
         return store.embedding.cpu().numpy()
@@ -105,17 +106,17 @@ def encode_section(
     if isinstance(patches, PreparedPatches):
         features, was_there = patches.features(encoder, symmetries, make)
     else:
-        features, was_there = make(), False
+        features, was_there = make(np.arange(section.counts.n_obs)), False
     if shuffled is not None:
         features = features[:, shuffled.order]
     return Encoded(features, was_there, time.perf_counter() - started)
 
 
-def _patches_of(section: Section, spots: int, size: PatchSize, device: torch.device) -> SpotStore:
-    """The first so many spots of a section without any gene; which of them take part is a cell's matter."""
+def _patches_of(section: Section, rows: np.ndarray, size: PatchSize, device: torch.device) -> SpotStore:
+    """Spots of a section without any gene; which of them take part is a cell's matter."""
     table, no_genes = tabulate([section], Protocol(min_genes_per_spot=0)), np.empty(0, dtype=np.int64)
     return SpotStore(
-        table, np.arange(spots), no_genes, sees="patches", patch_px=size.px, patch_um=size.um, device=device,
+        table, rows, no_genes, sees="patches", patch_px=size.px, patch_um=size.um, device=device,
         patches_on="mapped",
     )  # fmt: skip
 
@@ -152,7 +153,7 @@ class FrozenEncoder:
         make = plugins.entry(part.name, "backbone").load()
         if not part.settings.get("frozen", getattr(make, "frozen", False)):
             return None
-        store = _patches_of(section, min(4, section.counts.n_obs), size, torch.device("cpu"))
+        store = _patches_of(section, np.arange(min(4, section.counts.n_obs)), size, torch.device("cpu"))
         example = store.spots(torch.arange(len(store)))
         model = on_device(build_model(functools.partial(make, example, **part.settings), 1, 0, "encoder"), device)
         return cls(model.backbone, encoder_digest(part, model.backbone, size, device), size, device)

@@ -5,10 +5,12 @@ It builds its bench once and keeps it for its life, so that neighbouring cells s
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from agl_bench.errors import AglBenchError, ExecutorFailed
 from agl_bench.registry.plugins import Plugins
 
 LOOK = 0.5  # seconds between two looks at whether the command is still there
+GRACE = 10.0  # seconds that a worker may take to the end of its epoch when its command has ended
 TIME_LIMIT = "time limit"  # as `Keeper` says it
 
 
@@ -60,6 +63,25 @@ def work(folder: Path, groups: Sequence[int], stop: Callable[[], str] = lambda: 
 @lru_cache(maxsize=1)
 def _worker(folder: Path) -> _Worker:
     return _Worker(folder)
+
+
+@contextlib.contextmanager
+def _ended_with_its_command(folder: Path) -> Iterator[None]:
+    """Ends what this thread does, wherever it is, where the command is gone and no epoch's end has come since."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK):
+            if not is_wanted(folder) and not over.wait(GRACE):
+                _thread.interrupt_main()
+
+    watch = threading.Thread(target=look, name="agl-bench: is the command there", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
 
 
 class _Notes:
@@ -102,6 +124,10 @@ class _Worker:
                 self._looked, self._is_wanted = now, is_wanted(self.folder)
             return stop() or ("" if self._is_wanted else "its command has ended")
 
+        with _ended_with_its_command(self.folder):
+            self._run(groups, why)
+
+    def _run(self, groups: Sequence[int], why: Callable[[], str]) -> None:
         for number in groups:
             if why():
                 return

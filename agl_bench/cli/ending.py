@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 
 
 INTERRUPTED = 75  # EX_TEMPFAIL: try again
+GRACE = 10.0  # seconds from a signal to the end, whatever is being done; Slurm kills after 30
+AGAIN = 1.0  # seconds; a library's callback may swallow what is raised
 
 
 def stop_with(sentence: str, status: int) -> None:
@@ -29,7 +31,11 @@ def interrupted(*_: object) -> None:
 
 
 class Signals:
-    """While cells run, the first SIGTERM or SIGINT asks for the end after this epoch, the second one ends at once."""
+    """While cells run, the first SIGTERM or SIGINT asks for the end after this epoch, the second one ends at once.
+
+    Not all that is done is an epoch, and some epochs are long: `GRACE` seconds after the first signal comes the second
+    one by itself. What a checkpoint or a file holds by then is kept.
+    """
 
     def __init__(self) -> None:
         self._why = ""
@@ -40,13 +46,18 @@ class Signals:
         return self._why
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._take)
+        for number, handler in (
+            (signal.SIGTERM, self._take),
+            (signal.SIGINT, self._take),
+            (signal.SIGALRM, interrupted),
+        ):
+            self._before[number] = signal.signal(number, handler)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -54,4 +65,6 @@ class Signals:
         if self._why:
             raise KeyboardInterrupt
         self._why = signal.Signals(number).name
-        os.write(2, b"agl-bench: stopping at the end of this epoch; once more ends at once\n")  # as a handler may
+        signal.setitimer(signal.ITIMER_REAL, GRACE, AGAIN)
+        sentence = f"agl-bench: stopping at the end of this epoch, or in {GRACE:.0f} s; once more ends at once\n"
+        os.write(2, sentence.encode())  # as a handler may

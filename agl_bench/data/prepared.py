@@ -8,7 +8,8 @@
 <cache>/<key>/patches-<px>px-<µm>um.npy           uint8 (spots, 3, px, px); beside it .json once it is complete,
                                        .done (a byte for each spot) until then
 <cache>/<key>/features-<encoder>-<n>.npy          float32 (n symmetries, spots, width), what a frozen encoder makes of
-                                       the patches; beside it .json. Delete it at any time: it is made again
+                                       the patches; beside it .json once it is complete, .pieces/ until then.
+                                       Delete it at any time: it is made again
 <cache>/<key>.lock                     held by the process that writes; <key>.features-….lock likewise
 
 A section appears under its key when it is complete. Patches are cut in blocks, and a block is marked only when it is
@@ -36,6 +37,7 @@ from scipy import sparse
 
 from agl_bench.data.check import check_section
 from agl_bench.data.patches import Block, blocks_of
+from agl_bench.data.pieces import put_together
 from agl_bench.data.preprocess import canonical
 from agl_bench.digests import FileDigests, text_digest
 from agl_bench.errors import AglBenchError, BadSection, BadWorkFolder
@@ -327,20 +329,25 @@ class PreparedPatches:
                 self._open[size] = found
             return self._open[size]
 
-    def features(self, encoder: str, symmetries: int, make: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
+    def features(
+        self, encoder: str, symmetries: int, make: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray, bool]:
         """What a frozen encoder makes of all patches, (symmetries, spots, n) float32, and whether it was there.
 
         Args:
             encoder: digest of all that decides the features, but the section.
             symmetries: 8 where patches are augmented, else 1, which the first of 8 will do for.
-            make: called where it is not there.
+            make: rows of spots -> (symmetries, rows, n); called where it is not there, for some rows after the other.
         """
         for there in range(symmetries, 9, 7):
             found = self._cache.array(self._key, f"features-{encoder}-{there}")
             if found is not None:
                 return found[:symmetries], True
-        made = self._cache.array(self._key, f"features-{encoder}-{symmetries}", make)
+        stem = f"features-{encoder}-{symmetries}"
+        pieces = self._folder / f"{stem}.pieces"
+        made = self._cache.array(self._key, stem, lambda: put_together(pieces, self._spots, make))
         assert made is not None
+        shutil.rmtree(pieces, ignore_errors=True)
         return made, False
 
     def _files(self, size: PatchSize) -> tuple[Path, Path, Path]:

@@ -103,6 +103,32 @@ def test_the_features_are_those_of_the_patches(section) -> None:
     np.testing.assert_allclose(features[1], direct[1], atol=1e-6)
 
 
+class Ending(Still):
+    """Ends after so many patches."""
+
+    left = 8 * 64
+
+    def encode(self, spots):
+        self.left -= len(spots.patches)
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().encode(spots)
+
+
+def test_encoding_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agl_bench.data.pieces.PIECE", 64)
+    cache = SectionCache(tmp_path / "cache", FileDigests(), pytest.fail)
+    section = cache.section("key", lambda: raw(150), SIZE)
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        encode(section, Ending())
+    there = encode(section, rest := still())
+    assert rest.seen == 8 * (150 - 64)
+    whole = SectionCache(tmp_path / "other", FileDigests(), pytest.fail).section("key", lambda: raw(150), SIZE)
+    np.testing.assert_array_equal(there.features, encode(whole, still()).features)
+    assert not list((tmp_path / "cache/key").glob("*.pieces"))
+
+
 def test_unturned_patches_are_the_first_of_eight(tmp_path: Path, section) -> None:
     eight = encode(section(), still())
     one = encode(section(), still(), symmetries=1)
