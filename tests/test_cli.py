@@ -593,6 +593,20 @@ def test_list(agl, mine):
     agl("list", "--plugin", "nothing.py").is_refused("plug-in nothing.py: no such file")
 
 
+NOTICE = """
+import sys
+from agl_bench.cli.opening import LoadingNotice
+LoadingNotice.install()
+{}
+"""
+
+
+@pytest.mark.parametrize(("code", "says"), [("import json", ""), ("import torch, json", "loading torch ...\n")])
+def test_loading_is_announced_before_it_begins(code, says):
+    done = subprocess.run([sys.executable, "-c", NOTICE.format(code)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, says)
+
+
 def test_list_shows_and_strict_refuses_a_broken_plugin(tmp_path):
     (tmp_path / "stranger.py").write_text("raise RuntimeError('on purpose')")
     info = tmp_path / "stranger-1.dist-info"

@@ -12,6 +12,7 @@ import click
 from agl_bench.cli import checking, comparing, data, plugins, running, scaffolding, tracking, tuning
 from agl_bench.cli.ending import INTERRUPTED, interrupted, stop_with
 from agl_bench.cli.group import cli
+from agl_bench.cli.opening import LoadingNotice
 from agl_bench.errors import AglBenchError
 
 __all__ = ["checking", "cli", "comparing", "data", "main", "plugins", "running", "scaffolding", "tracking", "tuning"]
@@ -24,6 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: one sentence and status 2 for bad input, never a traceback for it."""
     signal.signal(signal.SIGTERM, interrupted)
+    LoadingNotice.install()
     try:
         sys.exit(cli.main(arguments, prog_name="agl-bench", standalone_mode=False))
     except AglBenchError as error:

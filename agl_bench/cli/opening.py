@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,25 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.spec import Campaign
     from agl_bench.registry.plugins import Plugins
+
+
+class LoadingNotice(MetaPathFinder):
+    """Says so before torch is imported, which takes seconds, on a cold disk many: a command is not silent for so long.
+
+    It finds no module: the finders behind it do.
+    """
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        """See `importlib.abc.MetaPathFinder`."""
+        if fullname == "torch":
+            sys.meta_path.remove(self)
+            click.echo("loading torch ...", err=True)
+
+    @classmethod
+    def install(cls) -> None:
+        """For this process, unless torch is there already."""
+        if "torch" not in sys.modules:
+            sys.meta_path.insert(0, cls())
 
 
 def warn(sentence: str) -> None:
