@@ -30,6 +30,7 @@ from agl_bench.bench.fitness import Skipped, check_built, check_genes, forget, n
 from agl_bench.bench.fold_report import FoldReport
 from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
+from agl_bench.bench.loans import Loans
 from agl_bench.bench.planted import selection_scores, utilities
 from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
 from agl_bench.bench.provenance import provenance
@@ -159,6 +160,31 @@ class Setting:
         """Test spots, read when they are first asked for: what only trains and validates never reads them."""
         return self.make_test()
 
+    def view(
+        self, loans: Loans, generator: torch.Generator, detach_weight_sum: bool, truth: Tensor | None
+    ) -> TrainingView:
+        """What a selector is shown, noted in `loans`; see `TrainingView` for the rest."""
+        count = len(self.rows.train)
+        genes = replace(
+            self.genes,
+            primary=loans.copy("genes.primary", self.genes.primary),
+            rank=loans.copy("genes.rank", self.genes.rank),
+            score=loans.copy("genes.score", self.genes.score),
+        )
+        expression = functools.partial(self.development.leading_expression, count)  # training spots come first
+        counts = self.counts_of_training
+        return TrainingView(
+            genes,
+            loans.lending("expression", expression),
+            generator,
+            detach_weight_sum,
+            truth,
+            position=loans.copy("position", self.development.position[:count]),
+            section=loans.copy("section", self.development.section[:count]),
+            counts=counts and loans.lending("counts", counts),
+            scores=self.score,
+        )
+
 
 class Bench:
     """Turns specs into objects and keeps the last data of each kind, so that neighbouring cells share them."""
@@ -175,6 +201,7 @@ class Bench:
         self._setting: tuple[object, Setting] | None = None
         self._features: tuple[object, Tensor] | None = None
         self._encoders: weakref.WeakKeyDictionary[Backbone, str] = weakref.WeakKeyDictionary()
+        self._loans = Loans()  # to the selector that was built last
         self.said = ""  # of features that were encoded or found, until somebody has been told
         self.split: tuple[GeneSplit, np.ndarray] | None = None  # in place of what a fold's spots decide (leak audit)
 
@@ -195,7 +222,7 @@ class Bench:
         size = PatchSize(patch_px, spec.protocol.patch_um) if sees == "patches" else None
         sections = self.sections(spec.dataset, size)  # also clears what belongs to another dataset
         key = (spec.evaluation, plan, spec.seed, spec.protocol.of_data(), sees, patch_px)
-        if self._setting is None or self._setting[0] != key or self._setting[1].development.is_spoilt:
+        if self._setting is None or self._setting[0] != key:
             self._setting = None
             table = self._tabulate(sections, plan, spec)
             self._setting = (key, _setting(table, plan, spec, sees, patch_px, self.device, self.split))
@@ -218,23 +245,16 @@ class Bench:
         model = on_device(model, self.device)
         make_selector = self.plugins.entry(spec.selector.name, "selector").load()
         is_control = getattr(make_selector, "is_control", Selector.is_control)
-        view = TrainingView(
-            setting.genes,
-            functools.partial(
-                setting.development.leading_expression, len(setting.rows.train)
-            ),  # training spots come first
+        self._loans = Loans()
+        view = setting.view(
+            self._loans,
             generator_for(spec.seed, "selector", spec.fold),
             spec.protocol.detach_weight_sum,
             self.truth(spec.dataset, setting.genes) if is_control else None,
-            position=setting.development.position[: len(setting.rows.train)],
-            section=setting.development.section[: len(setting.rows.train)],
-            counts=setting.counts_of_training,
-            scores=setting.score,
         )
-        with torch.random.fork_rng(devices=[]):  # a selector that draws from the global generator harms only itself
+        with self._untouched(spec), torch.random.fork_rng(devices=[]):  # who draws from torch's generator harms itself
             torch.manual_seed(0)
             selector: Selector = make_selector(view, **spec.selector.settings)
-        self._check_untouched(setting, spec)
         check_built(spec, selector, model.backbone)
         return model, selector.to(self.device)
 
@@ -245,10 +265,30 @@ class Bench:
             known = dataset.truth(self.root)
         return None if known is None else utilities(known, genes)
 
-    def _check_untouched(self, setting: Setting, spec: RunSpec) -> None:
-        """A selector that changes what it was shown would harm those after it, which share the fold's data."""
-        if setting.development.is_spoilt:
-            raise BadPlugin(f"selector '{spec.selector.name}' has changed the training expression that it was shown")
+    @contextlib.contextmanager
+    def _untouched(self, spec: RunSpec) -> Iterator[None]:
+        """A selector that changes what it was shown fails, and the fold's data are made anew for those after it.
+
+        Raises:
+            BadPlugin: naming what was changed, whatever else has gone wrong for it.
+        """
+        try:
+            yield
+        except BaseException as error:
+            sentence = self._spoilt(spec)
+            if sentence and isinstance(error, Exception):
+                raise BadPlugin(sentence) from error
+            raise
+        if sentence := self._spoilt(spec):
+            raise BadPlugin(sentence)
+
+    def _spoilt(self, spec: RunSpec) -> str:
+        """What the selector has changed of what it was shown, a sentence; "" if nothing."""
+        changed = self._loans.changed()
+        if not changed:
+            return ""
+        self._setting = None
+        return f"selector '{spec.selector.name}' has changed {', '.join(changed)}, which it was shown; work on a copy"
 
     def train(
         self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None, *, keep: Keep = "predictions"
@@ -262,27 +302,9 @@ class Bench:
         setting = self.setting(spec, plan)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        trainer = self.trainer(spec, plan, setting)
-        if self.said:
-            yield self.said
-            self.said = ""
-        records = keeper.resume(trainer) if keeper else []
-        yield from records
-        rooms = trainer.rooms
-        for record in trainer:
-            if trainer.rooms != rooms:
-                yield _of_rooms(rooms, trainer.rooms)
-                rooms = trainer.rooms
-            records.append(record)
-            if keeper:
-                keeper.follow(trainer, records)
-            yield record
-        model, development = trainer.whole, trainer.whole_store
-        test = self.seen(spec, plan, setting, model.backbone, "test")
-        scores = self.scores(model, test, development, setting, trainer.evaluation_room)
-        if trainer.rooms != rooms:
-            yield _of_rooms(rooms, trainer.rooms)
-        self._check_untouched(setting, spec)
+        records: list[EpochRecord] = []
+        trainer, scores = yield from self._course(spec, plan, setting, keeper, records)
+        model = trainer.whole
         if not np.isfinite(scores.pearson).any(1).all():
             raise BadSpec(
                 f"in a test section of fold {spec.fold} no primary gene has a PCC: the model predicts constants or the "
@@ -317,6 +339,32 @@ class Bench:
             predictions=predictions,
             model=kept_model,
         )
+
+    def _course(
+        self, spec: RunSpec, plan: FoldPlan, setting: Setting, keeper: Keeper | None, records: list[EpochRecord]
+    ) -> Generator[EpochRecord | str, None, tuple[Trainer, Scores]]:
+        """See `train`: the trainer at its end and the test scores; `records` are filled."""
+        trainer = self.trainer(spec, plan, setting)
+        with self._untouched(spec):
+            if self.said:
+                yield self.said
+                self.said = ""
+            records += keeper.resume(trainer) if keeper else []
+            yield from records
+            rooms = trainer.rooms
+            for record in trainer:
+                if trainer.rooms != rooms:
+                    yield _of_rooms(rooms, trainer.rooms)
+                    rooms = trainer.rooms
+                records.append(record)
+                if keeper:
+                    keeper.follow(trainer, records)
+                yield record
+            test = self.seen(spec, plan, setting, trainer.whole.backbone, "test")
+            scores = self.scores(trainer.whole, test, trainer.whole_store, setting, trainer.evaluation_room)
+            if trainer.rooms != rooms:
+                yield _of_rooms(rooms, trainer.rooms)
+        return trainer, scores
 
     def trainer(self, spec: RunSpec, plan: FoldPlan, setting: Setting) -> Trainer:
         """What trains and validates a cell. It has no test spots, and none are read for it."""

@@ -99,12 +99,6 @@ class Dense:
         self.values = values
         self.genes = values.shape[1]
         self.nbytes = values.nbytes
-        self._version = values._version
-
-    @property
-    def is_spoilt(self) -> bool:
-        """Whether somebody has changed the values in place, also through a view; torch counts the changes."""
-        return self.values._version != self._version
 
     def nonzero(self, rows: np.ndarray) -> int | None:
         """`take` does not need it: all rows are of one length."""
@@ -146,12 +140,6 @@ class Csr:
         self.targets = targets
         self.nbytes = pointers.nbytes + columns.nbytes + values.nbytes + (targets.nbytes if targets else 0)
         self._pointers_on_host: np.ndarray = pointers.cpu().numpy()
-        self._version = values._version
-
-    @property
-    def is_spoilt(self) -> bool:
-        """Whether somebody has changed the values in place."""
-        return self.values._version != self._version
 
     def nonzero(self, rows: np.ndarray) -> int:
         """Values in these rows, counted on the host: with it `take` need not wait for the device."""
@@ -205,8 +193,6 @@ class Mapped:
         genes: number of columns.
         spare_bytes: what a narrow form may take on the device to be held there.
     """
-
-    is_spoilt = False  # only copies are given out
 
     def __init__(self, source: _Source, targets: Targets | None, spare_bytes: int) -> None:
         self.source, self.targets, self.spare_bytes = source, targets, spare_bytes
@@ -393,11 +379,6 @@ class SpotStore:
     def genes(self) -> int:
         """Number of columns of the expression."""
         return self.matrix.genes
-
-    @property
-    def is_spoilt(self) -> bool:
-        """Whether somebody has changed the stored expression in place."""
-        return self.matrix.is_spoilt
 
     @property
     def nbytes(self) -> dict[Place, int]:

@@ -40,6 +40,7 @@ from agl_bench.maths.seeds import generator_for, seed_for
 from agl_bench.protocol import Protocol
 from agl_bench.training.course import Course
 from agl_bench.training.evaluate import BATCH, pcc_by_section, predict
+from agl_bench.training.inputs import left_alone
 from agl_bench.training.model import Model
 from agl_bench.training.precision import fast
 from agl_bench.training.records import EpochRecord, Fit, OuterPass
@@ -510,6 +511,7 @@ class Trainer:
             mode.enter_context(fast(self.protocol.precision, self.store.device))
             if self.selector.needs_second_order:
                 mode.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no second derivative
+            mode.enter_context(left_alone(type(self.model.backbone).__name__, **vars(batch.spots)))
             features, prediction = self.trained(batch.spots)
         if features.dtype == torch.bfloat16:  # selectors see one type, in training as in look-aheads
             return features.float(), prediction.float()
@@ -520,8 +522,10 @@ class Trainer:
         if self.course.is_warming:
             loss = losses.mean()
         else:
-            self.selector.observe(losses, step)
-            loss = self._combine(losses, step)
+            shown = {name: getattr(step, name) for name in ("features", "prediction", "target", "row")}
+            with left_alone(type(self.selector).__name__, losses=losses, **shown):
+                self.selector.observe(losses, step)
+                loss = self._combine(losses, step)
         if not loss.requires_grad:
             raise self._detached()
         return loss

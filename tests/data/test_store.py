@@ -312,18 +312,11 @@ def test_dense_expression_is_shown_without_a_copy(table: SpotTable) -> None:
     assert store.expression_of() is store.expression_of()
 
 
-def test_a_change_in_place_is_noticed(table: SpotTable) -> None:
-    dense, csr, mapped = (store_of(table, shuffled(table), form=f) for f in FORMS)
-    for store in (dense, csr, mapped):
-        store.leading_expression(3).sum()
-        store.batch(torch.arange(3)).expression.zero_()
-        narrow = store.narrow(torch.tensor([0, 1]))
-        assert not store.is_spoilt and not narrow.is_spoilt
-    for store in (csr, mapped):
-        store.leading_expression(3).zero_()  # a copy
-        assert not store.is_spoilt and store.leading_expression(3).any()
-    dense.leading_expression(3)[0, 0] = 1
-    assert dense.is_spoilt
+def test_what_is_compressed_or_mapped_is_shown_as_a_copy(table: SpotTable) -> None:
+    for form in ("csr", "mapped"):
+        store = store_of(table, shuffled(table), form=form)
+        store.leading_expression(3).zero_()
+        assert store.leading_expression(3).any()
 
 
 @pytest.mark.parametrize("genes", [4, 40])
