@@ -18,6 +18,7 @@ import pandas as pd
 import scipy.sparse
 from scipy.spatial import KDTree
 
+from agl_bench.data.arrays import array_problems
 from agl_bench.errors import BadSection, BadSpec
 from agl_bench.interfaces.spots import Section
 
@@ -244,9 +245,15 @@ def _position_problems(section: Section) -> Iterator[str]:
             f"({len(outside)} spots); obsm['spatial'] is (x = column, y = row) in pixels of this very image: "
             f"not swapped, not of a smaller copy"
         )
+    # Coordinates that are not of this image say nothing about the size of a pixel.
+    scale = math.nan if len(negative) or len(outside) else scale
+    contradicted = False
     if counts.n_obs > 1:
-        # Coordinates that are not of this image say nothing about the size of a pixel.
-        yield from _pitch_problems(section, positions, math.nan if len(negative) or len(outside) else scale)
+        for problem in _pitch_problems(section, positions, scale):
+            contradicted = True
+            yield problem
+    if not (contradicted or math.isnan(scale)):
+        yield from array_problems(counts, positions, scale)
 
 
 def _pitch_problems(section: Section, positions: np.ndarray, um_per_px: float) -> Iterator[str]:

@@ -23,14 +23,13 @@ import pandas as pd
 from PIL import Image
 from scipy.spatial import KDTree
 
+from agl_bench.data.patch_facts import SLACK, SLACK_PX, facts_of, width_um
 from agl_bench.data.slides import BAND, Slide, open_slide, reason
 from agl_bench.errors import BadSection
 from agl_bench.interfaces.spots import PatchSource
 
 BLOCK = 256  # patches at once: 38 MB at 224 × 224
 _OVERVIEW_ROWS = 64  # of an overview made at once
-_CORNER_SLACK_PX = 2.0  # how far the centre of an embedded patch may be from its spot, in pixels
-_CENTRE_SLACK = 0.05  # or as a share of the patch's width, whichever is more
 _BROKEN_H5 = (OSError, KeyError, RuntimeError, ValueError)  # what h5py raises, by kind of damage
 
 Block = tuple[np.ndarray, np.ndarray]  # rows (n,) and their patches, uint8 (n, 3, side_px, side_px)
@@ -179,30 +178,49 @@ class ArrayPatches(_BlockPatches):
 
     @classmethod
     def matched(
-        cls, path: Path, barcodes: Sequence[str], side_um: float | None = None, *, section: str = ""
+        cls,
+        path: Path,
+        barcodes: Sequence[str],
+        side_um: float | None = None,
+        *,
+        positions: np.ndarray | None = None,
+        um_per_px: float | None = None,
+        section: str = "",
     ) -> tuple[ArrayPatches, np.ndarray]:
         """Patches found by the file's `barcode`, and the indices of the spots that have one.
 
+        How much tissue a patch shows is what `side_um` says and what the file says, by its attributes or by the
+        distance of `coords` from the spots.
+
         Args:
-            path: HDF5 file with `img` (patches, H, H, 3) and `barcode` (patches,) or (patches, 1).
+            path: HDF5 file with `img` (patches, H, H, 3), `barcode` (patches,) or (patches, 1), and where it has them
+                `coords` (patches, 2), corners or centres in pixels of the scan.
             barcodes: (spots,) names of the spots.
             side_um: as in the constructor.
+            positions: (spots, 2) in pixels of the scan, (x, y); what `coords` are compared with.
+            um_per_px: size of a pixel of the scan; what widths in pixels are told by.
             section: as in the constructor.
 
         Returns:
             The source, with one patch for each kept spot, and kept (kept spots,) int64.
 
         Raises:
-            BadSection: if the file cannot be read, or no spot or a repeated barcode is in it.
+            BadSection: if the file cannot be read, or no spot or a repeated barcode is in it, or if it contradicts
+                itself, the positions or `side_um`.
         """
         section = section or path.parent.name
+        patches = cls(path, side_um, section=section)
         with _h5(path, section) as file:
             stored = _barcodes(file, path, section)
+            facts = facts_of(file, path, len(stored), section)
         found = stored.get_indexer(pd.Index(barcodes))
         kept = np.flatnonzero(found >= 0)
         if not len(kept):
             raise _no_match(section, path, barcodes, stored)
-        return cls(path, side_um, rows=found[kept], section=section), kept
+        patches.rows = found[kept]
+        places = None if positions is None else np.asarray(positions, dtype=np.float64)[kept]
+        patches.side_um = width_um(facts, patches.rows, np.asarray(barcodes)[kept], places, um_per_px, side_um)
+        return patches, kept
 
     def outside(self, positions: np.ndarray) -> np.ndarray:
         """None: a spot without a patch is left out when barcodes are matched."""
@@ -277,6 +295,10 @@ def read_embedding(
             stored = _barcodes(file, path, section)
             found, rows = stored.get_indexer(pd.Index(barcodes)), len(stored)
             lacks = "features"
+            if "coords" in file and rows not in file["coords"].shape[:2]:
+                raise BadSection(
+                    section, f"{path} has {rows} barcodes, but coords {file['coords'].shape}; write both anew"
+                )
             if (found < 0).all():
                 raise _no_match(section, path, barcodes, stored)
     if features.ndim != 2 or len(features) != rows:
@@ -306,7 +328,7 @@ def _found_by_place(coords: Any, path: Path, positions: np.ndarray | None, secti
     if corners.ndim != 2 or corners.shape[1] != 2 or not len(corners):
         raise BadSection(section, f"{path} has 'coords' {corners.shape}; they have to be (rows, 2)")
     # Corners are whole pixels, and a patch is at times one pixel wider than asked for.
-    tolerance = max(_CORNER_SLACK_PX, _CENTRE_SLACK * float(side))
+    tolerance = max(SLACK_PX, SLACK * float(side))
     centres = np.asarray(positions, dtype=np.float64)
     known = np.isfinite(centres).all(axis=1)
     distance, row = np.full(len(centres), np.inf), np.zeros(len(centres), dtype=np.int64)
@@ -422,7 +444,10 @@ def _dataset(file: Any, names: tuple[str, ...], path: Path, section: str) -> Any
 
 def _barcodes(file: Any, path: Path, section: str) -> pd.Index:
     """The file's barcodes (rows,); HEST writes bytes of shape (rows, 1)."""
-    stored = _dataset(file, ("barcode", "barcodes"), path, section)[()].ravel()
+    stored = _dataset(file, ("barcode", "barcodes"), path, section)[()]
+    if np.shape(stored)[:1] != (np.size(stored),):
+        raise BadSection(section, f"{path} has barcodes {np.shape(stored)}; there has to be one for each patch")
+    stored = np.ravel(stored)
     index = pd.Index([code.decode(errors="replace") if isinstance(code, bytes) else str(code) for code in stored])
     if not index.is_unique:
         raise BadSection(section, f"{path} has barcode '{index[index.duplicated()][0]}' more than once")

@@ -92,6 +92,36 @@ def test_heart_has_four_slides_of_unknown_donors(tmp_path: Path) -> None:
     assert [section.name for section in Heart().load(tmp_path)] == list(Heart.ids)
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"pixel_size_um_estimated": 0.5, "st_technology": "Visium"}',
+        '{"pixel_size_um_estimated": 0.55, "st_technology": "Visium", "pixel_size_um_embedded": 0.25}',
+        '{"pixel_size_um_estimated": 1.0, "st_technology": "Spatial Transcriptomics", "inter_spot_dist": 200}',
+        '{"pixel_size_um_estimated": 0.4, "st_technology": "Visium HD"}',
+        '{"pixel_size_um_estimated": 0.5, "inter_spot_dist": NaN, "fullres_px_width": 350, "fullres_px_height": 350}',
+    ],
+)
+def test_metadata_that_agree_with_the_spots(tmp_path: Path, metadata: str) -> None:
+    write_slide(tmp_path, "TENX65", BARCODES, metadata)
+    (section,) = Ovary().load(tmp_path)
+    check_section(section)
+    assert section.um_per_px == json.loads(metadata)["pixel_size_um_estimated"]
+
+
+def test_patch_is_as_wide_as_its_file_states(tmp_path: Path) -> None:
+    img = write_slide(tmp_path, "TENX65", BARCODES, '{"pixel_size_um_estimated": 0.5}')
+    with h5py.File(tmp_path / "hest" / "patches" / "TENX65.h5", "r+") as file:
+        file["img"].attrs.update(
+            {"patch_size_src": 448, "patch_size_target": 224, "pixel_size": 0.5, "downsample": 2.0}
+        )
+    (section,) = Ovary().load(tmp_path)
+    assert section.patches is not None
+    np.testing.assert_array_equal(
+        section.patches.read(np.arange(4), 112, 112.0), img[:, 56:168, 56:168].transpose(0, 3, 1, 2)
+    )
+
+
 def test_repeated_gene_symbols_are_told_apart(tmp_path: Path) -> None:
     write_slide(tmp_path, "TENX65", BARCODES, "{}")
     path = tmp_path / "hest" / "st" / "TENX65.h5ad"

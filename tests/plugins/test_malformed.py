@@ -314,6 +314,47 @@ def patches_of_glass(root: Path, measured: Any) -> None:
         file["img"][:] = 255
 
 
+@case(
+    "folder_patches", r"patches\.h5 has 80 images, 77 barcodes, 80 coords, so that nobody knows which belong together"
+)
+def patches_of_more_than_are_named(root: Path, measured: Any) -> None:
+    with h5py.File(root / "S1" / "patches.h5", "r+") as file:
+        named = np.delete(file["barcode"][()], [3, 4, 40], axis=0)
+        del file["barcode"]
+        file["barcode"] = named
+
+
+@case("folder_patches", r"has the patch of spot '\w+-1' cut \d+ px away from the spot \(8 of 80 spots\)")
+def patches_of_exchanged_barcodes(root: Path, measured: Any) -> None:
+    with h5py.File(root / "S1" / "patches.h5", "r+") as file:
+        file["barcode"][:] = np.roll(file["barcode"][()], 1, axis=0)
+
+
+@case("folder_patches", r"a patch shows 224 µm of tissue, but 112 µm are stated beside it")
+def patches_wider_than_stated(root: Path, measured: Any) -> None:
+    with h5py.File(root / "S1" / "patches.h5", "r+") as file:
+        file["img"].attrs.update({"patch_size_src": 32, "patch_size_target": 16, "pixel_size": 7.0})
+
+
+@case("folder", r"puts spot '\w+-1' where array_row and array_col of obs do not \(2 spots\)")
+def positions_of_exchanged_spots(root: Path, measured: Any) -> None:
+    def change(table: anndata.AnnData) -> None:
+        table.obs["array_row"], table.obs["array_col"] = measured.array[np.r_[1, 0, 2:80]].T
+
+    edit(counts_of(root), change)
+
+
+@case(
+    "folder", r"its spots are 50\.1 µm apart, but those of Visium are 100 µm apart; um_per_px is about 6\.9\d, not 3\.5"
+)
+def pixel_size_of_another_scan(root: Path, measured: Any) -> None:
+    def change(table: anndata.AnnData) -> None:
+        table.obs["array_row"], table.obs["array_col"] = measured.array.T
+        table.uns["um_per_px"] = 3.5
+
+    edit(counts_of(root), change)
+
+
 # --- HEST-1k ---------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +371,45 @@ def metadata_of_another_kind(root: Path, measured: Any) -> None:
 @case("hest", r"slide 'S1': .*S1\.h5 is not there; run `agl-bench fetch hest")
 def slide_without_patches(root: Path, measured: Any) -> None:
     (root / "patches" / "S1.h5").unlink()
+
+
+def state(root: Path, **metadata: object) -> None:
+    path = root / "metadata" / "S1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | metadata))
+
+
+@case("hest", r"by pixel_size_um_estimated its spots are 48\.6 µm apart, but 100 µm by the array")
+def metadata_of_another_magnification(root: Path, measured: Any) -> None:
+    state(root, pixel_size_um_estimated=3.5)
+
+
+@case("hest", r"by pixel_size_um_estimated its spots are 194 µm apart, but 100 µm")
+def metadata_of_half_the_magnification(root: Path, measured: Any) -> None:
+    state(root, pixel_size_um_estimated=14.0)
+
+
+@case("hest", r"by pixel_size_um_estimated its spots are 97\.2 µm apart, but 200 µm")
+def metadata_of_another_array(root: Path, measured: Any) -> None:
+    state(root, st_technology="Spatial Transcriptomics", inter_spot_dist=200.0)
+
+
+@case("hest", r"spot '\w+-1' at x = \d+, y = \d+ lies outside the scan, which is 100 × 80 px by its metadata")
+def metadata_of_a_smaller_scan(root: Path, measured: Any) -> None:
+    state(root, fullres_px_width=100, fullres_px_height=80)
+
+
+@case("hest", r"patches/S1\.h5 was cut at 0\.5 µm for a pixel, but a pixel of the slide is 7 µm")
+def patches_of_another_scan(root: Path, measured: Any) -> None:
+    with h5py.File(root / "patches" / "S1.h5", "r+") as file:
+        file["img"].attrs.update({"patch_size_src": 16, "pixel_size": 0.5})
+
+
+@case("hest", r"patches/S1\.h5 has 80 images, 79 barcodes")
+def patches_of_a_masked_list(root: Path, measured: Any) -> None:
+    with h5py.File(root / "patches" / "S1.h5", "r+") as file:
+        barcodes = file["barcode"][1:]
+        del file["barcode"], file["coords"]
+        file["barcode"] = barcodes
 
 
 @case("hest", r"S1\.h5ad cannot be read as \.h5ad")

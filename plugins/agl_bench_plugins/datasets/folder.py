@@ -5,8 +5,9 @@
                                       column of that name in obs with one value
 /data/mine/<section>/image.jpg        the slide (.jpg, .jpeg, .png, .tif, .tiff), or
 /data/mine/<section>/patches.h5       patches cut beforehand: img (patches, H, H, 3) uint8, barcode (patches,);
-                                      uns["patch_um"] in counts.h5ad says how much tissue they show, else it is taken
-                                      that they show what the protocol asks for
+                                      uns["patch_um"] in counts.h5ad says how much tissue they show, else attributes
+                                      or coords as HEST writes them; else it is taken that they show what the protocol
+                                      asks for
 /data/mine/<section>/embedding.h5     optional: embeddings (rows, width), barcodes (rows,), as HEST-bench writes them,
                                       or features and coords, as TRIDENT does
 
@@ -165,7 +166,9 @@ def _read(name: str, files: list[Path]) -> Section:
     for path in by_name.values():
         if path.name == "patches.h5":
             side_um = _positive(counts.uns["patch_um"], "patch_um", name) if "patch_um" in counts.uns else None
-            patches, kept = ArrayPatches.matched(path, counts.obs_names, side_um, section=name)
+            patches, kept = ArrayPatches.matched(
+                path, counts.obs_names, side_um, positions=positions_of(counts), um_per_px=um_per_px, section=name
+            )
             if len(kept) < counts.n_obs:
                 counts = counts[kept].copy()
         elif "spatial" not in counts.obsm:

@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 from scipy.spatial import KDTree
 
@@ -26,8 +27,11 @@ from agl_bench import ArrayPatches, BadSection, Dataset, FetchFailed, MissingDat
 from agl_bench_plugins.datasets.folder import positions_of, positive_or_0, read_counts
 
 _REPOSITORY = "MahmoodLab/hest"
-_PATCH_UM = 112.0  # 224 px at 0.5 µm
+_PATCH_UM = 112.0  # 224 px at 0.5 µm, where a file does not say otherwise
 _VISIUM_PITCH_UM = 100.0
+_FEW = 4  # spots whose distances say little
+_PITCH_FACTOR = 1.25  # estimated sizes of a pixel are good to a few percent; mistaken magnifications are factors
+_EVEN = 1.1
 _INCOMING = ".incoming"  # downloads stay here until they are verified, so that a file in its place is a good one
 
 
@@ -253,8 +257,14 @@ def _read(slide: str, counts_path: Path, patches_path: Path, metadata_path: Path
     counts = read_counts(counts_path, slide)
     # A few symbols stand for two Ensembl ids in 10x references. The first keeps its name, the next becomes NAME-1.
     counts.var_names_make_unique()
-    um_per_px = _um_per_px(slide, metadata, positions_of(counts))  # from all spots, before some are left out
-    patches, kept = ArrayPatches.matched(patches_path, counts.obs_names, _PATCH_UM, section=slide)
+    positions = positions_of(counts)
+    um_per_px = _um_per_px(slide, metadata, positions)  # from all spots, before some are left out
+    patches, kept = ArrayPatches.matched(
+        patches_path, counts.obs_names, positions=positions, um_per_px=um_per_px, section=slide
+    )
+    patches.side_um = patches.side_um or _PATCH_UM
+    if positions is not None:
+        _check_slide(slide, counts, positions[kept], kept, metadata, um_per_px)
     dropped = counts.n_obs - len(kept)
     return Section(
         slide,
@@ -286,24 +296,71 @@ def _donor(metadata: dict[str, Any]) -> str:
 
 
 def _um_per_px(slide: str, metadata: dict[str, Any], positions: np.ndarray | None) -> float:
-    """Pixel size of the scan, µm."""
+    """Pixel size of the scan, µm.
+
+    pixel_size_um_embedded is left alone: it is what the scanner wrote, often of another magnification.
+    """
     stated = positive_or_0(metadata.get("pixel_size_um_estimated"))
-    if stated:
-        return stated
-    # Not stated: neighbouring spots of Visium are 100 µm apart, so their distance in pixels gives the size of a pixel.
-    if positions is not None:
-        positions = positions[np.isfinite(positions).all(axis=1)]
-    if positions is None or len(positions) < 2:
+    known = np.empty((0, 2)) if positions is None else positions[np.isfinite(positions).all(axis=1)]
+    if len(known) < 2:
+        if stated:
+            return stated
         raise BadSection(
             slide,
             "its metadata state no pixel_size_um_estimated, and obsm['spatial'] has no two spots to derive it from; "
             "fetch its metadata",
         )
-    distance, _ = KDTree(positions).query(positions, k=2)  # (spots, 2) px; column 0 is the spot itself
-    pitch_px = float(np.median(distance[:, 1]))
+    distance = KDTree(known).query(known, k=2)[0][:, 1]  # (spots,) px; column 0 is the spot itself
+    if stated:
+        _check_pitch(slide, metadata, distance * stated)
+        return stated
+    # Not stated: neighbouring spots of Visium are 100 µm apart, so their distance in pixels gives the size of a pixel.
+    pitch_px = float(np.median(distance))
     if not pitch_px > 0:
         raise BadSection(slide, "its metadata state no pixel_size_um_estimated, and its spots lie on top of each other")
     return (positive_or_0(metadata.get("inter_spot_dist")) or _VISIUM_PITCH_UM) / pitch_px
+
+
+def _check_pitch(slide: str, metadata: dict[str, Any], distance_um: np.ndarray) -> None:
+    """Refuse a stated pixel size at which neighbouring spots are not as far apart as the metadata say.
+
+    Spots may be few and have no neighbours; that they are nearer than the pitch, or all the same distance farther, has
+    no such reason.
+    """
+    visium = str(metadata.get("st_technology", "")).strip().lower() == "visium"
+    pitch_um = positive_or_0(metadata.get("inter_spot_dist")) or (_VISIUM_PITCH_UM if visium else 0.0)
+    if not pitch_um or len(distance_um) < _FEW:
+        return
+    low, middle, high = np.quantile(distance_um, (0.1, 0.5, 0.9))
+    if low < pitch_um / _PITCH_FACTOR or (low > pitch_um * _PITCH_FACTOR and high < low * _EVEN):
+        raise BadSection(
+            slide,
+            f"by pixel_size_um_estimated its spots are {middle:.3g} µm apart, but {pitch_um:g} µm by the array that "
+            f"its metadata name; fetch them again, or correct the size of a pixel",
+        )
+
+
+def _check_slide(
+    slide: str,
+    counts: anndata.AnnData,
+    positions: np.ndarray,
+    kept: np.ndarray,
+    metadata: dict[str, Any],
+    um_per_px: float,
+) -> None:
+    """Refuse spots whose patches cannot be of a scan of the stated size, and spots of a wrong size."""
+    size = [positive_or_0(metadata.get(key)) for key in ("fullres_px_width", "fullres_px_height")]
+    if all(size):
+        beyond = _PATCH_UM / um_per_px / 2  # a patch may leave the scan by half
+        outside = np.flatnonzero(((positions < -beyond) | (positions > np.array(size) + beyond)).any(axis=1))
+        if len(outside):
+            x, y = positions[outside[0]]
+            raise BadSection(
+                slide,
+                f"spot '{counts.obs_names[kept[outside[0]]]}' at x = {x:g}, y = {y:g} lies outside the scan, which is "
+                f"{size[0]:g} × {size[1]:g} px by its metadata ({len(outside)} spots); take counts and metadata of the "
+                f"same slide, in pixels of the full scan",
+            )
 
 
 def _is_same(path: Path, entry: Any) -> bool:
