@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.spatial import KDTree
 
 from agl_bench.data.patch_facts import SLACK, SLACK_PX, facts_of, width_um
-from agl_bench.data.slides import BAND, Slide, open_slide, reason
+from agl_bench.data.slides import BAND, SUFFIXES, Slide, open_slide, reason
 from agl_bench.errors import BadSection
 from agl_bench.interfaces.spots import PatchSource
 
@@ -70,21 +70,26 @@ class ImagePatches(_BlockPatches):
 
     The constructor reads the header of the image, `read` its pixels: of a tiled or pyramidal file only what is needed,
     at the level that is just fine enough. Coordinates are those of the full size and continuous: pixel 0 reaches from
-    0 to 1. A rotation noted in the file (EXIF) is not applied, because coordinates refer to the stored pixels.
+    0 to 1. An orientation noted in the file (EXIF, TIFF) is not applied: coordinates refer to the stored pixels.
 
     Args:
-        source: path of a .jpg, .png, .tif or a whole-slide image (.svs, .ndpi, .mrxs, …), 8 bits for each channel; or
-            the pixels themselves, uint8 (height, width, 3): an array, or what is sliced like one.
+        source: path of a .jpg, .png, .tif or a whole-slide image (.svs, .ndpi, .mrxs, …), one plane of 8-bit colour or
+            grey; or the pixels themselves, uint8 (height, width, 3): an array, or what is sliced like one.
         positions: (spots, 2) in pixels, (x = column, y = row) of the spot centres.
         um_per_px: tissue micrometres for one pixel.
         section: name used in errors; the folder's name by default.
 
     Raises:
         BadSection: if the file is not an image that can be cut from.
+
+    Attributes:
+        SUFFIXES: how names of image files end, in small letters.
     """
 
+    SUFFIXES: ClassVar[tuple[str, ...]] = SUFFIXES
+
     def __init__(self, source: Any, positions: np.ndarray, um_per_px: float, *, section: str = "") -> None:
-        self.source = source
+        self.source = source = Path(source) if isinstance(source, str) else source
         self.section = section or (source.parent.name if isinstance(source, Path) else "")
         try:
             self.positions = np.asarray(positions, dtype=np.float64)

@@ -1,12 +1,13 @@
 """Slide images of any size, read region by region. The one home of tifffile, OpenSlide and libvips.
 
-_Decoded    Pillow: .jpg, .png and plain .tif, decoded once, whole
+_Decoded    Pillow: .jpg and .png, decoded once, whole
 _Streamed   libvips, where the extra `wsi` is installed: a large .jpg or .png, decoded from top to bottom
-_Tiled      tifffile: tiled, pyramidal or large .tif, .ome.tif, .svs, .ndpi; only the tiles that a region touches
+_Tiff       tifffile: .tif, .ome.tif, .svs, .ndpi; tiled, pyramidal or large: only the tiles that a region touches
 _OpenSlide  OpenSlide, where the extra `wsi` is installed: .mrxs, .scn, .bif, .vms, .dcm
 _Pixels     an array, or what is sliced like one: in memory, or chunks of a store
 
-All give the same pixels of the same content; what is resized, and how, is the matter of `patches`.
+All give the same pixels of the same content: what stored samples mean is decided in `stored_pixels`; what is resized,
+and how, is the matter of `patches`.
 """
 
 from __future__ import annotations
@@ -14,30 +15,36 @@ from __future__ import annotations
 import contextlib
 import logging
 import struct
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from agl_bench.data.stored_pixels import Layout, check_colour_space, check_plain, colour_space, main_series, on_glass
 from agl_bench.errors import BadSection
 
 if TYPE_CHECKING:
-    from tifffile import TiffFile, TiffPageSeries
+    from tifffile import TiffPageSeries
 
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
+for _library in ("tifffile", "pyvips"):  # what is wrong with a file is said once, by us
+    logging.getLogger(_library).addHandler(logging.NullHandler())
+    logging.getLogger(_library).propagate = False
 
 _LARGEST_DECODED = 1_000_000_000  # pixels of an image that cannot be read in part; Pillow takes four bytes for each
 _LARGE_TIFF = 100_000_000  # pixels; a larger file is read in part though it has strips and no tiles
-_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes that become RGB
+_JPEG_2000_YCBCR = 33003  # Aperio's; tifffile leaves the colours as they are, OpenSlide makes them RGB
+_LARGEST_TEXT = 2**28  # bytes of a note or profile in a PNG
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises, by format
 _LARGE_STREAM = 150_000_000  # pixels; from here on a .jpg or .png is not decoded whole where libvips is there
 BAND = 512  # rows of an image that are read together; regions come in this order
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OPENSLIDE_ONLY = (".mrxs", ".scn", ".bif", ".vms", ".vmu", ".dcm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".svs", ".ndpi", *_OPENSLIDE_ONLY)
 _SAME_SCALE = 1.01  # a level this much too coarse is fine enough
 
 
@@ -80,17 +87,17 @@ def open_slide(source: Any, section: str) -> Iterator[Slide]:
     """An image opened by its header: a path, or pixels (height, width, 3).
 
     Raises:
-        BadSection: if it is no image, has other than 8-bit pixels, is damaged (also where that shows only while
-            reading), is too large to be decoded whole, or needs OpenSlide and there is none.
+        BadSection: if it is no image, holds other than one plane of 8-bit colour or grey, is damaged (also where that
+            shows only while reading), is too large to be decoded whole, or needs OpenSlide and there is none.
     """
     if not isinstance(source, Path):
         yield _Pixels(source, section)
     elif source.suffix.lower() in _OPENSLIDE_ONLY:
         with _open_openslide(source, section) as slide:
             yield slide
-    elif _is_tiff(source, section) and _is_read_in_part(source):
-        with _open_tiled(source, section) as tiled:
-            yield tiled
+    elif _is_tiff(source, section):
+        with _open_tiff(source, section) as tiff:
+            yield tiff
     else:
         with _open_decoded(source, section) as decoded:
             yield decoded
@@ -112,10 +119,9 @@ def _scale(full: int, size: int) -> float:
 
 class _Pixels(Slide):
     def __init__(self, pixels: Any, section: str) -> None:
-        if len(pixels.shape) != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-            raise BadSection(
-                section, f"its image is {pixels.dtype} {tuple(pixels.shape)}; it has to be uint8 (height, width, 3)"
-            )
+        shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", type(pixels).__name__)
+        if shape is None or len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
+            raise BadSection(section, f"its image is {dtype} {shape or ''}; it has to be uint8 (height, width, 3)")
         self._pixels = pixels
         self.levels = ((pixels.shape[1], pixels.shape[0]),)
 
@@ -127,45 +133,59 @@ class _Pixels(Slide):
 # Pillow --------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _pillow() -> Iterator[None]:
+    """Pillow without its guards against bombs, which ordinary slides exceed, and without its warnings."""
+    guards = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+    Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, _LARGEST_TEXT
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = guards
+
+
 class _Decoded(Slide):
-    def __init__(self, image: Image.Image) -> None:
+    def __init__(self, image: Image.Image, path: Path, section: str) -> None:
         self._image, self._is_decoded = image, False
+        self._path, self._section = path, section
         self.levels = (image.size,)
 
     def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         """See `Slide`."""
-        if not self._is_decoded:
-            self._image.load()
-            if self._image.mode != "RGB":
-                self._image = self._image.convert("RGB")  # converting copies, even RGB
-            self._is_decoded = True
-        return np.asarray(self._image.crop((left, top, right, bottom)))
+        try:
+            with _pillow():
+                if not self._is_decoded:
+                    self._image.load()
+                    self._is_decoded = True
+                return on_glass(self._image.crop((left, top, right, bottom)))
+        except _BROKEN_IMAGE as error:
+            raise _broken(self._section, self._path, error) from None
 
 
 @contextmanager
 def _open_decoded(path: Path, section: str) -> Iterator[Slide]:
-    guard = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None  # ordinary slides exceed Pillow's guard; `_LARGEST_DECODED` is ours
     try:
-        with Image.open(path) as image:
-            if image.mode not in _EIGHT_BIT:
-                raise BadSection(section, f"{path} has pixels of Pillow mode '{image.mode}'; save it as 8-bit RGB")
-            size = image.width * image.height
-            streams = image.format in ("JPEG", "PNG") and image.mode == "RGB" and size > _LARGE_STREAM
-            if streams and (pyvips := _libvips()) is not None:
-                yield _Streamed(pyvips, path, section, image.size)
-                return
-            if size > _LARGEST_DECODED:
-                raise BadSection(
-                    section,
-                    f"{path} has {image.width} × {image.height} pixels, too many to decode at once (limit "
-                    f"{_LARGEST_DECODED:.0e}); pip install 'agl-bench[wsi]', or save it as a tiled .tif",
-                )
-            yield _Decoded(image)
+        with _pillow():
+            image = Image.open(path)
+            check_plain(image, path, section)
     except _BROKEN_IMAGE as error:
         raise _broken(section, path, error) from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = guard
+    with image:
+        size = image.width * image.height
+        is_plain = image.mode == "RGB" and not image.has_transparency_data
+        streams = image.format in ("JPEG", "PNG") and is_plain and size > _LARGE_STREAM
+        if streams and (pyvips := _libvips()) is not None:
+            yield _Streamed(pyvips, path, section, image.size)
+            return
+        if size > _LARGEST_DECODED:
+            raise BadSection(
+                section,
+                f"{path} has {image.width} × {image.height} pixels, too many to decode at once (limit "
+                f"{_LARGEST_DECODED:.0e}); pip install 'agl-bench[wsi]', or save it as a tiled .tif",
+            )
+        yield _Decoded(image, path, section)
 
 
 # libvips -------------------------------------------------------------------------------------------------------------
@@ -220,64 +240,61 @@ def _libvips() -> Any:
 # tifffile ------------------------------------------------------------------------------------------------------------
 
 
-class _Tiled(Slide):
-    """The first series of a TIFF file; its levels are zarr arrays that decode the tiles that a region touches."""
+class _Tiff(Slide):
+    """The picture of a TIFF file: decoded once, or by the tiles that a region touches, as zarr arrays."""
 
-    def __init__(self, series: TiffPageSeries, path: Path, section: str) -> None:
-        import zarr
-
-        page = series.keyframe
-        kind = page.photometric.name
-        axes = series.axes.replace("C", "S")
-        if series.dtype != np.uint8 or axes not in ("YX", "YXS", "SYX") or kind not in _RGB_OR_GREY:
-            raise BadSection(
-                section, f"{path} has {series.dtype} pixels ({kind}, axes {series.axes}); save it as 8-bit RGB"
-            )
-        self._inverted = kind == "MINISWHITE"
-        self._axes, self._path, self._section = axes, path, section
-        self._arrays: list[Any] = [
-            zarr.open_array(series.aszarr(level=level), mode="r") for level in range(len(series.levels))
-        ]
-        shapes = [dict(zip(axes, level.shape, strict=True)) for level in series.levels]
+    def __init__(
+        self, series: TiffPageSeries, layouts: Sequence[Layout], is_whole: bool, path: Path, section: str
+    ) -> None:
+        self._series, self._layouts, self._is_whole = series, layouts, is_whole
+        self._arrays: list[Any] = [None] * len(layouts)
+        self._path, self._section = path, section
+        shapes = [dict(zip(level.axes, level.shape, strict=True)) for level in series.levels]
         self.levels = tuple((shape["X"], shape["Y"]) for shape in shapes)
+        for level, layout in zip(series.levels, layouts, strict=True):
+            level.keyframe.nodata = layout.white  # of tiles that the scanner did not write
 
     def region(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         """See `Slide`."""
-        place: tuple[slice, ...] = (slice(top, bottom), slice(left, right))
-        if self._axes == "SYX":
-            place = (slice(0, 3), *place)
+        layout = self._layouts[level]
         try:
-            pixels = np.asarray(self._arrays[level][place])
+            stored = np.asarray(self._array(level)[layout.place(left, top, right, bottom)])
         except Exception as error:  # noqa: BLE001  (each codec has its own errors)
             raise _broken(self._section, self._path, error) from None
-        if self._axes == "SYX":
-            pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
-        if self._inverted:
-            pixels = 255 - pixels
-        if pixels.ndim == 2:
-            pixels = pixels[:, :, None]
-        if pixels.shape[2] < 3:
-            pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
-        return np.ascontiguousarray(pixels[:, :, :3])
+        return layout.rgb(stored)
 
+    def _array(self, level: int) -> Any:
+        if self._arrays[level] is None:
+            import zarr
 
-_RGB_OR_GREY = ("RGB", "YCBCR", "MINISBLACK", "MINISWHITE")  # tifffile turns YCbCr of a JPEG into RGB
+            self._arrays[level] = (
+                self._series.asarray()
+                if self._is_whole
+                else zarr.open_array(self._series.aszarr(level=level), mode="r")
+            )
+        return self._arrays[level]
 
 
 @contextmanager
-def _open_tiled(path: Path, section: str) -> Iterator[Slide]:
+def _open_tiff(path: Path, section: str) -> Iterator[Slide]:
     import tifffile
 
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(tifffile.TiffFile(path))
-            series = file.series[0]
-            end = max(_end(level.keyframe) for level in series.levels)
+            found = file.series
+            page = found[0].keyframe
+            end = max(_end(level.keyframe) for level in found[0].levels)
         except Exception as error:  # noqa: BLE001  (a damaged file makes tifffile raise nearly anything)
             raise _broken(section, path, error) from None
+        if page.compression == _JPEG_2000_YCBCR:
+            yield stack.enter_context(_open_openslide(path, section))
+            return
+        series, layouts = main_series(found, path, section)
         if end > path.stat().st_size:
             raise _broken(section, path, EOFError(f"{path.stat().st_size} of at least {end} bytes are there"))
-        yield _Tiled(series, path, section)
+        is_whole = not (page.is_tiled or len(layouts) > 1 or page.imagewidth * page.imagelength > _LARGE_TIFF)
+        yield _Tiff(series, layouts, is_whole, path, section)
 
 
 def _end(page: Any) -> int:
@@ -291,20 +308,6 @@ def _is_tiff(path: Path, section: str) -> bool:
             return stream.read(4) in _TIFF_MAGIC
     except OSError as error:
         raise _broken(section, path, error) from None
-
-
-def _is_read_in_part(path: Path) -> bool:
-    """Whether a TIFF file has tiles or levels, or is too large to be decoded whole; what is damaged is not."""
-    import tifffile
-
-    try:
-        file: TiffFile
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            page = series.keyframe
-            return bool(page.is_tiled or len(series.levels) > 1 or page.imagewidth * page.imagelength > _LARGE_TIFF)
-    except Exception:  # noqa: BLE001  (Pillow says what is wrong with it)
-        return False
 
 
 # OpenSlide -----------------------------------------------------------------------------------------------------------
@@ -324,8 +327,7 @@ class _OpenSlide(Slide):
             pixels = self._slide.read_region(corner, level, (right - left, bottom - top))
         except Exception as error:  # noqa: BLE001  (OpenSlideError, and what Pillow raises)
             raise _broken(self._section, self._path, error) from None
-        glass = Image.new("RGBA", pixels.size, "white")
-        return np.asarray(Image.alpha_composite(glass, pixels).convert("RGB"))
+        return on_glass(pixels)
 
 
 @contextmanager
@@ -342,15 +344,23 @@ def _open_openslide(path: Path, section: str) -> Iterator[Slide]:
         raise _broken(section, path, FileNotFoundError("there is no such file"))
     try:
         slide = openslide.OpenSlide(path)
+        profile = getattr(slide, "color_profile", None)
     except Exception as error:  # noqa: BLE001  (OpenSlideError, OpenSlideUnsupportedFormatError, OSError)
         raise _broken(section, path, error) from None
     with slide:
+        check_colour_space(colour_space(profile.tobytes() if profile else None), path, section)
         yield _OpenSlide(slide, path, section)
 
 
 def _broken(section: str, path: Path, error: BaseException) -> BadSection:
     if isinstance(error, PermissionError):
         return BadSection(section, f"{path} may not be read by this user; change its permissions")
+    if isinstance(error, UnidentifiedImageError):
+        return BadSection(
+            section,
+            f"{path} cannot be read as an image (its format is not known); it is damaged or incomplete, replace it, or "
+            "save it as a tiled 8-bit RGB .tif where another program reads it",
+        )
     return BadSection(
         section, f"{path} cannot be read as an image ({reason(error)}); it is damaged or incomplete, replace it"
     )

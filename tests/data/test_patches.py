@@ -117,7 +117,7 @@ def test_a_source_that_only_reads_is_read_in_blocks() -> None:
 
 
 def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
-    for mode, colour in (("L", 9), ("RGBA", (9, 9, 9, 255)), ("CMYK", (0, 0, 0, 246))):
+    for mode, colour in (("L", 9), ("RGBA", (9, 9, 9, 255)), ("LA", (9, 255))):
         path = tmp_path / f"{mode}.tif"
         Image.new(mode, (20, 20), colour).save(path)
         assert (ImagePatches(path, np.array([[10, 10]]), 1.0).read(np.array([0]), 4, 4.0) == 9).all()

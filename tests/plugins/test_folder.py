@@ -171,6 +171,29 @@ def test_damaged_image_names_section_and_file(tmp_path: Path) -> None:
         only(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["IMAGE.PNG", "image.TIF", "Image.Tiff", "image.ome.tif", "image.OME.TIFF", "image.btf", "image.svs", "image.JPG"],
+)
+def test_image_names(tmp_path: Path, name: str) -> None:
+    folder = write_counts(tmp_path / "S1")
+    write_image(folder, "plain.png")
+    with Image.open(folder / "plain.png") as image:
+        kind = {"jpg": "jpeg", "png": "png"}.get(name[-3:].lower(), "tiff")
+        image.save(folder / name, format=kind, **({"quality": 98, "subsampling": 0} if kind == "jpeg" else {}))
+    (folder / "._image.tif").write_bytes(b"of another system")
+    section = only(tmp_path)
+    check_section(section)
+    assert [path.name for path in Folder(path=str(tmp_path)).files(tmp_path, "S1")] == ["counts.h5ad", name]
+    assert section.patches is not None and section.patches.read(np.arange(3), 4, 8.0)[:, 0, 1:3, 1:3].max() < 50
+
+
+def test_a_name_that_is_not_read_is_told(tmp_path: Path) -> None:
+    (write_counts(tmp_path / "S1") / "image.czi").write_bytes(b"ZISRAWFILE")
+    with pytest.raises(MissingData, match=r"S1 has no image\.jpg .*it has image\.czi, which is not read"):
+        only(tmp_path)
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, "wide"])
 def test_pixel_size_has_to_be_stated(tmp_path: Path, value: object) -> None:
     write_image(write_counts(tmp_path / "S1", um_per_px=value))

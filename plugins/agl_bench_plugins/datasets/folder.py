@@ -3,7 +3,9 @@
 /data/mine/<section>/counts.h5ad      raw counts, spots × genes; obsm["spatial"] = (x, y) of the spot centres in pixels;
                                       uns["um_per_px"]; where it is known, uns["patient"] or uns["donor"], or a
                                       column of that name in obs with one value
-/data/mine/<section>/image.jpg        the slide (.jpg, .jpeg, .png, .tif, .tiff), or
+/data/mine/<section>/image.jpg        the slide, one plane of 8-bit colour or grey in bright field (.jpg, .jpeg, .png,
+                                      .tif, .tiff, .ome.tif, .btf, .svs, .ndpi, .mrxs, .scn, .bif, .vms, .vmu or .dcm,
+                                      in small or capital letters), or
 /data/mine/<section>/patches.h5       patches cut beforehand: img (patches, H, H, 3) uint8, barcode (patches,);
                                       uns["patch_um"] in counts.h5ad says how much tissue they show, else attributes
                                       or coords as HEST writes them; else it is taken that they show what the protocol
@@ -37,9 +39,9 @@ from agl_bench import (
     read_uns,
 )
 
-_IMAGES = ("image.jpg", "image.jpeg", "image.png", "image.tif", "image.tiff")
+_IMAGES = tuple(f"image{middle}{suffix}" for middle in ("", ".ome") for suffix in ImagePatches.SUFFIXES)
 _OWNERS = ("patient", "donor")
-_PARTS = ("counts.h5ad", "patches.h5", "embedding.h5", *_IMAGES)
+_PARTS = ("counts.h5ad", "patches.h5", "embedding.h5")
 
 
 class Folder(Dataset):
@@ -93,7 +95,7 @@ class Folder(Dataset):
         base = self.folder(root)
         if not base.is_dir():
             raise MissingData(f"there is no folder {base}; {self.remedy()}")
-        there = sorted(entry.name for entry in base.iterdir() if any((entry / part).exists() for part in _PARTS))
+        there = sorted(entry.name for entry in base.iterdir() if _is_section(entry) or _images(entry))
         for name in self.chosen:
             if name not in there:
                 listing = f"it has: {', '.join(there)}" if there else "it has none"
@@ -115,7 +117,7 @@ class Folder(Dataset):
     def _files_of(self, folder: Path) -> list[Path]:
         """The files of one section that are read, counts.h5ad first."""
         counts, patches, embedding = folder / "counts.h5ad", folder / "patches.h5", folder / "embedding.h5"
-        images = [folder / image for image in _IMAGES if (folder / image).is_file()]
+        images = _images(folder)
         if len(images) > 1:
             raise BadSection(folder.name, f"it has {images[0].name} and {images[1].name}; keep the one that is meant")
         if not counts.is_file():
@@ -123,8 +125,9 @@ class Folder(Dataset):
         pictures = images or ([patches] if patches.is_file() else [])
         features = [embedding] if embedding.is_file() else []
         if not pictures and not features:
+            other = "".join(f" (it has {path.name}, which is not read)" for path in folder.glob("image.*"))
             raise MissingData(
-                f"section '{folder.name}': {folder} has no image.jpg (.png, .tif), no patches.h5 and "
+                f"section '{folder.name}': {folder} has no image.jpg (.png, .tif, .svs){other}, no patches.h5 and "
                 f"no embedding.h5; {self.remedy()}"
             )
         return [counts, *pictures, *features]
@@ -132,7 +135,14 @@ class Folder(Dataset):
 
 def _is_section(folder: Path) -> bool:
     # Pictures alone say nothing: other layouts have them too.
-    return any((folder / part).exists() for part in ("counts.h5ad", "patches.h5", "embedding.h5"))
+    return any((folder / part).exists() for part in _PARTS)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The files of a folder that are named as images, by name."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.lower() in _IMAGES and path.is_file())
 
 
 def positive_or_0(value: object) -> float:
