@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from agl_bench.addresses import masked
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.spec import Part, make_dataset
 from agl_bench.errors import AglBenchError, MissingData
@@ -66,7 +67,11 @@ def diagnose(plugins: Plugins, root: Path, work: Path) -> list[Finding]:
     free = shutil.disk_usage(here).free / 2**30
     findings.append(Finding("ok" if free > 1 else "problem", "free disk", f"{free:.0f} GiB"))
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    findings.append(Finding("ok", "tracking", uri or f"sqlite in {work}/mlflow.db (MLFLOW_TRACKING_URI is not set)"))
+    findings.append(
+        Finding(
+            "ok", "tracking", masked(uri) if uri else f"sqlite in {work}/mlflow.db (MLFLOW_TRACKING_URI is not set)"
+        )
+    )
     return findings
 
 

@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # tasks withou
 import ray
 import torch
 
+from agl_bench.addresses import masked
 from agl_bench.bench.executors import DEATHS, Engine
 from agl_bench.errors import ExecutorFailed
 
@@ -57,7 +58,9 @@ class RayEngine(Engine):
             _probe(self.address)
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            where = f"no Ray cluster answers at {self.address}" if self.address else "Ray cannot be started here"
+            where = (
+                f"no Ray cluster answers at {masked(self.address)}" if self.address else "Ray cannot be started here"
+            )
             raise ExecutorFailed(f"{where} ({_first_line(error)}); check --ray-address, or leave it out") from None
         finally:
             signal.signal(signal.SIGTERM, terminate)  # Ray's own would end the command at once
@@ -133,5 +136,5 @@ def _probe(address: str | None) -> None:
 
 def _first_line(error: object) -> str:
     """Of an error, as part of a sentence."""
-    lines = str(error).strip().splitlines()
+    lines = masked(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip().rstrip('.')}" if lines else type(error).__name__

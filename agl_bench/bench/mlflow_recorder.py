@@ -10,7 +10,6 @@ import json
 import math
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agl_bench.bench.mlflow_tracker import Tracker, client_of, first_line, lock
+from agl_bench.addresses import masked
+from agl_bench.bench.mlflow_tracker import Tracker, client_of, first_line, lock, to_stderr
 
 # The tracker sets what mlflow reads while it is imported.
 # isort: split
@@ -269,14 +269,14 @@ class MlflowRecorder(Recorder):
         tracker = Tracker.of(work, uri)
         tracker.probe()
         try:
-            client = client_of(tracker)
-            with lock(work):
+            client = client_of(tracker, warn)
+            with lock(tracker):
                 experiments = {e: _make_experiment(client, tracker, e) for e in EVALUATIONS}
         except TrackerUnavailable:
             raise
         except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
             raise TrackerUnavailable(f"cannot track to {tracker.name}: {first_line(error)}") from error
-        return cls(tracker, client, experiments, work.absolute(), warn or _to_stderr, models)
+        return cls(tracker, client, experiments, work.absolute(), warn or to_stderr, models)
 
     def open(self, spec: RunSpec) -> CellLog:
         """A run for the cell, in place of any earlier one of the same key."""
@@ -320,7 +320,7 @@ class MlflowRecorder(Recorder):
         Args:
             base: address of the server; None = the tracker itself.
         """
-        base = base or (self._tracker.name if self._tracker.is_server else None)
+        base = base or (self._tracker.page if self._tracker.is_server else None)
         return links(base, self._experiments) if base else {}
 
     def guarded(self, action: Callable[[], T], otherwise: T) -> T:
@@ -372,7 +372,7 @@ class MlflowRecorder(Recorder):
         if not isinstance(metrics, list):
             metrics = self.metrics(metrics or {}, 0)
         param_list = [Param(_name_of(k), _text(v)) for k, v in (params or {}).items() if _text(v)]
-        tag_list = [RunTag(k, v) for k, v in (tags or {}).items()]
+        tag_list = [RunTag(k, masked(v)) for k, v in (tags or {}).items()]
         while metrics or param_list or tag_list:
             self._client.log_batch(
                 run_id, metrics[:FLUSH_METRICS], param_list[:FLUSH_SETTINGS], tag_list[:FLUSH_SETTINGS]
@@ -514,7 +514,7 @@ class MlflowRecorder(Recorder):
         self._touched[spec.group] = spec
         groups = self._index(spec.evaluation).groups
         if spec.group not in groups:
-            with lock(self._work):
+            with lock(self._tracker):
                 groups[spec.group] = self._find_group(spec) or self._make_group(spec)
         group = groups[spec.group]
         if group.status != "RUNNING":
@@ -579,7 +579,7 @@ class MlflowRecorder(Recorder):
             name=part.name,
             digest=(spec.data or "unknown")[:36],
             source_type="agl-bench",
-            source=json.dumps({"provider": part.provider, "settings": part.settings}),
+            source=masked(json.dumps({"provider": part.provider, "settings": part.settings})),
         )
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "benchmark")])])
 
@@ -690,13 +690,9 @@ def _name_of(text: str) -> str:
 
 def _text(value: object) -> str:
     """A setting as text; long ones are cut here, since MLflow would cut them without a word."""
-    text = ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    text = masked(", ".join(map(str, value)) if isinstance(value, tuple | list) else value)
     return text if len(text) <= 500 else text[:499] + "…"
 
 
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

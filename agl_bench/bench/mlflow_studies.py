@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agl_bench.bench.mlflow_tracker import Tracker, client_of, lock
+from agl_bench.bench.mlflow_tracker import Tracker, client_of, first_line, lock
 
 # The tracker sets what mlflow reads while it is imported.
 # isort: split
@@ -44,9 +44,9 @@ def show_study(
     """
     tracker = Tracker.of(work, uri)
     tracker.probe()
-    client = client_of(tracker)
     try:
-        with lock(work):
+        client = client_of(tracker)
+        with lock(tracker):
             found = client.get_experiment_by_name(EXPERIMENT)
             place = (tracker.artifacts / "tuning").as_uri() if tracker.artifacts else None
             experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=place)
@@ -77,8 +77,7 @@ def show_study(
     except TrackerUnavailable:
         raise
     except Exception as error:  # MLflow lets errors of its database and HTTP libraries through
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise TrackerUnavailable(f"the study is not in MLflow ({tracker.name}): {text}") from error
+        raise TrackerUnavailable(f"the study is not in MLflow ({tracker.name}): {first_line(error)}") from error
 
 
 def keep_files(out: Path, selector: str, entry: Entry, importances: dict[str, float], history: History) -> Path:

@@ -6,12 +6,12 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import socket
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ for _name, _value in {
 
 from mlflow import MlflowClient  # noqa: E402
 
+from agl_bench.addresses import is_ambiguous, masked  # noqa: E402
+from agl_bench.bench.mlflow_database import make_ready  # noqa: E402
 from agl_bench.errors import TrackerUnavailable  # noqa: E402
 
 PROBE_SECONDS = 5.0
@@ -42,10 +44,12 @@ class Tracker:
     Attributes:
         uri: for MLflow.
         artifacts: where files go if this process writes them itself; None = the server decides.
+        work: the work folder.
     """
 
     uri: str
     artifacts: Path | None
+    work: Path
 
     @classmethod
     def of(cls, work: Path, uri: str | None) -> Tracker:
@@ -57,14 +61,19 @@ class Tracker:
         work = work.absolute()
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work / 'mlflow.db'}"
         scheme = uri.partition(":")[0].partition("+")[0].lower()
+        if is_ambiguous(uri):
+            raise TrackerUnavailable(
+                f"cannot track to '{masked(uri)}': its port is no number, or a password holds a separator; write "
+                "HOST:5000, and in a password %40 for @, %3A for :, %2F for /, %3F for ? and %23 for #"
+            )
         if scheme == "sqlite":
-            return cls(uri, database_of(uri).parent / "mlartifacts")
+            return cls(uri, database_of(uri).parent / "mlartifacts", work)
         if scheme in ("http", "https", "databricks"):
-            return cls(uri, None)
+            return cls(uri, None, work)
         if scheme in ("postgresql", "postgres", "mysql", "mssql"):
-            return cls(uri, work / "mlartifacts")
+            return cls(uri, work / "mlartifacts", work)
         raise TrackerUnavailable(
-            f"cannot track to '{uri}': use sqlite:///PATH/mlflow.db, or the http(s) address of an MLflow server "
+            f"cannot track to '{masked(uri)}': use sqlite:///PATH/mlflow.db, or the http(s) address of a server "
             "(MLflow has retired plain folders)"
         )
 
@@ -74,9 +83,20 @@ class Tracker:
         return self.uri.startswith("http")
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is a database in a file of this machine."""
+        return self.uri.startswith("sqlite")
+
+    @property
     def name(self) -> str:
-        """For messages: without a password."""
-        return re.sub(r"(?<=://)[^/@]*@", "", self.uri)
+        """For messages: without a secret."""
+        return masked(self.uri)
+
+    @property
+    def page(self) -> str:
+        """Address of a server for a browser, which asks for the password by itself."""
+        parts = urllib.parse.urlsplit(self.uri)
+        return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")).rstrip("/")
 
     def probe(self) -> None:
         """Ask whether somebody is there; takes some seconds at most, where MLflow itself would try for minutes.
@@ -87,8 +107,7 @@ class Tracker:
         parts = urllib.parse.urlsplit(self.uri)
         try:
             if self.is_server:
-                address = urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-                with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=PROBE_SECONDS):
+                with urllib.request.urlopen(f"{self.page}/health", timeout=PROBE_SECONDS):
                     pass
             elif parts.scheme != "sqlite" and parts.hostname and parts.port:
                 socket.create_connection((parts.hostname, parts.port), PROBE_SECONDS).close()
@@ -123,23 +142,48 @@ def database_of(uri: str) -> Path:
 
 
 @contextlib.contextmanager
-def lock(work: Path) -> Iterator[None]:
-    """One process on this work folder at a time: two that create a database or a group at once fail or double it."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / ".mlflow.lock").open("w") as handle:
+def lock(tracker: Tracker) -> Iterator[None]:
+    """One process at a time on a database in a file, else on the work folder: two at once would double a group.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    folder = Path(os.path.realpath(database_of(tracker.uri))).parent if tracker.is_file else tracker.work
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".mlflow.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def client_of(tracker: Tracker) -> MlflowClient:
-    """MLflow's client, with explicit addresses and no chatter."""
+def client_of(tracker: Tracker, warn: Callable[[str], None] | None = None) -> MlflowClient:
+    """MLflow's client, with explicit addresses and no chatter, on a database that is whole.
+
+    Args:
+        tracker: where to.
+        warn: says one line to the user; None = on stderr.
+
+    Raises:
+        TrackerUnavailable: if a database in a file cannot be used.
+        Exception: whatever MLflow and its database raise.
+    """
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+    if not tracker.is_file:
+        return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+    with lock(tracker):  # also while the client is made, which adds what every database of MLflow has
+        own = os.path.realpath(tracker.work / "mlflow.db")
+        database = database_of(tracker.uri)
+        make_ready(database, is_ours=os.path.realpath(database) == own, warn=warn or to_stderr)
+        return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+
+
+def to_stderr(line: str) -> None:
+    """Say one line to the user."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def first_line(error: object) -> str:
-    """First line of an error, as part of a sentence."""
-    text = str(error).strip() or type(error).__name__
+    """First line of an error, as part of a sentence, without a secret."""
+    text = masked(error).strip() or type(error).__name__
     first = text.splitlines()[0].strip().rstrip(".;:")
     return first if len(first) <= 300 else first[:299] + "…"

@@ -20,6 +20,15 @@ from agl_bench.bench.mlflow_views import experiment_name, links
 from agl_bench.data.folds import EVALUATIONS
 from agl_bench.errors import TrackerUnavailable
 
+# Runs a command, and ends it and all that it has started when the other end of its input closes.
+WATCHED = """
+import os, signal, subprocess, sys, threading
+signal.signal(signal.SIGTERM, lambda *_: None)
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+threading.Thread(target=lambda: sys.stdin.buffer.read() or os.killpg(0, signal.SIGKILL), daemon=True).start()
+sys.exit(server.wait() % 256)
+"""
+
 
 def serve(
     work: Path,
@@ -44,7 +53,7 @@ def serve(
     tracker = Tracker.of(work, uri)
     if tracker.is_server:
         tracker.probe()
-        ready(_known_links(tracker, tracker.name))
+        ready(_known_links(tracker, tracker.page))
         return
     if tracker.uri.startswith("sqlite") and not database_of(tracker.uri).is_file():
         raise TrackerUnavailable(f"there is no {database_of(tracker.uri)}; run `agl-bench run` first")
@@ -58,15 +67,18 @@ def serve(
                 f"port {port} is taken ({first_line(error)}); choose another with --port"
             ) from None
     known = _known_links(tracker, f"http://127.0.0.1:{port}")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracker.uri, "--workers", "1"]
+    command = [sys.executable, "-c", WATCHED, sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--artifacts-destination", str(tracker.artifacts), "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else it keeps a pool of idle workers
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": tracker.uri,  # which may hold a password, and everybody sees command lines
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else it keeps a pool of idle workers
+    }
     with tempfile.TemporaryFile("w+b") as log:
         server = subprocess.Popen(
             command,
             cwd=work,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # closed by our end, whatever the reason of it
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches us only, and we end the server and its workers together
@@ -127,3 +139,5 @@ def _end(server: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(10)
             break
+    if server.stdin is not None:
+        server.stdin.close()

@@ -19,7 +19,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import socket
 import threading
 import time
@@ -47,6 +46,7 @@ from optuna.storages.journal import (
 )
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from agl_bench.addresses import is_ambiguous, masked
 from agl_bench.bench.fitness import unfit
 from agl_bench.bench.run import Bench
 from agl_bench.bench.spec import Campaign, RunSpec
@@ -795,15 +795,20 @@ def _mend(journal: Path) -> None:
 
 
 def _database(url: str) -> BaseStorage:
-    shown = re.sub(r"(?<=://)[^/@]*@", "", url)
+    shown = masked(url)
     if "://" not in url:
         raise BadSpec(f"--storage {shown!r} is no database URL, e.g. postgresql+psycopg://user@host/name")
+    if is_ambiguous(url):
+        raise BadSpec(
+            f"--storage {shown}: its port is no number, or a password holds a separator; write %40 for @, %3A for :, "
+            "%2F for /, %3F for ? and %23 for # in a password"
+        )
     try:
         with _quietly():
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except Exception as error:  # noqa: BLE001  (SQLAlchemy, its drivers and Optuna each raise their own)
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadSpec(f"--storage {shown} cannot be used: {text[0].replace(url, shown)[:200].rstrip('.')}") from None
+        text = masked(error).strip().splitlines() or [type(error).__name__]
+        raise BadSpec(f"--storage {shown} cannot be used: {text[0][:200].rstrip('.')}") from None
 
 
 @contextlib.contextmanager

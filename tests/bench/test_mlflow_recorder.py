@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from agl_bench.bench.mlflow_recorder import NOTE, MlflowRecorder
-from agl_bench.bench.mlflow_ui import serve
+from agl_bench.bench.mlflow_ui import WATCHED, serve
 from agl_bench.bench.mlflow_views import HEADLINE, VIEWS
 from agl_bench.bench.recorder import Standing
 from agl_bench.bench.result import Result, epoch_table, outer_table
@@ -303,6 +307,36 @@ def test_no_server_no_wait(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began < 10
     with pytest.raises(TrackerUnavailable, match="retired plain folders"):
         MlflowRecorder.connect(work, "file:///tmp/mlruns")
+
+
+@pytest.mark.parametrize("address", ["http://host:port", "http://me:sec/ret@127.0.0.1:9", "https://h:50x/"])
+def test_an_address_that_cannot_be_read(address: str, work: Path) -> None:
+    with pytest.raises(TrackerUnavailable, match="port is no number") as caught:
+        MlflowRecorder.connect(work, address)
+    assert "ret" not in str(caught.value)
+
+
+def test_a_server_ends_with_who_started_it() -> None:
+    start = """
+import subprocess, sys, time
+watched = [sys.executable, "-c", sys.argv[1], "sleep", "600"]
+print(subprocess.Popen(watched, stdin=subprocess.PIPE, start_new_session=True).pid, flush=True)
+time.sleep(600)
+"""
+    starter = subprocess.Popen([sys.executable, "-c", start, WATCHED], stdout=subprocess.PIPE)
+    assert starter.stdout is not None
+    group = int(starter.stdout.readline())
+    starter.kill()
+    starter.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail("the server goes on")
 
 
 def test_views_and_links(work: Path) -> None:
