@@ -12,8 +12,9 @@ from agl_bench.registry.hooks import hookimpl
 
 if TYPE_CHECKING:
     from agl_bench.data.gene_files import read_gene_scores
+    from agl_bench.data.h5ad_files import known_names, read_constants, read_donors, read_h5ad, read_uns
     from agl_bench.data.neighbours import neighbour_weights
-    from agl_bench.data.patches import ArrayPatches, ImagePatches, read_constants, read_embedding, read_uns
+    from agl_bench.data.patches import ArrayPatches, ImagePatches, read_embedding
     from agl_bench.errors import AglBenchError, BadSection, BadSpec, FetchFailed, MissingData
     from agl_bench.interfaces.backbone import Backbone
     from agl_bench.interfaces.dataset import Dataset, is_offline
@@ -37,16 +38,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 # Of the names below and of the hooks: the minor number grows with additions, the major one where a plug-in may break.
-API_VERSION = "1.0"
+API_VERSION = "1.1"
 
 _HOMES = {
     "read_gene_scores": "data.gene_files",
+    "known_names": "data.h5ad_files",
+    "read_constants": "data.h5ad_files",
+    "read_donors": "data.h5ad_files",
+    "read_h5ad": "data.h5ad_files",
+    "read_uns": "data.h5ad_files",
     "neighbour_weights": "data.neighbours",
     "ArrayPatches": "data.patches",
     "ImagePatches": "data.patches",
-    "read_constants": "data.patches",
     "read_embedding": "data.patches",
-    "read_uns": "data.patches",
     "AglBenchError": "errors",
     "BadSection": "errors",
     "BadSpec": "errors",
@@ -113,10 +117,13 @@ __all__ = [
     "__version__",
     "hookimpl",
     "is_offline",
+    "known_names",
     "neighbour_weights",
     "read_constants",
+    "read_donors",
     "read_embedding",
     "read_gene_scores",
+    "read_h5ad",
     "read_uns",
 ]
 

@@ -14,6 +14,7 @@ from scipy import sparse
 from agl_bench.bench.prepare import fingerprint
 from agl_bench.bench.spec import Part
 from agl_bench.data.neighbours import pitch
+from agl_bench.data.preprocess import computable
 from agl_bench.digests import FileDigests
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
@@ -96,7 +97,7 @@ def section_card(section: Section) -> SectionCard:
 
 def umi_of(section: Section) -> np.ndarray:
     """Counts of each spot, summed over genes: (spots,) float64."""
-    return np.asarray(section.counts.X.sum(axis=1), dtype=np.float64).ravel()
+    return np.asarray(computable(section.counts.X).sum(axis=1, dtype=np.float64)).ravel()
 
 
 def pitch_px(section: Section) -> float | None:

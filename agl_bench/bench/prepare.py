@@ -189,7 +189,9 @@ def _file_digests(part: Part, dataset: Dataset, root: Path, names: list[str], di
 def _code() -> str:
     """Digest of what decides the pixels and counts of a prepared section, and whether it is let in: code, libraries."""
     here = Path(agl_bench.__file__).parent / "data"
-    files = "".join(file_digest(here / f"{name}.py") for name in ("check", "patches", "prepared", "slides"))
+    files = "".join(
+        file_digest(here / f"{name}.py") for name in ("check", "h5ad_files", "patches", "prepared", "slides")
+    )
     libraries = " ".join(f"{name} {version(name)}" for name in ("pillow", "tifffile", "imagecodecs"))
     return text_digest(f"{files} {libraries}", 4)
 

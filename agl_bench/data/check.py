@@ -27,6 +27,9 @@ _PITCH_UM = (1.0, 2_000.0)  # between neighbouring spots: half of the finest arr
 _SAMPLE = 400  # spots whose pixels are looked at
 _LOOK_UM = 50.0  # width of tissue that is looked at: about a spot
 _LOOK_PX = 16
+_MOST_COUNTED = 2**53  # up to here whole numbers are exact in double precision
+_MOST_HALF = 2**11  # and up to here in half precision
+_MOST_LOG = 32.0  # of scaled counts, to whatever base from 2 on; exp() of linear values leaves single precision
 _GLASS_SD = 3.0  # grey levels; see `pixel_problems`
 _GLASS_TINT = 30.0
 _ON_TISSUE = 0.5  # share of the spots that have to be
@@ -128,7 +131,10 @@ def pixel_problems(section: Section) -> Iterator[str]:
 
 def _name_problems(section: Section) -> Iterator[str]:
     for names, axis, kind in ((section.counts.obs_names, "obs", "spot"), (section.counts.var_names, "var", "gene")):
-        if not names.is_unique:
+        absent = np.flatnonzero(names.isna() | (names == ""))
+        if len(absent):
+            yield f"{kind} number {absent[0] + 1} has no name ({len(absent)} {kind}s); give each a name of its own"
+        elif not names.is_unique:
             yield (
                 f"{kind} '{names[names.duplicated()][0]}' is there more than once "
                 f"({len(names) - names.nunique()} repeated); drop the copies or call {axis}_names_make_unique()"
@@ -144,14 +150,19 @@ def _count_problems(section: Section, has_counts: bool) -> Iterator[str]:
     elif X.dtype.kind not in "iufb":
         yield f"counts.X holds {X.dtype}; counts have to be numbers"
     else:
-        if scipy.sparse.issparse(X) and X.format not in ("csr", "csc"):
-            X = X.tocsr()
+        if scipy.sparse.issparse(X):
+            X = X if X.format in ("csr", "csc") else X.tocsr()
+            try:
+                X.check_format(full_check=True)  # reading past the end of an array would be left to chance
+            except ValueError as error:
+                yield f"counts.X is no valid sparse matrix ({error}); write the file anew"
+                return
         values = X.data if scipy.sparse.issparse(X) else np.asarray(X).reshape(-1)
         blank = True
         for start in range(0, values.size, _ENTRIES):
             block = values[start : start + _ENTRIES]
             blank = blank and not block.any()
-            first = _first_bad(block, whole=has_counts)
+            first = _first_bad(block, has_counts)
             if first is not None:
                 yield _bad_count(section, X, start + first, values[start + first], has_counts)
                 return
@@ -160,19 +171,25 @@ def _count_problems(section: Section, has_counts: bool) -> Iterator[str]:
             yield f"all of its counts are zero; check that X holds the {held}"
 
 
-def _first_bad(values: np.ndarray, *, whole: bool) -> int | None:
-    """Index of the first value that is no count, or merely not ≥ 0 and finite; None where all are.
+def _first_bad(values: np.ndarray, has_counts: bool) -> int | None:
+    """Index of the first value that is no count, or no logarithm of one; None where all are.
 
     Looks closer only where something is wrong.
     """
-    if values.dtype.kind in "ub":
-        return None
-    if values.dtype.kind == "i":
-        return int(np.argmax(values < 0)) if values.min() < 0 else None
-    good = (values >= 0) & (values < np.inf)  # NaN fails the first comparison
-    if whole:
+    most = _most(values.dtype) if has_counts else _MOST_LOG
+    if values.dtype.kind in "uib":
+        if values.min() >= 0 and values.max() <= most:
+            return None
+        return int(np.argmax((values < 0) | (values > most)))
+    good = (values >= 0) & (values <= most)  # NaN fails the first comparison
+    if has_counts:
         good &= np.rint(values) == values
     return None if good.all() else int(np.argmin(good))
+
+
+def _most(kind: np.dtype) -> int:
+    """The largest count that can be meant."""
+    return _MOST_HALF if kind == np.float16 else _MOST_COUNTED
 
 
 def _bad_count(
@@ -185,6 +202,11 @@ def _bad_count(
         major = int(np.searchsorted(X.indptr, index, side="right")) - 1
         spot, gene = (major, X.indices[index]) if X.format == "csr" else (X.indices[index], major)
     where = f"spot '{counts.obs_names[spot]}', gene '{counts.var_names[gene]}'"
+    if not has_counts and _MOST_LOG < value < np.inf:
+        return (
+            f"the value of {where} is {value:g}; the logarithm of a scaled count is at most {_MOST_LOG:g}: without raw "
+            "counts, give ln(1 + scaled count), not the scaled counts themselves"
+        )
     if not has_counts:
         return (
             f"the value of {where} is {value:g}; without raw counts, values have to be finite and ≥ 0, 0 where a gene "
@@ -197,6 +219,11 @@ def _bad_count(
             f"the count of {where} is {value:g}",
             "raw counts are not negative; scaled values are no counts",
         )
+    elif value > _most(X.dtype):
+        problem = f"the count of {where} is {value:.0f}"
+        remedy = "no spot holds so many molecules of a gene; give counts of molecules"
+        if X.dtype == np.float16:
+            remedy = f"{X.dtype} holds whole numbers up to {_MOST_HALF:,} only; write the counts as float32 or int32"
     else:
         problem, remedy = (
             f"the count of {where} is {value:g}, not a whole number",

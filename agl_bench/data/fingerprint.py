@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 import scipy.sparse
 
+from agl_bench.data.preprocess import canonical
 from agl_bench.interfaces.spots import Section
 
 _SPOTS = 1024  # rows hashed at once: no second copy of the counts
@@ -30,10 +31,9 @@ def section_fingerprint(section: Section) -> str:
         digest.update("\0".join(names).encode() + b"\1")
     positions = np.asarray(counts.obsm["spatial"], dtype=np.float64)[spots] * section.um_per_px
     digest.update(np.rint(positions / _GRID_UM).astype("<i8").tobytes())
-    X = counts.X.tocsr() if scipy.sparse.issparse(counts.X) else np.asarray(counts.X)
+    X = canonical(counts.X) if scipy.sparse.issparse(counts.X) else np.asarray(counts.X)
     for start in range(0, len(spots), _SPOTS):
-        block = scipy.sparse.csr_array(X[spots[start : start + _SPOTS]])[:, genes]
-        block.sum_duplicates()
+        block = canonical(X[spots[start : start + _SPOTS]])[:, genes]
         block.eliminate_zeros()
         block.sort_indices()
         for part in (np.diff(block.indptr), block.indices, block.data):

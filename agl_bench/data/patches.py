@@ -1,11 +1,9 @@
-"""Patches of spots, cut from a slide image or taken from an array. The one home of h5py.
+"""Patches of spots, cut from a slide image or taken from an array, and features of them.
 
 ImagePatches    cuts from a slide image: decoded once, or region by region where it is tiled
 ArrayPatches    patches cut beforehand: an HDF5 file in the HEST layout, or an array in memory
 blocks_of       patches of any source block by block, in the order that is cheapest to read
 read_embedding  features computed beforehand, matched to spots by barcode or by place
-read_uns        single values of an .h5ad file, without its counts
-read_constants  columns of `obs` of an .h5ad file with one value for all spots, without its counts
 """
 
 from __future__ import annotations
@@ -346,45 +344,6 @@ def _found_by_place(coords: Any, path: Path, positions: np.ndarray | None, secti
             f"({tolerance:.0f} px are allowed); embed patches cut around the spots, in pixels of the same image",
         )
     return found, len(corners)
-
-
-def read_uns(path: Path, *names: str, section: str = "") -> dict[str, Any]:
-    """Single values (numbers, text) of `uns` of an .h5ad file; names that are absent are left out. Reads no counts.
-
-    Raises:
-        BadSection: if the file cannot be read.
-    """
-    found: dict[str, Any] = {}
-    with _h5(path, section or path.parent.name) as file:
-        for name in names:
-            entry = file.get(f"uns/{name}")
-            if isinstance(entry, h5py.Dataset) and entry.shape == ():
-                value = entry[()]
-                found[name] = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return found
-
-
-def read_constants(path: Path, *names: str, section: str = "") -> dict[str, str]:
-    """Columns of `obs` of an .h5ad file that hold one text or number for all spots; others are left out.
-
-    Reads no counts.
-
-    Raises:
-        BadSection: if the file cannot be read.
-    """
-    found: dict[str, str] = {}
-    with _h5(path, section or path.parent.name) as file:
-        for name in names:
-            column = file.get(f"obs/{name}")
-            if isinstance(column, h5py.Group) and {"codes", "categories"} <= set(column):  # a categorical column
-                codes = np.unique(column["codes"][()])
-                # Code -1 is an absent value.
-                values = column["categories"][()][codes[codes >= 0]] if len(codes) == 1 else np.empty(0)
-            else:
-                values = np.unique(column[()]) if isinstance(column, h5py.Dataset) else np.empty(0)
-            if len(values) == 1:
-                found[name] = values[0].decode(errors="replace") if isinstance(values[0], bytes) else str(values[0])
-    return found
 
 
 def _square(slide: Slide, box: tuple[float, float, float, float], side_px: int) -> np.ndarray:

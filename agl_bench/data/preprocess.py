@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -163,11 +164,23 @@ def tabulate(sections: Sequence[Section], protocol: Protocol, panel_from: Collec
     )
 
 
-def canonical(counts: object) -> sparse.csr_matrix:
+def computable(counts: Any) -> Any:
+    """Counts in a type that SciPy computes with: half precision becomes single, foreign bytes the machine's order."""
+    kind = np.dtype(np.float32) if counts.dtype == np.float16 else counts.dtype.newbyteorder("=")
+    if kind == counts.dtype and counts.dtype.isnative:
+        return counts
+    if isinstance(counts, np.ndarray):
+        return counts.astype(kind)
+    rows = counts.tocsr() if counts.format not in ("csr", "csc") else counts
+    return type(rows)((rows.data.astype(kind), rows.indices, rows.indptr), shape=rows.shape)
+
+
+def canonical(counts: Any) -> sparse.csr_matrix:
     """Counts as CSR with sorted, distinct columns; the very arrays of the section where they are so already."""
-    matrix = sparse.csr_matrix(counts)
+    matrix = sparse.csr_matrix(computable(counts))
     if not matrix.has_canonical_format:
-        matrix = matrix.copy()  # the section stays as measured
+        # A copy, for the section stays as measured; a wide one, for a sum may not fit the type of its parts.
+        matrix = matrix.astype(np.int64 if matrix.dtype.kind in "bi" else np.result_type(matrix.dtype, np.uint32))
         matrix.sum_duplicates()
     return matrix
 

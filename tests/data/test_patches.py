@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from agl_bench import ArrayPatches, BadSection, ImagePatches, read_embedding, read_uns
+from agl_bench import ArrayPatches, BadSection, ImagePatches, read_embedding
 from agl_bench.data.patches import BLOCK, blocks_of
 
 
@@ -245,7 +245,7 @@ def test_corrupt_h5(tmp_path: Path) -> None:
     path = tmp_path / "S1" / "patches.h5"
     path.parent.mkdir()
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"x" * 100)
-    for read in (lambda: ArrayPatches(path), lambda: ArrayPatches.matched(path, ["a"]), lambda: read_uns(path, "a")):
+    for read in (lambda: ArrayPatches(path), lambda: ArrayPatches.matched(path, ["a"])):
         with pytest.raises(BadSection, match=r"section 'S1': .*patches\.h5 cannot be read as HDF5"):
             read()
     write_hest(path, noise(50, 16, 16, 3), ["a"])

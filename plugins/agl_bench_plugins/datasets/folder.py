@@ -2,7 +2,8 @@
 
 /data/mine/<section>/counts.h5ad      raw counts, spots × genes; obsm["spatial"] = (x, y) of the spot centres in pixels;
                                       uns["um_per_px"]; where it is known, uns["patient"] or uns["donor"], or a
-                                      column of that name in obs with one value
+                                      column of that name in obs with one value; positions may be a table with
+                                      columns x and y as well
 /data/mine/<section>/image.jpg        the slide, one plane of 8-bit colour or grey in bright field (.jpg, .jpeg, .png,
                                       .tif, .tiff, .ome.tif, .btf, .svs, .ndpi, .mrxs, .scn, .bif, .vms, .vmu or .dcm,
                                       in small or capital letters), or
@@ -34,13 +35,13 @@ from agl_bench import (
     MissingData,
     PatchSource,
     Section,
-    read_constants,
+    read_donors,
     read_embedding,
-    read_uns,
+    read_h5ad,
 )
+from agl_bench_plugins.datasets.entries import entries
 
 _IMAGES = tuple(f"image{middle}{suffix}" for middle in ("", ".ome") for suffix in ImagePatches.SUFFIXES)
-_OWNERS = ("patient", "donor")
 _PARTS = ("counts.h5ad", "patches.h5", "embedding.h5")
 
 
@@ -69,7 +70,7 @@ class Folder(Dataset):
         """Whether it is the folder of a section, or one of such folders. A subclass has a folder of its own."""
         if cls is not Folder or not path.is_dir():
             return False
-        return _is_section(path) or any(_is_section(entry) for entry in path.iterdir())
+        return _is_section(path) or any(_is_section(entry) for entry in entries(path))
 
     @classmethod
     def settings_at(cls, path: Path) -> dict[str, str]:
@@ -88,14 +89,14 @@ class Folder(Dataset):
 
     def sections(self, root: Path) -> dict[str, str]:
         """Names of the sections, each with its donor as counts.h5ad states it."""
-        return {name: _stated_donor(self.files(root, name)[0], name) for name in self.names(root)}
+        return {name: _donor(read_donors(self.files(root, name)[0], section=name)) for name in self.names(root)}
 
     def names(self, root: Path) -> list[str]:
         """The chosen subfolders, or all that have a file of a section."""
         base = self.folder(root)
         if not base.is_dir():
             raise MissingData(f"there is no folder {base}; {self.remedy()}")
-        there = sorted(entry.name for entry in base.iterdir() if _is_section(entry) or _images(entry))
+        there = [entry.name for entry in entries(base) if _is_section(entry) or _images(entry)]
         for name in self.chosen:
             if name not in there:
                 listing = f"it has: {', '.join(there)}" if there else "it has none"
@@ -146,27 +147,20 @@ def _images(folder: Path) -> list[Path]:
 
 
 def positive_or_0(value: object) -> float:
-    """A positive finite number, 0 for anything else."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
-
-
-def read_counts(path: Path, section: str) -> anndata.AnnData:
-    """An .h5ad file as stored.
-
-    Raises:
-        BadSection: if it cannot be read.
-    """
+    """A positive finite number, also as text or as an array of one; 0 for anything else."""
+    if np.size(value) != 1 or isinstance(value, bool | np.bool_):  # type: ignore[arg-type]
+        return 0.0
     try:
-        return anndata.read_h5ad(path)
-    except Exception as error:  # noqa: BLE001  (a damaged or foreign file makes anndata raise nearly anything)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadSection(section, f"{path} cannot be read as .h5ad ({reason}); replace it") from None
+        number = float(np.ravel(value)[0])  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return 0.0
+    return number if math.isfinite(number) and number > 0 else 0.0
 
 
 def _read(name: str, files: list[Path]) -> Section:
     by_name = {path.name: path for path in files}
-    donor = _stated_donor(by_name["counts.h5ad"], name)
-    counts = read_counts(by_name.pop("counts.h5ad"), name)
+    donors = read_donors(by_name["counts.h5ad"], section=name)
+    counts = read_h5ad(by_name.pop("counts.h5ad"), section=name)
     if "um_per_px" not in counts.uns:
         raise BadSection(name, "uns['um_per_px'] is missing in counts.h5ad; set it to the size of an image pixel in µm")
     um_per_px = _positive(counts.uns["um_per_px"], "um_per_px", name)
@@ -196,17 +190,15 @@ def _read(name: str, files: list[Path]) -> Section:
         um_per_px,
         patches=patches,
         embedding=embedding,
-        donor=donor,
+        donor=_donor(donors),
         dropped_spots=measured - counts.n_obs,
+        facts={"donors": f"{', '.join(donors)}: several, so that none is known"} if len(donors) > 1 else {},
     )
 
 
 def _positive(value: object, key: str, section: str) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
+    number = positive_or_0(value)
+    if not number:
         raise BadSection(section, f"uns['{key}'] in counts.h5ad is {value!r}; it has to be a positive number of µm")
     return number
 
@@ -217,8 +209,6 @@ def positions_of(counts: anndata.AnnData) -> np.ndarray | None:
     return stored if stored.shape == (counts.n_obs, 2) and stored.dtype.kind in "iuf" else None
 
 
-def _stated_donor(path: Path, section: str) -> str:
-    """Whom the tissue is from; "" where it is not written down."""
-    stated: dict[str, object] = read_constants(path, *_OWNERS, section=section)
-    stated |= {key: value for key, value in read_uns(path, *_OWNERS, section=section).items() if str(value).strip()}
-    return next((str(stated[key]).strip() for key in _OWNERS if str(stated.get(key, "")).strip()), "")
+def _donor(stated: tuple[str, ...]) -> str:
+    """The one that is stated; "" where there is none, or not one."""
+    return stated[0] if len(stated) == 1 else ""

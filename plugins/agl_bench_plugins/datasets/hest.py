@@ -23,8 +23,20 @@ import anndata
 import numpy as np
 from scipy.spatial import KDTree
 
-from agl_bench import ArrayPatches, BadSection, Dataset, FetchFailed, MissingData, Section, is_offline, read_embedding
-from agl_bench_plugins.datasets.folder import positions_of, positive_or_0, read_counts
+from agl_bench import (
+    ArrayPatches,
+    BadSection,
+    Dataset,
+    FetchFailed,
+    MissingData,
+    Section,
+    is_offline,
+    known_names,
+    read_embedding,
+    read_h5ad,
+)
+from agl_bench_plugins.datasets.entries import is_data
+from agl_bench_plugins.datasets.folder import positions_of, positive_or_0
 
 _REPOSITORY = "MahmoodLab/hest"
 _PATCH_UM = 112.0  # 224 px at 0.5 µm, where a file does not say otherwise
@@ -222,7 +234,9 @@ class Hest(HestSlides):
     @classmethod
     def settings_at(cls, path: Path) -> dict[str, str]:
         """The folder, and every slide of which there are counts or patches."""
-        slides = {file.stem for kind, ending in _KINDS[:2] for file in (path / kind).glob(f"*.{ending}")}
+        slides = {
+            file.stem for kind, ending in _KINDS[:2] for file in (path / kind).glob(f"*.{ending}") if is_data(file)
+        }
         return {"path": str(path), "ids": ",".join(sorted(slides))}
 
     def names(self, root: Path) -> list[str]:
@@ -254,7 +268,7 @@ _FACTS = ("st_technology", "species", "organ", "tissue", "disease_state", "oncot
 
 def _read(slide: str, counts_path: Path, patches_path: Path, metadata_path: Path) -> Section:
     metadata = _metadata(metadata_path, slide)
-    counts = read_counts(counts_path, slide)
+    counts = read_h5ad(counts_path, section=slide)
     # A few symbols stand for two Ensembl ids in 10x references. The first keeps its name, the next becomes NAME-1.
     counts.var_names_make_unique()
     positions = positions_of(counts)
@@ -291,8 +305,11 @@ def _metadata(path: Path, slide: str) -> dict[str, Any]:
 
 def _donor(metadata: dict[str, Any]) -> str:
     """The patient; "" where the field is blank (NaN in the file), as for the slides of HEART."""
-    patient = metadata.get("patient")
-    return patient.strip() if isinstance(patient, str) else ""
+    try:
+        known = known_names(metadata.get("patient"))
+    except TypeError:
+        known = ()
+    return known[0] if len(known) == 1 else ""
 
 
 def _um_per_px(slide: str, metadata: dict[str, Any], positions: np.ndarray | None) -> float:

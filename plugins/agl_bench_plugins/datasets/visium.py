@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from agl_bench import BadSection, BadSpec, Dataset, ImagePatches, MissingData, Section, read_embedding
+from agl_bench_plugins.datasets.entries import entries
 from agl_bench_plugins.datasets.folder import positive_or_0
 
 _MATRIX = "filtered_feature_bc_matrix"
@@ -78,7 +79,7 @@ class Visium(Dataset):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Whether it is the folder of a sample, or one of such folders."""
-        return path.is_dir() and (_outs(path) is not None or any(_outs(entry) is not None for entry in path.iterdir()))
+        return path.is_dir() and (_outs(path) is not None or any(_outs(entry) is not None for entry in entries(path)))
 
     def names(self, root: Path) -> list[str]:
         """The chosen samples, or all."""
@@ -147,7 +148,7 @@ class Visium(Dataset):
         if _outs(base) is not None:
             there = {base.parent.name if base.name == "outs" else base.name: base}
         else:
-            there = {entry.name: entry for entry in sorted(base.iterdir()) if _outs(entry) is not None}
+            there = {entry.name: entry for entry in entries(base) if _outs(entry) is not None}
         if not there:
             raise MissingData(f"{base} has no output of Space Ranger, itself or in a subfolder; {_REMEDY}")
         for name in self.chosen:
@@ -181,7 +182,7 @@ class Visium(Dataset):
         if self.image:
             return [_one_of([place / Path(self.image).expanduser() for place in places], name)]
         found = sorted(
-            path for place in places for path in place.iterdir() if path.suffix.lower() in _IMAGES and path.is_file()
+            path for place in places for path in entries(place) if path.suffix.lower() in _IMAGES and path.is_file()
         )
         if len(found) > 1:
             listing = ", ".join(path.name for path in found)
