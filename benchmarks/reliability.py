@@ -103,7 +103,8 @@ def section(title: str, introduction: str, trials: Sequence[Trial], options: arg
 
 def _where(options: argparse.Namespace) -> str:
     here = measure.machine(options.device)
-    return f"{here['processor']}, torch {here['torch']}, commit {here['commit'] or 'unknown'}."
+    threads = f"{here['threads']} threads, device {here['device']}"
+    return f"{here['processor']}, {threads}, torch {here['torch']}, commit {here['commit'] or 'unknown'}."
 
 
 def put(name: str, text: str) -> None:

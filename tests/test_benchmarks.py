@@ -28,6 +28,7 @@ SCRIPTS = {  # what the table must show
     "report": ["gather_s", "report_s", "page_MiB"],
     "agreement": ["compared with all", "next batch", "features"],
     "zoo": ["epoch / agl", "harmful Δ pgl", "oracle"],
+    "reliability_files": ["Bad files", "image", "silently wrong"],
     "scaling": ["store_MiB", "train_s", "dkgsb", "time_slope"],
 }
 

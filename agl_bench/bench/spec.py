@@ -257,9 +257,9 @@ class Campaign:
         defaults = {"backbone": ["tiny"], "evaluation": list(EVALUATIONS), "seeds": ["0"], "fold": []}
         chosen = {
             key: _names(lists.get(key) or table.get(key) or defaults.get(key) or ())
-            for key in ("selectors", "datasets", "backbone", "evaluation", "seeds", "fold")
+            for key in ("selectors", "backbone", "evaluation", "seeds", "fold")
         }
-        chosen["datasets"] = _dataset_words(plugins, chosen["datasets"])
+        chosen["datasets"] = _dataset_words(plugins, lists.get("datasets") or table.get("datasets") or ())
         for key in ("selectors", "datasets"):
             if not chosen[key]:
                 kind = key[:-1]
@@ -364,14 +364,23 @@ def part_here(plugins: Plugins, part: Part, kind: str) -> Part:
     return replace(_part(plugins, part.name, kind, {part.name: dict(part.settings)}), label=part.label)
 
 
-def one_part(plugins: Plugins, name: str, kind: str, assignments: Sequence[str]) -> Part:
+def one_part(
+    plugins: Plugins, name: str, kind: str, assignments: Sequence[str], own: Mapping[str, object] | None = None
+) -> Part:
     """A single plug-in with settings from "NAME.KEY=VALUE", outside any campaign; a dataset by its name or NAME:VALUE.
+
+    Args:
+        plugins: where it is.
+        name: of it.
+        kind: its door.
+        assignments: settings.
+        own: settings as values; those in `assignments` go before.
 
     Raises:
         UnknownName, BadSpec: for anything that nobody knows or that is out of range.
     """
     plain = name.partition(":")[0] if kind == "dataset" else name
-    given: dict[str, object] = {}
+    given: dict[str, object] = dict(own or {})
     for text in assignments:
         target, key, value = _assignment(text)
         if target != plain:
@@ -482,20 +491,21 @@ def _assignment(text: str) -> tuple[str, str, str]:
     return name, key, value.strip()
 
 
-def _dataset_words(plugins: Plugins, pieces: Sequence[str]) -> tuple[str, ...]:
-    """Join what the comma has parted: after NAME:VALUE, pieces that are no dataset are more of its values.
+def _dataset_words(plugins: Plugins, value: object) -> tuple[str, ...]:
+    """Datasets by name or NAME:VALUE; after a colon, what is no dataset is more of the value, as is a path that exists.
 
-    `hest:TENX152,TENX89,heart` is `hest:TENX152,TENX89` and `heart`.
+    `hest:TENX152,TENX89,heart` is `hest:TENX152,TENX89` and `heart`; a path may hold commas.
     """
     known = plugins.names("dataset")
     words: list[str] = []
-    for piece in pieces:
-        name = piece.partition(":")[0]
-        if name not in known and words and ":" in words[-1]:
-            words[-1] += f",{piece}"
-            continue
-        plugins.entry(name, "dataset")  # raises where nobody knows it
-        words.append(piece)
+    for piece in (piece for item in _items(value) for piece in str(item).split(",")):
+        name = piece.strip().partition(":")[0]
+        longer = f"{words[-1]},{piece}" if words and ":" in words[-1] else ""
+        if longer and (name not in known or Path(longer.partition(":")[2]).expanduser().exists()):
+            words[-1] = longer
+        elif piece.strip():
+            plugins.entry(name, "dataset")  # raises where nobody knows it
+            words.append(piece.strip())
     return tuple(dict.fromkeys(words))
 
 
@@ -531,10 +541,14 @@ def _part(plugins: Plugins, word: str, kind: str, given: Mapping[str, Mapping[st
 
 def _names(value: object) -> tuple[str, ...]:
     """Comma-separated texts and lists of them, flattened, without repetition."""
+    return tuple(dict.fromkeys(n.strip() for item in _items(value) for n in str(item).split(",") if n.strip()))
+
+
+def _items(value: object) -> Sequence[str | int]:
     items = [value] if isinstance(value, str | int) else value
     if not isinstance(items, list | tuple) or not all(isinstance(i, str | int) for i in items):
         raise BadSpec(f"{value!r} is not a name or a list of names")
-    return tuple(dict.fromkeys(n.strip() for item in items for n in str(item).split(",") if n.strip()))
+    return items
 
 
 def _some(option: str, names: tuple[str, ...]) -> tuple[str, ...]:

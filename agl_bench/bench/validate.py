@@ -54,8 +54,8 @@ def find_dataset(plugins: Plugins, text: str, assignments: Sequence[str]) -> tup
     if not text or not path.exists():
         raise UnknownName("dataset or path", text, names)
     entry = _recognised([plugins.entry(name, "dataset") for name in names], path)
-    given = [f"{entry.name}.{key}={value}" for key, value in entry.load().settings_at(path).items()]  # type: ignore[attr-defined]
-    part = one_part(plugins, entry.name, "dataset", [*given, *assignments])
+    given = entry.load().settings_at(path)  # type: ignore[attr-defined]
+    part = one_part(plugins, entry.name, "dataset", assignments, given)
     return entry.name, make_dataset(plugins, part)
 
 

@@ -80,7 +80,7 @@ class Dataset(ABC):
         return False
 
     @classmethod
-    def settings_at(cls, path: Path) -> dict[str, str]:
+    def settings_at(cls, path: Path) -> dict[str, object]:
         """The settings that make an instance read `path`, an absolute path that `recognises` has said yes to."""
         return {cls.argument: str(path)}
 

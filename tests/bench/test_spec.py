@@ -300,6 +300,15 @@ def test_datasets_with_a_value(plugins, given, expected):
     assert words_of(plugins, datasets=given).datasets == expected
 
 
+def test_a_path_may_hold_commas(plugins, tmp_path):
+    for name in ("a,b/c", "a, b", "mine,heart", ",a,,b"):
+        (tmp_path / name).mkdir(parents=True)
+        word = f"folder:{tmp_path}/{name}"
+        assert words_of(plugins, datasets=[f"{word},synthetic"]).datasets == (word, "synthetic")
+        assert words_of(plugins, datasets=["synthetic", word]).datasets == ("synthetic", word)
+    assert words_of(plugins, datasets=[f"folder:{tmp_path}/none,heart"]).datasets[1] == "heart"
+
+
 def test_a_dataset_chosen_twice_with_different_values_is_two(plugins):
     campaign = words_of(plugins, datasets=["her2st:C2,C3", "her2st:C4"], assignments=["synthetic.spots=30"])
     one, two = (campaign.part(plugins, word, "dataset") for word in campaign.datasets)

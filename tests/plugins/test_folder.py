@@ -15,7 +15,7 @@ from PIL import Image
 
 from agl_bench import BadSection, BadSpec, MissingData, Section
 from agl_bench.data.check import check_dataset, check_section
-from agl_bench.interfaces.tunable import tunables
+from agl_bench.interfaces.tunable import resolve, tunables
 from agl_bench_plugins.datasets.folder import Folder
 from agl_bench_plugins.datasets.her2st import Her2st
 
@@ -186,6 +186,14 @@ def test_image_names(tmp_path: Path, name: str) -> None:
     check_section(section)
     assert [path.name for path in Folder(path=str(tmp_path)).files(tmp_path, "S1")] == ["counts.h5ad", name]
     assert section.patches is not None and section.patches.read(np.arange(3), 4, 8.0)[:, 0, 1:3, 1:3].max() < 50
+
+
+@pytest.mark.parametrize("name", ["a,b", ",", "a, b", "a=b.c"])
+def test_a_section_may_have_a_comma_in_its_name(tmp_path: Path, name: str) -> None:
+    folder = write_image(write_counts(tmp_path / name))
+    given = Folder.settings_at(folder)
+    (section,) = Folder(**resolve("folder", tunables(Folder), given)).load(Path("/nowhere"))  # type: ignore[arg-type]
+    assert section.name == name
 
 
 def test_a_name_that_is_not_read_is_told(tmp_path: Path) -> None:

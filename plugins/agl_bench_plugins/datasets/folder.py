@@ -73,9 +73,9 @@ class Folder(Dataset):
         return _is_section(path) or any(_is_section(entry) for entry in entries(path))
 
     @classmethod
-    def settings_at(cls, path: Path) -> dict[str, str]:
+    def settings_at(cls, path: Path) -> dict[str, object]:
         """The folder, and the section where the path is of one."""
-        return {"path": str(path.parent), "sections": path.name} if _is_section(path) else {"path": str(path)}
+        return {"path": str(path.parent), "sections": (path.name,)} if _is_section(path) else {"path": str(path)}
 
     def folder(self, root: Path) -> Path:
         """Where the subfolders are."""

@@ -232,7 +232,7 @@ class Hest(HestSlides):
         return (path / "st").is_dir() and any((path / kind).is_dir() for kind in ("patches", "metadata"))
 
     @classmethod
-    def settings_at(cls, path: Path) -> dict[str, str]:
+    def settings_at(cls, path: Path) -> dict[str, object]:
         """The folder, and every slide of which there are counts or patches."""
         slides = {
             file.stem for kind, ending in _KINDS[:2] for file in (path / kind).glob(f"*.{ending}") if is_data(file)
