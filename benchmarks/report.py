@@ -33,9 +33,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from agl_bench.bench.cells import DIGEST, FORMAT
+from agl_bench.bench.finished import DIGEST, FORMAT, Files
 from agl_bench.bench.spec import Campaign, RunSpec
-from agl_bench.digests import file_digest
+from agl_bench.digests import file_digest, signed
 from agl_bench.registry.plugins import Plugins
 
 DATASETS, FOLDS = 5, {"intra": [f"S{s}.{i}" for s in range(4) for i in range(4)], "inter": [f"S{s}" for s in range(4)]}
@@ -78,8 +78,8 @@ def gene_table(genes: int, primary: int, axis: int, rng: np.random.Generator) ->
     return table
 
 
-def write_tables(folder: Path, genes: int, primary: int, axis: int, rng: np.random.Generator) -> dict[str, str]:
-    """The tables of a cell and their digests."""
+def write_tables(folder: Path, genes: int, primary: int, axis: int, rng: np.random.Generator) -> Files:
+    """The tables of a cell, with size and digest."""
     folder.mkdir(parents=True)
     epochs = pd.DataFrame({"epoch": np.arange(EPOCHS), "training_loss": rng.random(EPOCHS)})
     epochs["validation_pcc"] = rng.random(EPOCHS)
@@ -88,7 +88,7 @@ def write_tables(folder: Path, genes: int, primary: int, axis: int, rng: np.rand
     tables = {"genes": gene_table(genes, primary, axis, rng), "epochs": epochs, "outer": outer}
     for name, table in tables.items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
-    return {name: file_digest(folder / f"{name}.parquet", DIGEST) for name in tables}
+    return {p.name: (p.stat().st_size, file_digest(p, DIGEST)) for p in sorted(folder.iterdir())}
 
 
 def specs(cells: int) -> Iterator[tuple[RunSpec, int, float]]:
@@ -122,7 +122,7 @@ def write_folder(work: Path, cells: int, genes: int, primary: int) -> None:
     rng = np.random.default_rng(0)
     for name in ("cells", "failed", "folds", "partial", "leases", "grids", "pool"):
         (work / name).mkdir(parents=True)
-    known: dict[int, dict[str, str]] = {}
+    known: dict[int, Files] = {}
     selected: dict[int, list[int]] = {}
     for spec, tables, level in specs(cells):
         pool = work / "pool" / str(tables)
@@ -133,7 +133,7 @@ def write_folder(work: Path, cells: int, genes: int, primary: int) -> None:
         folder = work / "cells" / spec.key
         folder.mkdir()
         for name in known[tables]:
-            os.link(pool / f"{name}.parquet", folder / f"{name}.parquet")
+            os.link(pool / name, folder / name)
         pcc = level + rng.normal(0, 0.02)
         content = {
             "format": FORMAT,
@@ -151,8 +151,9 @@ def write_folder(work: Path, cells: int, genes: int, primary: int) -> None:
             "cost": {"seconds": float(1 + rng.random()), "peak_memory_mb": 1000.0},
             "provenance": {"commit": "made up", "machine": "made up"},
             "fold": {},
-            "digests": known[tables],
+            "files": known[tables],
         }
+        content = signed(json.loads(json.dumps(content)))
         (folder / "result.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 

@@ -8,30 +8,42 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 
-from agl_bench.bench.checkpoints import Partial, flush, replace_text
+from agl_bench.bench.checkpoints import Partial, flush, read_spec, replace_text
+from agl_bench.bench.finished import (
+    KEPT,
+    Unreadable,
+    check_cell,
+    check_files,
+    files_of,
+    folders,
+    kept_of,
+    look,
+    of_earlier_version,
+    read_cell,
+    read_kept,
+    with_tables,
+    write_cell,
+)
 from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Leases, Owner, is_stale
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
 from agl_bench.bench.status import Place
-from agl_bench.digests import bytes_digest, file_digest, text_digest
-from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, NotKept, UnknownName
+from agl_bench.digests import Damaged, NoFile, opened, read_object, read_text, set_aside, text_digest
+from agl_bench.errors import BadSpec, BadWorkFolder, NotKept, UnknownName
 
-FORMAT = 2
-DIGEST = 16  # bytes of a table's digest; part of the format
+T = TypeVar("T")
 Status = Literal["failed", "diverged"]
-_TABLES = ("genes", "epochs", "outer")
-_KEPT = {"predictions": "predictions.parquet", "model": "model.pt"}  # what a cell may keep beside its tables
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class CellStore:
         self.work, self.cells, self.failed, self.folds = work, work / "cells", work / "failed", work / "folds"
         self.partial, self.leases, self.grids = work / "partial", Leases(work / "leases"), work / "grids"
         self.owner, self.warn = Owner.this(), warn
+        self._unsigned: set[str] | None = set()  # keys; None = it has been told
         try:
             for folder in (self.cells, self.failed, self.folds, self.partial, self.leases.folder, self.grids):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -88,19 +101,42 @@ class CellStore:
         A damaged one is set aside as `cells/.damaged-<key>`; one that another version of agl-bench has written stays
         where it is. Both count as absent.
         """
+
+        def read(folder: Path) -> Result:
+            content = check_cell(folder, key)
+            self._note(content, key)
+            return with_tables(folder, content)
+
+        return self._whole(key, read)
+
+    def _note(self, content: dict[str, Any], key: str) -> None:
+        """Remember what `tell_unsigned` tells."""
+        if "unsigned" in content and self._unsigned is not None:
+            self._unsigned.add(key)
+
+    def tell_unsigned(self) -> None:
+        """Say once, when all cells have been read, how many of them carry no signature."""
+        if self._unsigned:
+            self.warn(of_earlier_version(len(self._unsigned)))
+            self._unsigned = None
+
+    def _whole(self, key: str, read: Callable[[Path], T]) -> T | None:
+        """What `read` makes of the folder of a cell; None where it is absent, damaged or of another version."""
         folder = self.cells / key
-        if not folder.is_dir():
+        if not os.path.lexists(folder):
             return None
         try:
-            return read_cell(folder)
+            try:
+                return read(folder)
+            except Unreadable as error:
+                if not error.is_damaged:
+                    return None
+                return read(folder)  # it may have been replaced while it was read
         except Unreadable as error:
-            if not error.is_damaged:
-                return None
-            aside = self.cells / f".damaged-{key}"
-            shutil.rmtree(aside, ignore_errors=True)
-            with contextlib.suppress(FileNotFoundError):  # another process has done so
-                folder.rename(aside)
-            self.warn(f"the result of cell {key} is damaged: set aside as {aside}, to be computed anew")
+            if error.is_damaged and os.path.lexists(folder):
+                aside = self.cells / f".damaged-{key}"
+                set_aside(folder, aside)
+                self.warn(f"the result of cell {key} is damaged: set aside as {aside}, to be computed anew ({error})")
             return None
 
     def read_of_any_version(self, key: str) -> Result:
@@ -119,19 +155,27 @@ class CellStore:
 
     def __iter__(self) -> Iterator[Result]:
         """Every finished cell that can be read, in the order of their keys."""
-        for folder in sorted(self.cells.iterdir()):
-            if folder.name.startswith("."):
-                continue
+        for folder in folders(self.cells):
             result = self.read(folder.name)
             if result is not None:
                 yield result
+        self.tell_unsigned()
 
     def glances(self) -> Iterator[dict[str, Any]]:
-        """What `result.json` says of every finished cell, with "key", and "selected" and "epochs" of its epochs.
+        """What `result.json` says of every finished cell that is whole, with "key", as `finished.look`.
 
-        Light: the tables and their digests are left to `read`. Cells that cannot be read are left out.
+        The tables are compared with their digests and not read; damaged cells are set aside.
         """
-        return glances(self.cells)
+
+        def glance(folder: Path) -> dict[str, Any]:
+            content = look(folder)
+            check_files(folder, content)
+            self._note(content, folder.name)
+            return content | {"key": folder.name}
+
+        found = (self._whole(folder.name, glance) for folder in folders(self.cells))
+        yield from (content for content in found if content is not None)
+        self.tell_unsigned()
 
     def find(self, text: str) -> str:
         """Key of the finished cell that is called so, by its key or the beginning of it.
@@ -140,7 +184,7 @@ class CellStore:
             UnknownName: if there is none.
             BadSpec: if several begin so.
         """
-        keys = sorted(p.name for p in self.cells.iterdir() if p.is_dir() and not p.name.startswith("."))
+        keys = [folder.name for folder in folders(self.cells)]
         found = [text] if text in keys else [k for k in keys if text and k.startswith(text)]
         if not found:
             raise UnknownName("cell", text, keys[:5], remedy=f"{len(keys)} in all, in {self.cells}.")
@@ -153,9 +197,8 @@ class CellStore:
     def kept(self, key: str) -> frozenset[str]:
         """What a finished cell keeps beside its tables: "predictions", "model", both or nothing."""
         try:
-            content = json.loads((self.cells / key / "result.json").read_text(encoding="utf-8"))
-            return frozenset(_KEPT) & frozenset(content["digests"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return kept_of(look(self.cells / key))
+        except Unreadable:
             return frozenset()
 
     def predictions(self, key: str, columns: list[str] | None = None) -> pd.DataFrame:
@@ -182,20 +225,20 @@ class CellStore:
     def _content(self, key: str, what: str) -> bytes:
         """Of a file that a cell has kept, as it was written."""
         remedy = f"`agl-bench rerun {key} --keep {what} --work {self.work}` makes the cell once more and keeps it"
+        folder = self.cells / key
+        if not folder.is_dir():
+            raise NotKept(f"there is no finished cell {key} in {self.cells}")
         try:
-            written = json.loads((self.cells / key / "result.json").read_text(encoding="utf-8"))["digests"].get(what)
-            if written is None:
+            content = look(folder)
+            if what not in kept_of(content):
                 raise NotKept(f"cell {key} has kept no {what}; {remedy}")
-            content = (self.cells / key / _KEPT[what]).read_bytes()
+            return read_kept(folder, content, what)
+        except Unreadable as error:
+            raise NotKept(f"cell {key} is damaged ({error}); run its campaign again") from None
         except FileNotFoundError as error:
-            if not (self.cells / key).is_dir():
-                raise NotKept(f"there is no finished cell {key} in {self.cells}") from None
             raise NotKept(f"cell {key} has lost {Path(error.filename).name}; {remedy}") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise NotKept(f"result.json of cell {key} is damaged; run its campaign again") from None
-        if bytes_digest(content, DIGEST) != written:
-            raise NotKept(f"{_KEPT[what]} of cell {key} is damaged; {remedy}")
-        return content
+        except (NoFile, Damaged):
+            raise NotKept(f"{KEPT[what]} of cell {key} is damaged; {remedy}") from None
 
     def write(self, result: Result) -> None:
         """Keep a finished cell, in place of an older one.
@@ -203,7 +246,7 @@ class CellStore:
         Raises:
             OSError: if it cannot be written, e.g. for want of space; then nothing has changed.
         """
-        self._publish(result.spec.key, lambda fresh: self._write(result, fresh))
+        self._publish(result.spec.key, lambda fresh: write_cell(result, fresh))
 
     def adopt(self, folder: Path) -> None:
         """Keep a copy of a finished cell of another store, in place of an older one.
@@ -218,8 +261,11 @@ class CellStore:
 
         def copy(fresh: Path) -> None:
             fresh.mkdir()
-            for path in folder.iterdir():
-                shutil.copyfile(path, fresh / path.name)
+            for name in ("result.json", *files_of(look(folder))):
+                try:
+                    shutil.copyfile(folder / name, fresh / name, follow_symlinks=False)
+                except (FileNotFoundError, shutil.SpecialFileError) as error:
+                    raise Unreadable(f"{name} is not the file that was written", is_damaged=True) from error
             check_cell(fresh, folder.name, kept=True)  # what was copied, not what there was to copy
             for path in (*fresh.iterdir(), fresh):
                 flush(path)
@@ -258,39 +304,6 @@ class CellStore:
         self.forget_failure(key)
         self.begun(key).discard()
 
-    @staticmethod
-    def _write(result: Result, fresh: Path) -> None:
-        """Everything of a finished cell, into a folder that is not there yet."""
-        fresh.mkdir()
-        digests = {}
-        for name in _TABLES:
-            path = fresh / f"{name}.parquet"
-            getattr(result, name).to_parquet(path, index=False)
-            digests[name] = file_digest(path, DIGEST)
-        if result.predictions is not None:
-            result.predictions.to_parquet(fresh / _KEPT["predictions"], index=False)
-        if result.model is not None:
-            stream = io.BytesIO()  # torch's own writer aborts the process where a disk is full
-            torch.save(result.model.state(), stream)
-            (fresh / _KEPT["model"]).write_bytes(stream.getbuffer())
-        digests |= {what: file_digest(fresh / name, DIGEST) for what, name in _KEPT.items() if (fresh / name).is_file()}
-        content = {
-            "format": FORMAT,
-            "spec": result.spec.as_json(),
-            "scores": result.scores,
-            "best_epoch": result.best_epoch,
-            "selected": int(result.epochs["selected"].iloc[result.best_epoch]),
-            "epochs": len(result.epochs),
-            "counts": result.counts,
-            "cost": result.cost,
-            "provenance": result.provenance,
-            "fold": result.fold,
-            "digests": digests,
-        }
-        (fresh / "result.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        for path in (*fresh.iterdir(), fresh):
-            flush(path)
-
     @contextlib.contextmanager
     def announced(self, specs: Iterable[RunSpec]) -> Iterator[None]:
         """While this lasts, `agl-bench status` knows what this process is going to run."""
@@ -307,10 +320,14 @@ class CellStore:
         return Partial(self.partial / key)
 
     def keep_fold(self, table: str) -> None:
-        """Keep a fold, as CSV, under its digest; one that is there already stays as it is."""
+        """Keep a fold, as CSV, under its digest; one that is there already stays as it is, unless it is damaged."""
         path = self.folds / f"{text_digest(table)}.csv"
-        if path.exists():
-            return
+        with contextlib.suppress(FileNotFoundError):
+            if read_fold(path) == table:
+                return
+            aside = path.with_suffix(".damaged")
+            set_aside(path, aside)
+            self.warn(f"the fold {path} is damaged: set aside as {aside.name} and written anew")
         partial = path.with_name(f"{path.name}.{self.owner.name}")
         partial.write_text(table, encoding="utf-8")
         flush(partial)
@@ -330,7 +347,8 @@ class CellStore:
         copy = self.failed / folder.name
         copy.mkdir(exist_ok=True)
         for name in ("spec.json", "error.txt", "failure.json"):  # the last one makes it count
-            replace_text(copy / name, (folder / name).read_text(encoding="utf-8"))
+            with opened(folder / name) as source:
+                replace_text(copy / name, source.read().decode("utf-8", errors="replace"))
 
     def failure(self, key: str) -> Failure | None:
         """How a cell failed; None if it did not, or if what is known of it is not whole."""
@@ -339,11 +357,11 @@ class CellStore:
     def failures(self) -> Iterator[tuple[str, dict[str, Any], Failure]]:
         """Key, spec as JSON and failure of every cell that failed, in the order of their keys."""
         for folder in sorted(self.failed.iterdir()):
-            failure = self.failure(folder.name)
-            with contextlib.suppress(OSError, ValueError):  # being written
-                spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-                if failure is not None:
-                    yield folder.name, spec, failure
+            failure, spec = self.failure(folder.name), read_spec(folder)
+            if failure is not None and spec is not None:
+                yield folder.name, spec, failure
+            elif failure is None and (folder / "failure.json").exists():
+                self.warn(f"what {folder} says of a failure is damaged and left out; the next run tries the cell anew")
 
     def forget_failure(self, key: str) -> None:
         """The cell is tried again."""
@@ -371,83 +389,21 @@ class CellStore:
 def read_failure(folder: Path) -> Failure | None:
     """What a folder says of a failed cell; None if it says nothing whole."""
     try:
-        content = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
+        content = read_object(folder / "failure.json")
         status: Status = "diverged" if content["status"] == "diverged" else "failed"
         return Failure(status, str(content["sentence"]), folder / "error.txt")
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def glances(cells: Path) -> Iterator[dict[str, Any]]:
-    """See `CellStore.glances`; of any store's folder `cells`, which stays as it is."""
-    for folder in sorted(cells.iterdir()):
-        if folder.name.startswith("."):
-            continue
-        try:
-            content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                continue
-            if "epochs" not in content:  # of the time when the file did not say so
-                with pq.ParquetFile(folder / "epochs.parquet") as epochs:  # threads would cost more than they save
-                    selected = epochs.read(columns=["selected"], use_threads=False)["selected"]
-                content["selected"] = int(selected[content["best_epoch"]].as_py())
-                content["epochs"] = len(selected)
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
-            continue  # being written, damaged or of another version
-        yield content | {"key": folder.name}
-
-
-class Unreadable(Exception):
-    """A folder holds no finished cell that can be read; `is_damaged` where that is no matter of the version."""
-
-    def __init__(self, what: object, *, is_damaged: bool) -> None:
-        super().__init__(what)
-        self.is_damaged = is_damaged
-
-
-def check_cell(folder: Path, key: str, *, kept: bool = False, of_this_version: bool = True) -> dict[str, Any]:
-    """What `result.json` says of a finished cell whose tables are whole. Changes nothing.
-
-    Args:
-        folder: of the cell.
-        key: that it must have, unless it may be of another version.
-        kept: check what it keeps beside its tables, too.
-        of_this_version: whether it must be of this version.
+def read_fold(path: Path) -> str | None:
+    """A kept fold as CSV; None if it is not as it was written.
 
     Raises:
-        Unreadable: if it is damaged or of another version.
+        FileNotFoundError: if it is not there.
     """
     try:
-        content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        raise Unreadable("result.json", is_damaged=True) from error
-    try:
-        if content["format"] != FORMAT:
-            raise Unreadable(content["format"], is_damaged=False)
-        files = {name: f"{name}.parquet" for name in _TABLES}
-        if kept:
-            files |= {name: file for name, file in _KEPT.items() if name in content["digests"]}
-        for name, file in files.items():
-            path = folder / file
-            if not path.is_file() or file_digest(path, DIGEST) != content["digests"][name]:
-                raise Unreadable(name, is_damaged=True)
-        found = RunSpec.from_json(content["spec"]).key
-    except (KeyError, TypeError, AttributeError, AglBenchError) as error:
-        raise Unreadable(error, is_damaged=False) from error
-    if of_this_version and found != key:  # of a version that counted other things into the key, or copied by hand
-        raise Unreadable(found, is_damaged=False)
-    return content
-
-
-def read_cell(folder: Path, *, of_this_version: bool = True) -> Result:
-    """The finished cell in a folder that is named after its key; see `check_cell`.
-
-    Raises:
-        Unreadable: if it is damaged or of another version.
-    """
-    content = check_cell(folder, folder.name, of_this_version=of_this_version)
-    return Result(
-        spec=RunSpec.from_json(content["spec"]),
-        **{name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES},
-        **{k: content[k] for k in ("scores", "best_epoch", "counts", "cost", "provenance", "fold")},
-    )
+        table = read_text(path)
+    except (Damaged, NoFile):
+        return None
+    return table if text_digest(table) == path.stem else None

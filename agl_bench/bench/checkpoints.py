@@ -11,6 +11,7 @@ A checkpoint is a plain consumer of the epochs of a trainer. Only the holder of 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -26,7 +27,8 @@ import torch
 
 from agl_bench.bench.leases import Lease
 from agl_bench.bench.spec import RunSpec
-from agl_bench.digests import bytes_digest, file_digest
+from agl_bench.digests import Damaged, NoFile, bytes_digest, file_digest, opened, read_object, set_aside
+from agl_bench.errors import AglBenchError
 from agl_bench.training.records import EpochRecord, OuterPass
 from agl_bench.training.trainer import Trainer
 
@@ -70,7 +72,7 @@ class Partial:
         """
         problem = ""
         for path in sorted(self.folder.glob("[0-9]*.pt"), reverse=True):
-            if file_digest(path, DIGEST) != path.stem.partition("-")[2]:
+            if not _is_whole(path):
                 problem = "its checkpoint is damaged"
             else:
                 try:
@@ -86,8 +88,8 @@ class Partial:
     def furthest(self) -> tuple[int, Path] | None:
         """Epoch and file of the last checkpoint that is whole; only looks."""
         for path in sorted(self.folder.glob("[0-9]*.pt"), reverse=True):
-            epoch, _, digest = path.stem.partition("-")
-            if epoch.isdecimal() and file_digest(path, DIGEST) == digest:
+            epoch = path.stem.partition("-")[0]
+            if epoch.isdecimal() and _is_whole(path):
                 return int(epoch), path
         return None
 
@@ -97,11 +99,12 @@ class Partial:
         Raises:
             OSError: where it cannot be read or written; what is here stays.
         """
-        data = path.read_bytes()
+        with opened(path) as stream:
+            data = stream.read()
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("spec.json", "progress.json"):
-            if (path.parent / name).is_file():
-                replace_text(self.folder / name, (path.parent / name).read_text(encoding="utf-8"))
+            with contextlib.suppress(OSError, Damaged):
+                replace_text(self.folder / name, json.dumps(read_object(path.parent / name), indent=1))
         self._put(path.name, data)
 
     def _put(self, name: str, data: bytes | memoryview) -> None:
@@ -114,7 +117,7 @@ class Partial:
     def set_aside(self, path: Path | None = None) -> None:
         """Keep a checkpoint, the last one by default, out of the way."""
         for one in [path] if path else list(self.folder.glob("[0-9]*.pt")):
-            one.replace(one.with_name(f"damaged-{one.name}"))
+            set_aside(one, one.with_name(f"damaged-{one.name}"))
 
     def note(self, epoch: int, of: int) -> None:
         """Say how far the cell is."""
@@ -123,7 +126,7 @@ class Partial:
     def progress(self) -> tuple[int, int] | None:
         """The last epoch that was noted, and how many there are at most."""
         try:
-            content = json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))
+            content = read_object(self.folder / "progress.json")
             return int(content["epoch"]), int(content["of"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -205,6 +208,26 @@ class Keeper:
             self._noted = now
         if why:
             raise Interrupted(why)
+
+
+def read_spec(folder: Path) -> dict[str, Any] | None:
+    """The spec, as JSON, of a cell that has begun or failed, from the folder that is named after its key.
+
+    None if it says something else than that key, as another version may, or is being written.
+    """
+    try:
+        content = read_object(folder / "spec.json")
+        return content if RunSpec.from_json(content).key == folder.name else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AglBenchError):
+        return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint has the content that its name says."""
+    try:
+        return file_digest(path, DIGEST) == path.stem.partition("-")[2]
+    except (FileNotFoundError, NoFile):
+        return False
 
 
 def write_through(path: Path, data: bytes | memoryview) -> None:

@@ -9,15 +9,17 @@ way to any cell that was asked for in the same words, e.g. one of another machin
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agl_bench.bench.checkpoints import replace_text
 from agl_bench.bench.spec import RunSpec, asked_for, make_dataset
+from agl_bench.digests import Damaged, read_object
 from agl_bench.errors import AglBenchError, CannotRun
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.selector import Selector
@@ -109,26 +111,34 @@ def forget(work: Path, specs: Iterable[RunSpec]) -> None:
 
 
 def adopt(work: Path, other: Path) -> None:
-    """Keep what another work folder has noted, too."""
+    """Keep what another work folder has noted, too; what is damaged stays there."""
     for path in _folder(other).glob("[!.]*.json"):
         if not (_folder(work) / path.name).exists():
             _folder(work).mkdir(exist_ok=True)
-            replace_text(_folder(work) / path.name, path.read_text(encoding="utf-8"))
+            with contextlib.suppress(OSError, Damaged):
+                replace_text(_folder(work) / path.name, json.dumps(read_object(path)))
 
 
-def noted(work: Path, cells: Iterable[Mapping[str, Any]]) -> list[Skipped]:
+def noted(
+    work: Path, cells: Iterable[Mapping[str, Any]], warn: Callable[[str], None] = lambda _: None
+) -> list[Skipped]:
     """What was skipped, and was not run by anybody else.
 
     Args:
         work: the work folder.
         cells: specs, as JSON, of all cells that have begun, failed or are finished there.
+        warn: told, in one sentence, what is damaged.
     """
     found: dict[str, Skipped] = {}
     for path in sorted(_folder(work).glob("[!.]*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_object(path)
+            if asked_for(content["spec"]) != path.stem:
+                raise Damaged(f"{path.name} is of another cell")
             found[path.stem] = Skipped(RunSpec.from_json(content["spec"]), str(content["reason"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, AglBenchError):
+        except (OSError, Damaged) as error:
+            warn(f"what {path} says of a skipped cell is damaged ({error}) and left out; the next run notes it anew")
+        except (ValueError, KeyError, TypeError, AttributeError, AglBenchError):
             continue  # of another version
     if found:
         for spec in cells:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from agl_bench.bench import fitness
-from agl_bench.bench.cells import CellStore, Unreadable, check_cell, read_cell, read_failure
+from agl_bench.bench.cells import CellStore, read_failure, read_fold
 from agl_bench.bench.checkpoints import Partial
+from agl_bench.bench.finished import TABLES, Unreadable, check_cell, files_of, folders, of_earlier_version, read_cell
 from agl_bench.bench.leases import Leases, Owner
 from agl_bench.bench.spec import RunSpec
 from agl_bench.bench.tuned import Entry, read_entries, write_entry
-from agl_bench.digests import text_digest
 from agl_bench.errors import BadSpec, BadWorkFolder
 
 WHAT = ("cells", "copied", "failures", "checkpoints", "tuned", "left out")
@@ -61,7 +61,7 @@ class Store:
             raise BadSpec(f"{work} is not a work folder of agl-bench: nothing has been run there, nothing to merge")
         held = Leases(work / "leases").running()
         cells, unreadable = {}, {}
-        for folder in _folders(work / "cells"):
+        for folder in folders(work / "cells"):
             try:
                 cells[folder.name] = check_cell(folder, folder.name)
             except Unreadable as error:
@@ -91,6 +91,8 @@ class Store:
             notes.append(f"{_cells(self.held)} running ({who}) and left out; merge again when they have ended")
         if self.damaged:
             notes.append(f"{_cells(self.damaged)} damaged and left out")
+        if unsigned := sum("unsigned" in content for content in self.cells.values()):
+            notes.append(of_earlier_version(unsigned))
         if self.foreign:
             notes.append(f"{_cells(self.foreign)} of another version of agl-bench and left out")
         if (self.work / "tune").is_dir():
@@ -265,8 +267,8 @@ def _merge(plan: Plan, store: CellStore, outcome: Outcome) -> Iterator[int]:
             if what == "copied":
                 try:
                     store.adopt(source.work / "cells" / key)
-                except Unreadable:
-                    outcome.notes.append(f"{source.work}: cell {key} has changed meanwhile and was left out")
+                except Unreadable as error:
+                    outcome.notes.append(f"{source.work}: cell {key} is damaged and was left out ({error})")
                     count["left out"] += 1
                     return
             elif store.is_finished(key):
@@ -303,8 +305,8 @@ def _keep_folds(work: Path, store: CellStore) -> list[str]:
     """Copy the folds of a store; what is wrong with any."""
     notes = []
     for path in sorted((work / "folds").glob("[!.]*.csv")):
-        table = path.read_text(encoding="utf-8")
-        if text_digest(table) == path.stem:
+        table = read_fold(path)
+        if table is not None:
             store.keep_fold(table)
         else:
             notes.append(f"{work}: the fold {path.name} is damaged and left out")
@@ -317,7 +319,7 @@ def _differing(key: str, one: Store, other: Store) -> list[str]:
         return []
     first, second = one.cells[key], other.cells[key]
     names = [n for n in ("scores", "best_epoch") if json.dumps(first[n]) != json.dumps(second[n])]
-    if first["digests"] == second["digests"]:
+    if all(files_of(first)[f"{n}.parquet"][1] == files_of(second)[f"{n}.parquet"][1] for n in TABLES):
         return names
     left, right = (_tables(s.work / "cells" / key) for s in (one, other))
     return names + [n for n in left if not left[n].equals(right[n])]

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from agl_bench.bench.cells import CellStore, glances
+from agl_bench.bench.cells import CellStore
+from agl_bench.bench.finished import Unreadable, folders, look
 from agl_bench.bench.fitness import Skipped
 from agl_bench.bench.fitness import as_json as skips_as_json
 from agl_bench.bench.fold_report import report_folds
@@ -138,8 +139,9 @@ def standing(
 def past_cells(works: Iterable[Path]) -> list[Past]:
     """What the finished cells of some work folders tell."""
     found = []
-    for content in (c for work in works for c in glances(work / "cells")):
+    for folder in (folder for work in works for folder in folders(work / "cells")):
         try:
+            content = look(folder)
             spec, counts, cost = content["spec"], content["counts"], content["cost"]
             found.append(
                 Past(
@@ -151,8 +153,8 @@ def past_cells(works: Iterable[Path]) -> list[Past]:
                     machine=machine_of(content["provenance"]),
                 )
             )
-        except (KeyError, TypeError):
-            continue  # of another version
+        except (Unreadable, KeyError, TypeError):
+            continue  # damaged, or of another version
     return found
 
 

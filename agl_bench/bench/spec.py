@@ -165,7 +165,13 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunSpec:
-        """Inverse of `as_json`."""
+        """Inverse of `as_json`.
+
+        Raises:
+            BadSpec, KeyError, TypeError: if it is none.
+        """
+        if not is_typed(content):
+            raise BadSpec("names of a cell are texts, settings stand by name, and seeds are whole numbers")
         plain = dict(content)
         for name in ("dataset", "backbone", "selector"):
             plain[name] = Part(**plain[name])
@@ -184,6 +190,19 @@ class RunSpec:
             dataset, backbone, selector, self.evaluation, self.fold, self.seed, self.protocol, self.preset,
             data + content_of_files(self.protocol), self.device, tuning=self.tuning,
         )  # fmt: skip
+
+
+def is_typed(spec: Mapping[str, Any]) -> bool:
+    """Whether a cell, given as JSON, has texts and numbers where they belong; raises KeyError where it lacks them."""
+    parts = [spec[kind] for kind in ("dataset", "backbone", "selector")]
+    names = [spec[n] for n in ("evaluation", "fold", "preset", "data", "device", "version", "libraries")]
+    names += [part.get(n, "") for part in parts for n in ("name", "label", "provider", "source")]
+    objects = [spec["protocol"], *(part["settings"] for part in parts)]
+    return (
+        all(isinstance(name, str) for name in names)
+        and all(isinstance(one, dict) for one in objects)
+        and type(spec["seed"]) is int
+    )
 
 
 def asked_for(spec: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from agl_bench.bench import fitness
-from agl_bench.bench.checkpoints import Partial
+from agl_bench.bench.checkpoints import Partial, read_spec
+from agl_bench.bench.finished import Unreadable, folders, look
 from agl_bench.bench.leases import Leases, Owner, is_stale
 from agl_bench.bench.spec import Tuning
+from agl_bench.digests import Damaged, read_object
 
 STATUSES = ("done", "running", "interrupted", "failed", "diverged", "skipped", "to do")
 
@@ -88,11 +89,13 @@ class Status:
         counts: cells of each status in each line of the grid.
         running: cells at work.
         skipped: cells that could not run when somebody last tried.
+        damaged: keys of finished cells that are no longer whole.
     """
 
     counts: dict[Place, Counter[str]]
     running: list[Running]
     skipped: list[fitness.Skipped]
+    damaged: list[str]
 
 
 def status_of(work: Path) -> Status:
@@ -103,17 +106,20 @@ def status_of(work: Path) -> Status:
     specs: dict[str, Mapping[str, Any]] = {}
     for status, key, place in _planned(work, held):
         found[key] = (status, place)
-    for folder, name in (("partial", "spec.json"), ("failed", "spec.json"), ("cells", "result.json")):
-        for path in sorted((work / folder).glob(f"[!.]*/{name}")):
-            key, content = path.parent.name, _read(path)
-            spec = content.get("spec") if folder == "cells" else content
-            try:
-                place = Place.of(spec or {})
-            except (KeyError, TypeError, AttributeError):
-                continue  # of another version, or being written
-            status = {"partial": "interrupted", "cells": "done"}.get(folder) or _failure(path.parent)
-            found[key] = (status, place)
-            specs[key] = spec or {}
+    damaged = []
+    for kind in ("partial", "failed", "cells"):
+        for folder in folders(work / kind):
+            key, spec = folder.name, read_spec(folder) if kind != "cells" else None
+            if kind == "cells":
+                try:
+                    spec = look(folder)["spec"]
+                except Unreadable as error:
+                    damaged += [key] * error.is_damaged
+            if spec is None:
+                continue  # of another version, damaged or being written
+            status = {"partial": "interrupted", "cells": "done"}.get(kind) or _failure(folder)
+            found[key] = (status, Place.of(spec))
+            specs[key] = spec
     counts: dict[Place, Counter[str]] = {}
     for key, (status, place) in found.items():
         counts.setdefault(place, Counter())["running" if key in held else status] += 1
@@ -132,7 +138,7 @@ def status_of(work: Path) -> Status:
         for key, owner in held.items()
     ]
     ordered = sorted(counts, key=lambda p: (p.dataset, p.evaluation, p.backbone, p.shuffled, p.tuning, p.selector))
-    return Status({place: counts[place] for place in ordered}, running, skipped)
+    return Status({place: counts[place] for place in ordered}, running, skipped, damaged)
 
 
 def as_json(status: Status) -> dict[str, Any]:
@@ -155,6 +161,7 @@ def as_json(status: Status) -> dict[str, Any]:
             for r in status.running
         ],
         "skipped": fitness.as_json(status.skipped),
+        "damaged": status.damaged,
     }
 
 
@@ -166,7 +173,8 @@ def _planned(work: Path, held: Mapping[str, Owner]) -> Iterator[tuple[str, str, 
         if owner is None or ((owner.place, owner.pid, owner.started) not in alive and is_stale(path, owner)):
             continue
         for key, names in _read(path).items():
-            yield "to do", key, Place(*names)
+            if isinstance(names, list) and [type(n) for n in names] == [str] * 5 + [bool]:
+                yield "to do", key, Place(*names)
 
 
 def _failure(folder: Path) -> str:
@@ -176,7 +184,6 @@ def _failure(folder: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty if it is none, or is gone."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except (OSError, Damaged):
         return {}
-    return content if isinstance(content, dict) else {}

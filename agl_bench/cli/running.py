@@ -223,6 +223,7 @@ def run(
         content = as_json(own) | controls_as_json(found, notes, bounds) | {"skipped": skips_as_json(skips)}
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     annotate(store, recorder, plugins)
+    store.tell_unsigned()
     show_end(work, tracking, recorder, failures, console)
     lacking = [] if keep == "nothing" else [r.spec.key for r in results if keep not in store.kept(r.spec.key)]
     if lacking:
@@ -275,6 +276,9 @@ def status(work: Path, json_: bool) -> None:
         line = f"running: {what}: {done}, process {cell.owner.pid} on {cell.owner.host}"
         console.print(line, markup=False, highlight=False)
     show_skips(found.skipped)
+    if found.damaged:
+        cells = "1 finished cell is" if len(found.damaged) == 1 else f"{len(found.damaged)} finished cells are"
+        warn(f"{cells} damaged and left out ({found.damaged[0]}, …); the next run makes such cells anew")
 
 
 @cli.command(params=[p for p in run.params if p.name not in ("dry_run", "json_file", "workers")])

@@ -68,7 +68,7 @@ def gather(store: CellStore) -> Gathered:
     for key, spec, failure in store.failures():
         specs[key] = spec
         failed.append({"key": key, "status": failure.status, "sentence": failure.sentence})
-    skips = fitness.noted(store.work, specs.values())
+    skips = fitness.noted(store.work, specs.values(), store.warn)
     specs |= {s.spec.key: s.spec.as_json() for s in skips}
     names = _labels(specs)
     rows = [{**_place(specs[g["key"]], names[g["key"]]), **_row(g)} for g in glances]

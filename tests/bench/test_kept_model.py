@@ -212,7 +212,7 @@ def test_a_cell_that_kept_nothing_names_the_way_out(store, make_result, tmp_path
     with pytest.raises(NotKept, match="there is no finished cell 0123"):
         other.predictions("0123")
     (other.cells / key / "result.json").write_text("[]")
-    with pytest.raises(NotKept, match=rf"result.json of cell {key} is damaged"):
+    with pytest.raises(NotKept, match=rf"cell {key} is damaged \(result.json holds no JSON object\)"):
         other.predictions(key)
 
 

@@ -15,7 +15,7 @@ from agl_bench.bench.cells import CellStore
 from agl_bench.bench.merge import Outcome, merge, plan_merge
 from agl_bench.bench.tuned import Entry, read_entries, write_entry
 from agl_bench.cli import main
-from agl_bench.digests import text_digest
+from agl_bench.digests import read_signed, signed, text_digest
 from agl_bench.errors import BadSpec, BadWorkFolder
 
 ENTRY = Entry(
@@ -250,7 +250,7 @@ def test_running_damaged_and_foreign_cells_are_left_out_and_named(stores, make_r
     genes = one.cells / specs["agl"] / "genes.parquet"
     genes.write_bytes(genes.read_bytes()[:-1])
     path = one.cells / specs["hvg_k"] / "result.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    path.write_text(json.dumps(signed(read_signed(path) | {"format": 1})))
     other.write(make_result("dkgsb"))
     before = content(one.work)
     with one.leases.take(specs["pgl"]):
@@ -315,11 +315,11 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_continues(stores, make
         one.write(make_result(fold=fold))
     whole, made = cells.shutil.copyfile, []
 
-    def copyfile(source, target):
+    def copyfile(source, target, **options):
         made.append(target)
         if len(made) > 6:  # in the middle of the second cell
             raise OSError(28, "No space left on device", str(target))
-        return whole(source, target)
+        return whole(source, target, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(cells.shutil, "copyfile", copyfile)

@@ -19,6 +19,7 @@ from agl_bench.bench.rerun import compare, prepare_repetition, repeat
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
 from agl_bench.cli import main
+from agl_bench.digests import read_signed, signed
 from agl_bench.errors import BadSpec
 from agl_bench.registry.plugins import Plugins
 
@@ -77,9 +78,9 @@ def agl(capsys, monkeypatch, tmp_path):
 def change(work, key, edit):
     """Edit what a cell says of itself."""
     path = work / "cells" / key / "result.json"
-    content = json.loads(path.read_text())
+    content = read_signed(path)
     edit(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(signed(content)))
 
 
 def test_the_same_cell_is_the_same(agl, work, key) -> None:

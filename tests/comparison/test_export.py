@@ -17,6 +17,7 @@ from agl_bench.bench.prepare import Preparation
 from agl_bench.cli import main
 from agl_bench.comparison.export import export_section, write_h5ad
 from agl_bench.comparison.gather import gather
+from agl_bench.digests import read_signed, signed
 from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.registry.plugins import Plugins
 from agl_bench_plugins.datasets.synthetic import Synthetic
@@ -172,9 +173,9 @@ def test_what_cannot_be_exported(make, work, tmp_path) -> None:
     with pytest.raises(BadSpec, match=r"no finished cell tests section 'S1' .*S1.0, S1.1; run them first"):
         make(store=few)
     (cell,) = few.cells.iterdir()
-    content = json.loads((cell / "result.json").read_text())
+    content = read_signed(cell / "result.json")
     content["spec"]["data"] = "0123"
-    (cell / "result.json").write_text(json.dumps(content))
+    (cell / "result.json").write_text(json.dumps(signed(content)))
     with pytest.raises(BadSpec, match="the files of dataset 'synthetic' have changed"):
         make(store=few)
 

@@ -20,6 +20,7 @@ from agl_bench.comparison import figures, statistics
 from agl_bench.comparison.figures import choice, maps, reading, standing, style
 from agl_bench.comparison.figures.style import NotDrawn
 from agl_bench.comparison.gather import LINE, PLACE, UNIT, gather
+from agl_bench.digests import read_signed, signed
 
 SMALL = [
     "synthetic.sections=2", "synthetic.spots=40", "synthetic.markers=5", "synthetic.helpful_genes=25",
@@ -333,9 +334,9 @@ def test_what_is_absent_says_why(work: Path, tmp_path: Path) -> None:
         for file in (work / "cells" / key).iterdir():
             if file.name != "predictions.parquet":
                 (folder / file.name).write_bytes(file.read_bytes())
-        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        del content["digests"]["predictions"]
-        (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
+        content = read_signed(folder / "result.json")
+        del content["files"]["predictions.parquet"]
+        (folder / "result.json").write_text(json.dumps(signed(content)), encoding="utf-8")
     again = gather(CellStore(tmp_path))
     why = {d.name.partition("-")[0]: d.why for d in figures.draw_all(again, tmp_path / "figures") if d.png is None}
     assert "no selector shares finished folds" in why["forest"]
