@@ -18,7 +18,7 @@ import agl_bench
 from agl_bench.bench.spec import Part
 from agl_bench.data.prepared import FORMAT, PatchSize, PreparedPatches, SectionCache
 from agl_bench.digests import FileDigests, file_digest, text_digest
-from agl_bench.errors import AglBenchError, BadPlugin, MissingData
+from agl_bench.errors import AglBenchError, BadPlugin, BadSection, MissingData
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.dataset import Dataset, is_offline
 from agl_bench.interfaces.spots import Section
@@ -77,7 +77,7 @@ class Preparation:
         for name in names:
             started = time.perf_counter()
             key = self._key(part, dataset, name)
-            read = _Reader(part, dataset, self.root, name)
+            read = _Reader(part, dataset, self.root, name, self.digests)
             section = self.cache.section(key, read, size, has_counts=dataset.has_counts)
             if size is not None and isinstance(section.patches, PreparedPatches):
                 section.patches.prepare(size)
@@ -114,12 +114,26 @@ class Preparation:
 class _Reader:
     """Reads one section of a dataset, and knows whether it was asked to."""
 
-    def __init__(self, part: Part, dataset: Dataset, root: Path, name: str) -> None:
-        self.part, self.dataset, self.root, self.name = part, dataset, root, name
+    def __init__(self, part: Part, dataset: Dataset, root: Path, name: str, digests: FileDigests) -> None:
+        self.part, self.dataset, self.root, self.name, self.digests = part, dataset, root, name, digests
         self.was_used = False
 
     def __call__(self) -> Section:
+        """Read it.
+
+        Raises:
+            BadSection: if a file has not the content any more that its size and time stand for.
+        """
         self.was_used = True
+        with naming_the_dataset(self.part):
+            paths = list(self.dataset.files(self.root, self.name))
+        for path in paths:
+            if self.digests.now(path) != self.digests.of(path):
+                raise BadSection(
+                    self.name,
+                    f"{path} has other content than when it was first read, though its size and time are the same: a "
+                    "failing disk, or a tool that sets times; bring the file back, or `touch` it if it is meant",
+                )
         with naming_the_dataset(self.part):
             return self.dataset.read(self.root, self.name)
 

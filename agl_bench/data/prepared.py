@@ -6,15 +6,16 @@
 <cache>/<key>/positions.npy            (spots, 2) as the reader gave them
 <cache>/<key>/embedding.npy            (spots, width) float32, where there is one
 <cache>/<key>/patches-<px>px-<µm>um.npy           uint8 (spots, 3, px, px); beside it .json once it is complete,
-                                       .done (a byte for each spot) until then
+                                       .done (a digest of each patch that is there) until then
 <cache>/<key>/features-<encoder>-<n>.npy          float32 (n symmetries, spots, width), what a frozen encoder makes of
                                        the patches; beside it .json once it is complete, .pieces/ until then.
                                        Delete it at any time: it is made again
 <cache>/<key>.lock                     held by the process that writes; <key>.features-….lock likewise
 
 A section appears under its key when it is complete. Patches are cut in blocks, and a block is marked only when it is
-on the disk, so that a preparation killed at any point goes on where it stood and ends with the same bytes. Only names,
-counts and positions of the reader's AnnData are kept: nothing else that it may hold can reach a model.
+on the disk, so that a preparation killed at any point goes on where it stood and ends with the same bytes. What is
+opened is compared with its digest, once by each process (AGL_BENCH_TRUST_TIMES leaves that to size and time). Only
+names, counts and positions of the reader's AnnData are kept: nothing else that it may hold can reach a model.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ from agl_bench.data.check import check_section
 from agl_bench.data.patches import Block, blocks_of
 from agl_bench.data.pieces import put_together
 from agl_bench.data.preprocess import canonical
-from agl_bench.digests import FileDigests, text_digest
+from agl_bench.digests import Damaged, FileDigests, bytes_digest, opened, read_signed, set_aside, signed
 from agl_bench.errors import AglBenchError, BadSection, BadWorkFolder
 from agl_bench.interfaces.spots import PatchSource, Section
 
 FORMAT = 1  # of the files; another number is another key
 _MANIFEST = "section.json"
+_MARK = 8  # bytes
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,6 @@ class PatchSize:
     def stem(self) -> str:
         """Of the names of their files."""
         return f"patches-{self.px}px-{float(self.um)!r}um"
-
-
-class _Damaged(Exception):
-    """A prepared file is not as it was written; says how."""
 
 
 class SectionCache:
@@ -145,13 +143,12 @@ class SectionCache:
             return None
         try:
             return self._whole(path, sign)
-        except _Damaged:
+        except Damaged:
             with self.writing(key):
                 try:
                     return self._whole(path, sign)  # another process may have mended it
-                except _Damaged as damage:
-                    if path.is_file():
-                        path.replace(path.with_suffix(".damaged"))
+                except Damaged as damage:
+                    set_aside(path, path.with_suffix(".damaged"))
                     sign.unlink(missing_ok=True)
                     self.say(again.format(damage))
             return None
@@ -164,7 +161,7 @@ class SectionCache:
         """Say that a file is complete."""
         content = {"files": {path.name: [path.stat().st_size, self.digests.of(path)]}}
         partial = sign.with_suffix(".json.partial")
-        partial.write_text(_signed(content), encoding="utf-8")
+        partial.write_text(json.dumps(signed(content), indent=1), encoding="utf-8")
         partial.replace(sign)
 
     def discard(self, key: str) -> None:
@@ -179,23 +176,20 @@ class SectionCache:
 
     def bytes(self, key: str) -> int:
         """What a prepared section takes on the disk."""
-        return sum(path.stat().st_size for path in (self.folder / key).iterdir())
+        return sum(path.lstat().st_size for path in (self.folder / key).iterdir())
 
     def _opened(self, key: str, read: Callable[[], Section]) -> Section | None:
         folder = self.folder / key
-        if not folder.is_dir():
+        if not os.path.lexists(folder):
             return None
         try:
             return self._open(key, read)
-        except _Damaged:
+        except Damaged:
             with self.writing(key):
                 try:
                     return self._open(key, read)  # another process may have mended it
-                except _Damaged as damage:
-                    aside = self.folder / f"{key}.damaged"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    if folder.is_dir():
-                        folder.rename(aside)
+                except Damaged as damage:
+                    set_aside(folder, self.folder / f"{key}.damaged")
                     self.say(f"{folder} is damaged ({damage}); it is set aside and the section is prepared again")
             return None
 
@@ -203,7 +197,7 @@ class SectionCache:
         folder = self.folder / key
         known = _manifest(folder / _MANIFEST)
         if known.get("key") != key:
-            raise _Damaged(f"{_MANIFEST} is of another section")
+            raise Damaged(f"{_MANIFEST} is of another section")
         for name, (size, digest) in known["files"].items():
             self.verify(folder / name, size, digest)
         names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
@@ -233,13 +227,13 @@ class SectionCache:
         )
 
     def verify(self, path: Path, size: int, digest: str) -> None:
-        """Raises `_Damaged` unless a file is as it was written."""
+        """Raises `Damaged` unless a file is as it was written. Its content is read once, whatever its time says."""
         if not path.is_file():
-            raise _Damaged(f"{path.name} is missing")
+            raise Damaged(f"{path.name} is missing")
         if path.stat().st_size != size:
-            raise _Damaged(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
-        if self.digests.of(path) != digest:
-            raise _Damaged(f"{path.name} has other content than was written")
+            raise Damaged(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
+        if self.digests.now(path) != digest:
+            raise Damaged(f"{path.name} has other content than was written")
 
     def _write(self, key: str, section: Section) -> None:
         partial = self.folder / f"{key}.partial"
@@ -265,7 +259,7 @@ class SectionCache:
             "has_patches": section.patches is not None,
             "files": files,
         }
-        (partial / _MANIFEST).write_text(_signed(manifest), encoding="utf-8")
+        (partial / _MANIFEST).write_text(json.dumps(signed(manifest), indent=1), encoding="utf-8")
         for path in partial.iterdir():
             _to_disk(path)
         partial.rename(self.folder / key)
@@ -366,7 +360,7 @@ class PreparedPatches:
         if missing is None:
             progress.unlink(missing_ok=True)
             np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-            progress.write_bytes(bytes(self._spots))
+            progress.write_bytes(bytes(self._spots * _MARK))
             missing = np.arange(self._spots)
         start = path.stat().st_size - int(np.prod(shape))  # after the header
         # Written as a file and not through the map: a full disk is then an error and not the end of the process.
@@ -376,9 +370,9 @@ class PreparedPatches:
                     file.seek(start + int(row) * patch.nbytes)
                     file.write(patch.tobytes())
                 _sync(file)
-                for row in rows:
-                    done.seek(int(row))
-                    done.write(b"\1")
+                for row, patch in zip(rows, patches, strict=True):
+                    done.seek(int(row) * _MARK)
+                    done.write(_mark(patch))
                 done.flush()
         self._cache.sign(path, sign)
         progress.unlink()
@@ -401,42 +395,41 @@ class PreparedPatches:
 
 
 def _missing(path: Path, progress: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Rows that are not cut yet, None where nothing usable is there."""
+    """Rows that are not cut yet, or not as they were cut; None where nothing usable is there."""
     try:
-        there = _mapped(path)
-        done = np.frombuffer(progress.read_bytes(), dtype=np.uint8)
-    except (OSError, _Damaged):
+        with opened(progress) as stream:
+            marks = stream.read()
+        with opened(path):
+            there = _mapped(path)
+    except (OSError, Damaged):
         return None
-    if there.shape != shape or there.dtype != np.uint8 or len(done) != shape[0]:
+    if there.shape != shape or there.dtype != np.uint8 or len(marks) != shape[0] * _MARK:
         return None
-    return np.flatnonzero(done != 1)
+    rows = range(shape[0])
+    return np.array([i for i in rows if marks[i * _MARK : (i + 1) * _MARK] != _mark(there[i])], dtype=np.intp)
 
 
-def _signed(content: dict[str, Any]) -> str:
-    """As JSON, with its own digest."""
-    return json.dumps(content | {"digest": text_digest(json.dumps(content, sort_keys=True))}, indent=1)
+def _mark(patch: np.ndarray) -> bytes:
+    """What stands for a patch that is on the disk."""
+    return bytes.fromhex(bytes_digest(patch.tobytes(), _MARK))
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """Inverse of `_signed`."""
     try:
-        content: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise _Damaged(f"{path.name} cannot be read") from None
-    if content.pop("digest", "") != text_digest(json.dumps(content, sort_keys=True)):
-        raise _Damaged(f"{path.name} has other content than was written")
-    return content
+        return read_signed(path)
+    except OSError:
+        raise Damaged(f"{path.name} cannot be read") from None
 
 
 def _mapped(path: Path) -> np.ndarray:
     """An array in a .npy file, memory-mapped, read-only; an empty one cannot be mapped and is read."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r")
-    except ValueError:
+    except (ValueError, EOFError, SyntaxError, RecursionError):
         try:
             array = np.load(path)
-        except (ValueError, EOFError):
-            raise _Damaged(f"{path.name} is no array") from None
+        except (ValueError, EOFError, SyntaxError, RecursionError):  # what is read as a header may be anything
+            raise Damaged(f"{path.name} is no array") from None
     return array.view(np.ndarray)  # so that what is picked from it is an ordinary array
 
 

@@ -205,3 +205,18 @@ def test_a_bench_without_a_cache_leaves_nothing(temporary: Path, grid) -> None:
     del bench, setting
     gc.collect()
     assert list(temporary.iterdir()) == []
+
+
+def test_a_source_that_rots_is_not_read_for_new_patches(root: Path) -> None:
+    """Its key says what it was: patches of other pixels would hide under it."""
+    sections(root, Made())
+    path = root / "B"
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert sections(root, Made())  # what was prepared is whole
+    with pytest.raises(BadSection, match=f"{path} has other content than when it was first read.*touch"):
+        sections(root, Made(), size=PatchSize(SIZE.px // 2, SIZE.um))
+    path.touch()
+    assert sections(root, Made(), size=PatchSize(SIZE.px // 2, SIZE.um))

@@ -19,7 +19,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from agl_bench import ArrayPatches, BadSection, Section
+from agl_bench import ArrayPatches, BadSection, Section, digests
 from agl_bench.data import prepared
 from agl_bench.data.patches import BLOCK
 from agl_bench.data.prepared import PatchSize, PreparedPatches, SectionCache
@@ -223,6 +223,114 @@ def test_damaged_patches_are_cut_again(
     assert f"{SIZE.stem}.npy is damaged" in line
 
 
+def rot(path: Path) -> None:
+    """One bit, as a failing disk or `rsync -t` changes it: size and time stay."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+ROTTEN = ["counts.data.npy", "counts.indices.npy", "positions.npy", "names.json", "embedding.npy", f"{SIZE.stem}.npy"]
+
+
+@pytest.mark.parametrize("name", [*ROTTEN, "features-0a-1.npy"])
+def test_bits_that_change_under_an_unchanged_time_are_noticed(
+    make_cache: Callable[[], SectionCache], said: list[str], name: str
+) -> None:
+    section, read = make_section(), Reader(make_section())
+    features = np.arange(40, dtype=np.float32).reshape(1, 20, 2)
+
+    def use() -> tuple[Section, np.ndarray, np.ndarray]:
+        found = make_cache().section(KEY, read, SIZE)
+        assert isinstance(found.patches, PreparedPatches)
+        return found, np.array(found.patches.prepare(SIZE)), found.patches.features("0a", 1, lambda: features)[0]
+
+    _, patches, _ = use()
+    cache = make_cache()
+    cache.digests.keep()  # as a memo of times knows it
+    rot(cache.folder / KEY / name)
+    found, again, made = use()
+    assert (found.counts.X != section.counts.X).nnz == 0
+    np.testing.assert_array_equal(found.counts.obsm["spatial"], section.counts.obsm["spatial"])
+    np.testing.assert_array_equal(again, patches)
+    np.testing.assert_array_equal(made, features)
+    (line,) = said
+    assert name in line and "has other content than was written" in line
+
+
+def test_who_trusts_times_reads_nothing_twice(
+    make_cache: Callable[[], SectionCache], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Reader(make_section())
+    cache = make_cache()
+    cache.section(KEY, read, SIZE)
+    cache.digests.keep()
+    digested: list[Path] = []
+    whole = digests.file_digest
+    monkeypatch.setattr(digests, "file_digest", lambda path: digested.append(path) or whole(path))
+    for _ in range(2):
+        make_cache().section(KEY, read, SIZE)
+    assert len(digested) == 2 * len(set(digested))  # once for each that opens it
+    monkeypatch.setenv("AGL_BENCH_TRUST_TIMES", "1")
+    cache = make_cache()
+    cache.section(KEY, read, SIZE)
+    cache.digests.keep()
+    digested.clear()
+    make_cache().section(KEY, read, SIZE)
+    assert digested == [] and said == []
+
+
+@pytest.mark.parametrize("name", [f"{SIZE.stem}.json", "features-0a-1.json"])
+@pytest.mark.parametrize("more", [b"\n{}", b"\xff", b"\0\0", b"["])
+def test_bytes_behind_what_signs_an_array(
+    make_cache: Callable[[], SectionCache], said: list[str], name: str, more: bytes
+) -> None:
+    read = Reader(make_section())
+
+    def use() -> None:
+        patches = make_cache().section(KEY, read, SIZE).patches
+        assert isinstance(patches, PreparedPatches)
+        patches.prepare(SIZE)
+        made, _ = patches.features("0a", 1, lambda: np.ones((1, 20, 2), dtype=np.float32))
+        assert made.sum() == 40
+
+    use()
+    with (make_cache().folder / KEY / name).open("ab") as file:
+        file.write(more)
+    for _ in range(2):
+        use()
+    (line,) = said
+    assert "is damaged" in line and "set aside" in line
+
+
+@pytest.mark.parametrize("what", [b"[" * 100_000, b"\0" * 400, b"{}"])
+def test_a_manifest_of_something_else(make_cache: Callable[[], SectionCache], said: list[str], what: bytes) -> None:
+    read = Reader(make_section())
+    cache = make_cache()
+    cache.section(KEY, read)
+    (cache.folder / KEY / "section.json").write_bytes(what)
+    assert make_cache().section(KEY, read).counts.n_obs == 20
+    assert len(said) == 1
+
+
+def test_patches_that_rot_while_others_are_still_to_be_cut(make_cache: Callable[[], SectionCache]) -> None:
+    read = Reader(make_section())
+    cache = make_cache()
+    before = np.array(cache.section(KEY, read, SIZE).patches.prepare(SIZE))
+    path = cache.folder / KEY / f"{SIZE.stem}.npy"
+    marks = b"".join(prepared._mark(patch) for patch in before)
+    path.with_suffix(".done").write_bytes(marks[:-16] + bytes(8) + b"\1" + bytes(7))  # one is to come, one is not true
+    path.with_suffix(".json").unlink()
+    start = path.stat().st_size - before.nbytes
+    with path.open("r+b") as file:
+        for row in (3, 18, 19):
+            file.seek(start + row * before[0].nbytes + 5)
+            file.write(b"\xaa\xbb")
+    again = make_cache().section(KEY, read, SIZE).patches.prepare(SIZE)
+    np.testing.assert_array_equal(again, before)
+
+
 def test_a_folder_of_another_section_is_foreign(make_cache: Callable[[], SectionCache], said: list[str]) -> None:
     cache = make_cache()
     cache.section("another", Reader(make_section(spots=7)))
@@ -313,6 +421,7 @@ import numpy as np
 from tests_of_prepared import make_section, Reader
 from agl_bench.data.prepared import PatchSize, SectionCache
 from agl_bench.digests import FileDigests
+from agl_bench import digests
 from agl_bench.data import prepared
 
 folder, pause = Path(sys.argv[1]), float(sys.argv[2])
@@ -365,8 +474,8 @@ def test_killed_while_cutting_and_continued(
         assert child.stdout.readline() == "block\n"
         child.send_signal(signal.SIGKILL)
         child.wait()
-        done = np.frombuffer((folder / f"{SIZE.stem}.done").read_bytes(), dtype=np.uint8)
-        assert done.sum() == (number + 1) * BLOCK
+        done = np.frombuffer((folder / f"{SIZE.stem}.done").read_bytes(), dtype=np.uint64)
+        assert np.count_nonzero(done) == (number + 1) * BLOCK
         assert not (folder / f"{SIZE.stem}.json").exists()
     child = start(0)
     out, _ = child.communicate()
@@ -389,9 +498,9 @@ def test_two_processes_at_once(tmp_path: Path, start: Callable[[float], subproce
 def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, memo = tmp_path / "file", tmp_path / "memo" / "files.json"
     path.write_text("one")
-    digests = FileDigests(memo)
-    digest = digests.of(path)
-    digests.keep()
+    known = FileDigests(memo)
+    digest = known.of(path)
+    known.keep()
     read = []
     monkeypatch.setattr("agl_bench.digests.file_digest", lambda path: read.append(path) or "new")
     assert FileDigests(memo).of(path) == digest
