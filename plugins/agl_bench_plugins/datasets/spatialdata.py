@@ -4,11 +4,13 @@ The path is one store, or a folder of several NAME.zarr, each a section:
 
 tables/<table>      raw counts, spots × genes, annotating shapes as SpatialData does (region, region_key, instance_key)
 shapes/<shapes>     the spots: circles, or polygons, whose centroids are taken
-images/<image>      the slide, uint8 with 3 channels; the finest scale of a pyramid is used
+images/<image>      the slide, uint8, channels red, green, blue by name, or in this order where they have none; a fourth
+                    may be alpha, which is laid on white; the finest scale of a pyramid is used
 
 Where there is one element of a kind, or one that the table annotates, it is taken; else the settings name it. Shapes
-are brought to pixels of the image by the transformations of the store. The size of a pixel is `um_per_px`, or follows
-from the radius of the circles and `spot_diameter_um`.
+are brought to pixels of the image by the transformations of the store; where they share several coordinate systems,
+all have to give the same. The size of a pixel is `um_per_px`, or follows from the radius of the circles and
+`spot_diameter_um`.
 """
 
 from __future__ import annotations
@@ -21,10 +23,14 @@ import anndata
 import numpy as np
 
 from agl_bench import BadSection, BadSpec, Dataset, ImagePatches, MissingData, Range, Section
+from agl_bench_plugins.datasets.entries import entries, is_data
 from agl_bench_plugins.datasets.visium import donor_of
 
 _REMEDY = "see `agl-bench show spatialdata` for what a store has to hold"
 _ROOTS = ("zarr.json", ".zgroup", ".zattrs")
+_COLOURS = {"red": "r", "green": "g", "blue": "b", "alpha": "a"}
+_SAME_PX = 0.5  # pixels that coordinate systems may put a spot apart
+_SAME_SIZE = 0.1  # share by which sizes of a pixel that are given twice may differ
 
 
 class SpatialDataStores(Dataset):
@@ -68,7 +74,7 @@ class SpatialDataStores(Dataset):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Whether it is a store, or a folder of stores."""
-        return path.is_dir() and (_is_store(path) or any(_is_store(entry) for entry in path.iterdir()))
+        return path.is_dir() and (_is_store(path) or any(_is_store(entry) for entry in entries(path)))
 
     def names(self, root: Path) -> list[str]:
         """The chosen stores, or all, without .zarr."""
@@ -80,8 +86,9 @@ class SpatialDataStores(Dataset):
         return {name: donor_of(name, self.donors, names, "spatialdata") for name in names}
 
     def files(self, root: Path, name: str) -> list[Path]:
-        """Everything in the store."""
-        return sorted(path for path in self._store(root, name).rglob("*") if path.is_file())
+        """Everything in the store; names of zarr's own begin with a dot, too."""
+        found = (path for path in self._store(root, name).rglob("*") if path.is_file())
+        return sorted(path for path in found if path.name.startswith(".z") or is_data(path))
 
     def read(self, root: Path, name: str) -> Section:
         """A store's table, with the places of its spots in pixels of the image."""
@@ -92,6 +99,12 @@ class SpatialDataStores(Dataset):
         counts, instances, shapes_name = self._annotated(data, data.tables[table_name], table_name, name)
         shapes = data.shapes[shapes_name]
         to_pixels = _transformation(data, shapes, data.images[image_name], name)
+        if not shapes.index.is_unique:
+            raise BadSection(
+                name,
+                f"shapes '{shapes_name}' have instance '{shapes.index[shapes.index.duplicated()][0]}' more than once, "
+                f"so that it is not known which the table means; number them anew and write the store again",
+            )
         found = shapes.index.get_indexer(instances)
         lacking = np.flatnonzero(found < 0)
         if len(lacking):
@@ -130,7 +143,7 @@ class SpatialDataStores(Dataset):
         base = root / Path(self.path).expanduser()
         if not base.is_dir():
             raise MissingData(f"there is no store or folder {base}; {_REMEDY}")
-        paths = [base] if _is_store(base) else sorted(entry for entry in base.iterdir() if _is_store(entry))
+        paths = [base] if _is_store(base) else [entry for entry in entries(base) if _is_store(entry)]
         there = {path.name.removesuffix(".zarr"): path for path in paths}
         if not there:
             raise MissingData(f"{base} is no zarr store and has none in it; {_REMEDY}")
@@ -175,18 +188,25 @@ class SpatialDataStores(Dataset):
         return counts, counts.obs[keys[1]].to_numpy(), name
 
     def _pixel_size(self, shapes: Any, to_pixels: np.ndarray, shapes_name: str, section: str) -> float:
+        radius = float(np.median(shapes["radius"])) if "radius" in shapes.columns else 0.0
+        scale = float(np.sqrt(abs(np.linalg.det(to_pixels[:2, :2]))))
+        follows = self.spot_diameter_um / (2 * radius * scale) if np.isfinite(radius) and radius > 0 and scale else 0.0
+        if self.um_per_px and follows and abs(follows / self.um_per_px - 1) > _SAME_SIZE:
+            raise BadSection(
+                section,
+                f"spatialdata.um_per_px = {self.um_per_px:g}, but circles of {self.spot_diameter_um:g} µm "
+                f"(spatialdata.spot_diameter_um) make a pixel of {follows:.4g} µm; give one of them",
+            )
         if self.um_per_px:
             return self.um_per_px
-        radius = float(np.median(shapes["radius"])) if "radius" in shapes.columns else 0.0
-        if not (self.spot_diameter_um and np.isfinite(radius) and radius > 0):
+        if not follows:
             raise BadSection(
                 section,
                 f"the size of a pixel is not known: spatialdata.um_per_px is 0, spatialdata.spot_diameter_um is "
                 f"{self.spot_diameter_um:g}, and the radius of shapes '{shapes_name}' is {radius:g}; set the first, or "
                 f"the second where the shapes are circles",
             )
-        scale = float(np.sqrt(abs(np.linalg.det(to_pixels[:2, :2]))))
-        return self.spot_diameter_um / (2 * radius * scale)
+        return follows
 
 
 def _is_store(path: Path) -> bool:
@@ -212,16 +232,35 @@ def _open(store: Path, section: str) -> Any:
 
 def _transformation(data: Any, shapes: Any, image: Any, section: str) -> np.ndarray:
     """From the coordinates of the shapes to pixels of the image, (3, 3) on (x, y, 1)."""
-    from spatialdata.transformations import get_transformation_between_coordinate_systems
+    from spatialdata.transformations import get_transformation, get_transformation_between_coordinate_systems
 
+    ways = [get_transformation(element, get_all=True) for element in (shapes, image)]
+    shared = [system for system in ways[0] if system in ways[1]]
     try:
-        found = get_transformation_between_coordinate_systems(data, shapes, image)
-        matrix: np.ndarray = found.to_affine_matrix(("x", "y"), ("x", "y"))
-    except (RuntimeError, ValueError) as error:
+        if not shared:  # by way of other elements
+            return _affine(get_transformation_between_coordinate_systems(data, shapes, image))
+        # Not asked for the shortest way: where there are several, the library takes none.
+        found = [np.linalg.solve(_affine(ways[1][system]), _affine(ways[0][system])) for system in shared]
+    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise BadSection(
             section, f"its shapes and its image share no coordinate system ({reason}); add the transformation"
         ) from None
+    left, top, right, bottom = shapes.total_bounds
+    corners = np.array([[left, right, left, right], [top, top, bottom, bottom], [1, 1, 1, 1]])
+    for system, matrix in zip(shared[1:], found[1:], strict=True):
+        apart = np.abs((matrix - found[0]) @ corners)[:2].max()
+        if not apart <= _SAME_PX:
+            raise BadSection(
+                section,
+                f"coordinate systems '{shared[0]}' and '{system}' put its shapes {apart:.3g} pixels of its image "
+                f"apart; remove the transformation that is wrong",
+            )
+    return found[0]
+
+
+def _affine(transformation: Any) -> np.ndarray:
+    matrix: np.ndarray = transformation.to_affine_matrix(("x", "y"), ("x", "y"))
     return matrix
 
 
@@ -230,9 +269,31 @@ def _finest(image: Any, name: str, section: str) -> Any:
     from spatialdata import get_pyramid_levels
     from xarray import DataTree
 
-    finest = get_pyramid_levels(image, n=0) if isinstance(image, DataTree) else image
-    if finest.sizes.get("c") != 3 or finest.dtype != np.uint8:
+    levels = list(get_pyramid_levels(image)) if isinstance(image, DataTree) else [image]
+    finest, coarsest = levels[0], levels[-1]
+    channels = [str(channel).strip().casefold() for channel in finest.coords["c"].values]
+    channels = [_COLOURS.get(channel, channel) for channel in channels]
+    if finest.dtype != np.uint8:
         raise BadSection(
-            section, f"image '{name}' is {finest.dtype} with {finest.sizes.get('c')} channels; it has to be uint8 RGB"
+            section, f"image '{name}' holds {finest.dtype}; scale its values to 0 to 255, and write it as uint8"
         )
-    return finest.transpose("y", "x", "c")
+    if channels == [str(number) for number in range(len(channels))] and len(channels) in (3, 4):
+        if len(channels) == 4 and not bool((coarsest.isel(c=3) == 255).all()):
+            raise BadSection(
+                section,
+                f"image '{name}' has four channels without names, and the last is no opaque alpha; name them "
+                f"(c_coords = r, g, b, a) if they are colours",
+            )
+        channels = ["r", "g", "b", "a"][: len(channels)]
+    if sorted(channels) not in (sorted("rgb"), sorted("rgba")):
+        raise BadSection(
+            section,
+            f"image '{name}' has channels {', '.join(map(str, finest.coords['c'].values))}; it has to be a picture in "
+            f"bright field, with channels r, g and b",
+        )
+    planes = finest.assign_coords(c=channels)
+    colours = planes.sel(c=["r", "g", "b"])
+    if "a" in channels:
+        alpha = planes.sel(c="a", drop=True).astype(np.uint16)
+        colours = ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return colours.transpose("y", "x", "c")
