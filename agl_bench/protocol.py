@@ -16,8 +16,11 @@ from typing import Annotated, Any, Literal
 from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, resolve, tunable
 
-PRESETS = ("clean", "paper", "paper_v1", "paper_v2", "paper_v3", "smoke")
+PRESETS = ("clean", "clean_v1", "paper", "paper_v1", "paper_v2", "paper_v3", "smoke")
 Precision = Literal["fp32", "tf32", "bf16"]
+# Settings that are younger than the first records. Without one of them, a record says that it had no effect; so records
+# leave it out where it has none, and the identity of older cells, and of presets that switch it off, stays.
+NO_EFFECT: Mapping[str, Value] = {"spot_mads": 0.0}
 # What only training reads: no fold, gene, target or patch depends on these, nor what a validation score means.
 TRAINING = frozenset(
     {
@@ -36,6 +39,7 @@ class Protocol:
 
     # Genes and targets
     min_genes_per_spot: Annotated[int, Range(0, 100_000)] = 50
+    spot_mads: Annotated[float, Range(0, 100)] = 5.0  # so far below the section's median a spot is too thin; 0 = off
     min_spots_per_gene: Annotated[int, Range(0, 1_000_000)] = 1
     # "none" is for datasets without raw counts, and for them only
     normalisation: Literal["normalize_total+log1p", "log1p", "pearson_residuals", "none"] = "normalize_total+log1p"
@@ -117,6 +121,15 @@ class Protocol:
         """Plain values, ready for JSON or TOML."""
         return asdict(self)
 
+    def record(self) -> dict[str, Value]:
+        """What the record of a cell says of it: `settings` without those of `NO_EFFECT`."""
+        return {name: value for name, value in self.settings().items() if NO_EFFECT.get(name) != value}
+
+    @classmethod
+    def recorded(cls, settings: Mapping[str, object]) -> Protocol:
+        """Inverse of `record`; also of a record that is older than a setting."""
+        return cls.of({**NO_EFFECT, **settings})
+
     def of_data(self) -> Protocol:
         """The same conditions for folds, genes, targets and patches, with the defaults of `TRAINING`."""
         return replace(self, **{f.name: f.default for f in fields(self) if f.name in TRAINING})  # type: ignore[arg-type]
@@ -136,11 +149,23 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named starting point: protocol settings and plug-in settings."""
+    """A named starting point: protocol settings and plug-in settings.
+
+    Attributes:
+        name: what it is asked for by.
+        protocol, plugins: its settings.
+        version: grows when its settings change.
+    """
 
     name: str
     protocol: dict[str, object]
     plugins: dict[str, dict[str, object]]
+    version: int = 1
+
+    @property
+    def label(self) -> str:
+        """For records and tables: the name, from the second version on with the version, e.g. "clean v2"."""
+        return self.name + (f" v{self.version}" if self.version > 1 else "")
 
 
 def preset_names() -> list[str]:
@@ -156,11 +181,11 @@ def load_preset(name: str) -> Preset:
     """
     if name not in preset_names():
         raise UnknownName("preset", name, preset_names())
-    table = read_toml(_preset_folder() / f"{name}.toml", allowed=("base", "protocol", "plugins"))
+    table = read_toml(_preset_folder() / f"{name}.toml", allowed=("version", "base", "protocol", "plugins"))
     base = load_preset(table["base"]) if "base" in table else Preset(name, {}, {})
     own = table.get("plugins", {})
     plugins = {n: base.plugins.get(n, {}) | own.get(n, {}) for n in {**base.plugins, **own}}
-    return Preset(name, base.protocol | table.get("protocol", {}), plugins)
+    return Preset(name, base.protocol | table.get("protocol", {}), plugins, table.get("version", 1))
 
 
 def read_toml(path: Path, *, allowed: tuple[str, ...]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def make_table(spots: int, genes: int, sections: int, px: int) -> SpotTable:
         embedding = None if px else rng.standard_normal((size, WIDTH), dtype=np.float32)
         made.append(Section(f"S{number}", counts, 1.0, patches=patches, embedding=embedding))
         start += size
-    return tabulate(made, Protocol(min_genes_per_spot=0))
+    return tabulate(made, Protocol(min_genes_per_spot=0, spot_mads=0))
 
 
 def point(

@@ -56,7 +56,7 @@ def make_table(spots: int, genes: int, density: float, px: int) -> tuple[SpotTab
     made = AnnData(counts, obsm={"spatial": rng.random((spots, 2))})
     made.var_names = list(map(str, range(genes)))
     section = Section("made up", made, 1.0, patches=ArrayPatches(pixels, UM))
-    return tabulate([section], Protocol(min_genes_per_spot=0)), pixels
+    return tabulate([section], Protocol(min_genes_per_spot=0, spot_mads=0)), pixels
 
 
 class Items(Dataset[tuple[Tensor, Tensor]]):

@@ -29,7 +29,7 @@ def test_defaults_are_inside_their_ranges() -> None:
 
 
 def test_presets_load() -> None:
-    assert preset_names() == ["clean", "paper", "paper_v1", "paper_v2", "paper_v3", "smoke"]
+    assert preset_names() == ["clean", "clean_v1", "paper", "paper_v1", "paper_v2", "paper_v3", "smoke"]
     assert Protocol.of(load_preset("smoke").protocol).epochs == 3
     paper = Protocol.of(load_preset("paper").protocol)
     assert set(load_preset("paper").protocol) == NAMES
@@ -37,6 +37,25 @@ def test_presets_load() -> None:
     assert (paper.primary_score, paper.ranking, paper.nan_scores) == ("seurat", "seurat", "first")
     assert (paper.held_out_share, paper.buffer_um, paper.detach_weight_sum) == (0, 0, True)
     assert (paper.batch_size, paper.learning_rate, paper.epochs, paper.patience) == (128, 3e-5, 1000, 20)
+
+
+def test_the_first_version_of_clean_stays_at_hand() -> None:
+    first, second = load_preset("clean_v1"), load_preset("clean")
+    assert [preset.label for preset in (first, second)] == ["clean_v1", "clean v2"]
+    before, after = Protocol.of(first.protocol), Protocol.of(second.protocol)
+    changed = {name for name in NAMES if getattr(before, name) != getattr(after, name)}
+    assert changed == set(first.protocol) == {"spot_mads"}
+    assert before.spot_mads == 0
+    assert load_preset("paper").label == "paper"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_record_has_no_setting_that_has_no_effect(name: str) -> None:
+    protocol = Protocol.of(load_preset(name).protocol)
+    record = protocol.record()
+    assert Protocol.recorded(record) == protocol
+    assert ("spot_mads" in record) == (protocol.spot_mads > 0)
+    assert record == {k: v for k, v in protocol.settings().items() if k in record}
 
 
 def test_each_schedule_of_the_paper_is_a_preset() -> None:
@@ -68,7 +87,7 @@ def test_plugin_settings_of_presets_fit_their_plugins(name: str) -> None:
 
 def test_an_unknown_preset_is_named() -> None:
     with pytest.raises(
-        UnknownName, match=r"unknown preset 'papers'. Did you mean 'paper'\? Known: clean, paper, paper_v1"
+        UnknownName, match=r"unknown preset 'papers'. Did you mean 'paper'\? Known: clean, clean_v1, paper, paper_v1"
     ):
         load_preset("papers")
 

@@ -114,7 +114,8 @@ def encode_section(
 
 def _patches_of(section: Section, rows: np.ndarray, size: PatchSize, device: torch.device) -> SpotStore:
     """Spots of a section without any gene; which of them take part is a cell's matter."""
-    table, no_genes = tabulate([section], Protocol(min_genes_per_spot=0)), np.empty(0, dtype=np.int64)
+    every_spot = Protocol(min_genes_per_spot=0, spot_mads=0)
+    table, no_genes = tabulate([section], every_spot), np.empty(0, dtype=np.int64)
     return SpotStore(
         table, rows, no_genes, sees="patches", patch_px=size.px, patch_um=size.um, device=device,
         patches_on="mapped",

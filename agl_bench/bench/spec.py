@@ -154,7 +154,7 @@ class RunSpec:
             "evaluation": self.evaluation,
             "fold": self.fold,
             "seed": self.seed,
-            "protocol": self.protocol.settings(),
+            "protocol": self.protocol.record(),
             "preset": self.preset,
             "data": self.data,
             "device": self.device,
@@ -177,7 +177,7 @@ class RunSpec:
             plain[name] = Part(**plain[name])
         if "tuning" in plain:
             plain["tuning"] = Tuning(**plain["tuning"] | {"searched": tuple(plain["tuning"]["searched"])})
-        return cls(**plain | {"protocol": Protocol.of(content["protocol"])})
+        return cls(**plain | {"protocol": Protocol.recorded(content["protocol"])})
 
     def retraced(self, dataset: Part, backbone: Part, selector: Part, data: str) -> RunSpec:
         """The same cell as this process names it; with another key where its code or libraries are others.
@@ -299,7 +299,7 @@ class Campaign:
             seeds=seeds_of(chosen["seeds"]),
             folds=chosen["fold"],
             protocol=protocol,
-            preset=base.name + (f" with {', '.join(changed)}" if changed else ""),
+            preset=base.label + (f" with {', '.join(changed)}" if changed else ""),
             settings=settings,
             given=frozenset(
                 [f"{name}.{key}" for name, key, _ in map(_assignment, assignments)]

@@ -77,7 +77,7 @@ def conditions(spec: RunSpec, searched: Sequence[str]) -> str:
     content: dict[str, Any] = {"data": spec.data, "evaluation": spec.evaluation}
     for part in (spec.dataset, spec.backbone, spec.selector):
         content[part.name] = {k: v for k, v in part.settings.items() if f"{part.name}.{k}" not in searched}
-    content["protocol"] = {k: v for k, v in spec.protocol.settings().items() if f"protocol.{k}" not in searched}
+    content["protocol"] = {k: v for k, v in spec.protocol.record().items() if f"protocol.{k}" not in searched}
     return text_digest(json.dumps(content, sort_keys=True))
 
 

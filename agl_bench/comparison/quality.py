@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from agl_bench.bench.controls import (
 from agl_bench.bench.status import status_of
 from agl_bench.bench.table import BASELINE, Summary
 from agl_bench.comparison.gather import LINE, PLACE, UNIT, Gathered
+from agl_bench.protocol import Preset
 from agl_bench.registry.plugins import Plugins
 
 _NAMED = 12  # missing cells of a line that are named; the CSV file has all
+_VERSION = re.compile(r"(.*?)(?: v(\d+))?(?: with .*| #\d+)?$", re.DOTALL)  # name and version of a preset's label
 _SHARE_LAST = 0.2  # of cells whose best epoch was the last that was allowed, from which it is worth a sentence
 
 
@@ -168,7 +171,12 @@ def quality(
         .reset_index(name="cells")[[*LINE, "cells", "reason"]],
         nan_genes=_nan_genes(cells),
         outside=_outside(cells, found, bounds),
-        cautions=[*cautions, *_at_their_end(gathered), *_machines(cells)],
+        cautions=[
+            *cautions,
+            *versions_of_presets(cells["preset"]),
+            *_at_their_end(gathered),
+            *_machines(cells),
+        ],
     )
 
 
@@ -259,6 +267,21 @@ def _at_their_end(gathered: Gathered) -> list[str]:
                 f"{selector} were best in the last epoch that they were allowed: they may not have converged"
             )
     return found
+
+
+def versions_of_presets(labels: Iterable[str]) -> list[str]:
+    """A sentence for each preset of which there are several versions among labels, such as "clean" and "clean v2"."""
+    found: dict[str, set[int]] = {}
+    for label in labels:
+        name, version = _VERSION.match(label).groups()  # type: ignore[union-attr]  # matches everything
+        found.setdefault(name, set()).add(int(version or 1))
+    return [
+        f"The cells were made under {len(versions)} versions of preset {name}: "
+        f"{', '.join(Preset(name, {}, {}, version).label for version in sorted(versions))}; they choose spots or genes "
+        "by other rules (see the table of the protocol) and never share a line"
+        for name, versions in found.items()
+        if len(versions) > 1
+    ]
 
 
 def _machines(cells: pd.DataFrame) -> list[str]:

@@ -26,6 +26,7 @@ from agl_bench.comparison.gather import PLACE, Gathered
 from agl_bench.comparison.quality import Quality, controls, known_controls, methods, quality
 from agl_bench.comparison.tables import Table
 from agl_bench.errors import BadSpec, UnknownName
+from agl_bench.protocol import NO_EFFECT
 from agl_bench.registry.plugins import Plugins
 
 ACROSS = [name for name in PLACE if name != "dataset"]
@@ -448,7 +449,7 @@ def _provenance(gathered: Gathered) -> list[Table]:
     for key, preset, tuning in rows:
         spec = gathered.specs[key]
         column = preset + (f", {tuning}" if tuning else "")
-        for name, value in spec["protocol"].items():
+        for name, value in {**NO_EFFECT, **spec["protocol"]}.items():
             presets.setdefault(name, {}).setdefault(column, set()).add(_word(value))
         for kind in ("dataset", "backbone", "selector"):
             part = spec[kind]

@@ -17,7 +17,7 @@ from scipy import sparse
 
 from agl_bench.data.gene_files import read_gene_names, read_gene_scores
 from agl_bench.data.neighbours import neighbour_weights
-from agl_bench.data.preprocess import SpotTable
+from agl_bench.data.preprocess import NORMAL_MAD, SpotTable
 from agl_bench.errors import BadSpec
 from agl_bench.interfaces.genes import GeneSplit, order_of
 from agl_bench.protocol import Protocol
@@ -26,7 +26,6 @@ BLOCK = 2048  # spots that are looked at at once
 BINS = 20  # of the mean, flavour "seurat"
 FEWEST_FITTED = 20  # genes that vary; scikit-misc's fit of fewer fails, of a few it ends the process
 DIGITS = 9  # of a score after the point: of two genes alone in a bin, say, names decide and not errors of rounding
-NORMAL_MAD = 0.6744897501960817  # median absolute deviation of the standard normal distribution
 
 
 def split_genes(table: SpotTable, training_rows: np.ndarray, protocol: Protocol) -> tuple[GeneSplit, np.ndarray]:

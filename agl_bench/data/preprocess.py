@@ -13,6 +13,10 @@ from agl_bench.errors import BadSection, BadSpec
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 
+NORMAL_MAD = 0.6744897501960817  # median absolute deviation of the standard normal distribution
+NEVER_THIN = (
+    0.5  # of the section's median of detected genes: a spot with so many is no outlier, however alike spots are
+)
 TARGET_SUM = 1e4  # fixed, so that a spot's values do not depend on other spots (scanpy's default is their median)
 _BLOCK = 1024  # spots whose counts are looked at at a time
 
@@ -36,7 +40,7 @@ class SpotTable:
         scales: whether `rows` scales each spot to `TARGET_SUM` before the logarithm.
         has_counts: False = the sections hold values that were normalised before; then "counts" are these values, and
             `rows` gives them as they are.
-        dropped_spots: spots left out because too few genes were detected or no patch was found.
+        dropped_spots: spots left out because too few genes were detected (`deep_enough`) or no patch was found.
     """
 
     sections: tuple[Section, ...]
@@ -119,7 +123,7 @@ def tabulate(sections: Sequence[Section], protocol: Protocol, panel_from: Collec
 
     Args:
         sections: all that take part.
-        protocol: normalisation and the least number of detected genes.
+        protocol: normalisation, and which spots are too thin.
         panel_from: names of the sections that decide the panel, by default all; another section that lacks a gene of
             it has zeros there.
 
@@ -132,7 +136,7 @@ def tabulate(sections: Sequence[Section], protocol: Protocol, panel_from: Collec
     for section in sections:
         matrix, columns = canonical(section.counts.X), section.counts.var_names.get_indexer(genes)
         detected, total = _sums(matrix, columns)
-        kept = np.flatnonzero(detected >= protocol.min_genes_per_spot)
+        kept = deep_enough(detected, protocol)
         if not len(kept):
             raise BadSection(
                 section.name,
@@ -162,6 +166,31 @@ def tabulate(sections: Sequence[Section], protocol: Protocol, panel_from: Collec
         has_counts=protocol.normalisation != "none",
         dropped_spots=dropped,
     )
+
+
+def deep_enough(detected: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Rows of the spots of a section that take part.
+
+    First those with `protocol.min_genes_per_spot` detected genes. Of them, a spot is left out whose ln number of genes
+    lies more than `protocol.spot_mads` median absolute deviations (in units of a normal distribution's standard
+    deviation) below their median, as scater's isOutlier has it for the lower tail, unless it has `NEVER_THIN` of the
+    median. Only these numbers are looked at, of all spots of the section alike; the sum of counts is not: in our
+    sections it finds no spot that the number of genes does not, and size factors of test spots stay unseen.
+
+    Args:
+        detected: (spots,) genes of the panel with any count.
+        protocol: both thresholds.
+    """
+    kept = np.flatnonzero(detected >= protocol.min_genes_per_spot)
+    if not len(kept) or not protocol.spot_mads:
+        return kept
+    found = detected[kept]
+    depth = np.log(np.maximum(found, 1))
+    median = np.median(depth)
+    spread = np.median(np.abs(depth - median)) / NORMAL_MAD
+    thin = (depth < median - protocol.spot_mads * spread) & (found < NEVER_THIN * np.median(found))
+    rows: np.ndarray = kept[~thin]
+    return rows
 
 
 def computable(counts: Any) -> Any:

@@ -207,6 +207,7 @@ class ToyCell:
             {
                 "normalisation": "log1p",
                 "min_genes_per_spot": 0,
+                "spot_mads": 0,
                 "buffer_um": 0,
                 "augment": False,
                 "loss": loss,

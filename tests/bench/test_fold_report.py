@@ -21,7 +21,7 @@ def sections(tmp_path_factory):
     return few.load(tmp_path_factory.mktemp("nothing"))
 
 
-LOOSE = Protocol(min_genes_per_spot=0, folds=3)
+LOOSE = Protocol(min_genes_per_spot=0, spot_mads=0, folds=3)
 
 
 def report(sections, protocol=LOOSE, evaluations=("intra", "inter"), seeds=(0,)):
@@ -71,7 +71,7 @@ def test_the_csv_of_all_folds_makes_them_again(sections, tmp_path):
     before = report(sections)
     path = tmp_path / "folds.csv"
     path.write_text(before[0].csv + "".join(one.csv.partition("\n")[2] for one in before[1:]))
-    after = report(sections, Protocol(min_genes_per_spot=0, fold_file=str(path)))
+    after = report(sections, Protocol(min_genes_per_spot=0, spot_mads=0, fold_file=str(path)))
     assert [(one.label, one.evaluation) for one in after] == [(one.label, one.evaluation) for one in before]
     assert [one.record for one in after] == [one.record for one in before]
     assert [one.csv for one in after] == [one.csv for one in before]

@@ -234,7 +234,7 @@ def test_a_frozen_backbone_encodes_each_spot_once_for_all_folds(tmp_path, grid, 
     path = plugin(tmp_path, "frozen", FROZEN)
     results = []
     for frozen in (True, False):
-        more = [*FEWER, f"protocol.augment={augment}", "protocol.min_genes_per_spot=0"]
+        more = [*FEWER, f"protocol.augment={augment}", "protocol.min_genes_per_spot=0", "protocol.spot_mads=0"]
         cells, bench = grid("dkgsb", "hvg_k", files=[path], evaluation=["intra"], backbone=["still"], more=more)
         cls = bench.plugins.entry("still", "backbone").load()
         monkeypatch.setattr(cls, "frozen", frozen)
@@ -426,7 +426,7 @@ def test_the_number_of_threads_stays():
         from agl_bench.data.preprocess import tabulate
         counts = AnnData(sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (40, 60)).astype(np.float32)))
         counts.obsm["spatial"] = np.random.default_rng(1).random((40, 2))
-        table = tabulate([Section("S", counts, 1.0)], Protocol(min_genes_per_spot=0))
+        table = tabulate([Section("S", counts, 1.0)], Protocol(min_genes_per_spot=0, spot_mads=0))
         before = torch.get_num_threads()
         score_genes("seurat_v3", table, np.arange(40), np.arange(60))
         print(before, torch.get_num_threads())
@@ -482,7 +482,11 @@ def test_a_selector_sees_training_spots_only(tmp_path, grid):
 @pytest.mark.parametrize(("evaluation", "fold"), [("inter", "D2"), ("intra", "S1.1")])
 @pytest.mark.parametrize("selector", ["hvg_k", "dkgsb"])
 def test_test_spots_decide_nothing_before_the_test(evaluation, fold, selector, grid, monkeypatch):
-    options = {"evaluation": [evaluation], "fold": [fold], "more": [*FEWER, "protocol.min_genes_per_spot=0"]}
+    options = {
+        "evaluation": [evaluation],
+        "fold": [fold],
+        "more": [*FEWER, "protocol.min_genes_per_spot=0", "protocol.spot_mads=0"],
+    }
     cells, bench = grid(selector, **options)
     ((spec, plan),) = cells
     test = bench.setting(spec, plan).fold.test
@@ -568,7 +572,7 @@ def without(genes_of, *, but=()):
 
 
 def test_a_fold_does_not_depend_on_the_genes_of_the_test_section(grid, monkeypatch):
-    options = {"fold": ["D2"], "more": ["protocol.min_genes_per_spot=0"]}
+    options = {"fold": ["D2"], "more": ["protocol.min_genes_per_spot=0", "protocol.spot_mads=0"]}
     cells, bench = grid("agl", **options)
     spec, plan = cells[0]
     before, whole = bench.setting(spec, plan), list(bench.train(spec, plan))
@@ -591,7 +595,7 @@ def test_a_fold_does_not_depend_on_the_genes_of_the_test_section(grid, monkeypat
 
 
 def test_a_test_section_without_any_primary_gene_is_named(grid, monkeypatch):
-    options = {"fold": ["D2"], "more": ["protocol.min_genes_per_spot=0"]}
+    options = {"fold": ["D2"], "more": ["protocol.min_genes_per_spot=0", "protocol.spot_mads=0"]}
     cells, bench = grid("agl", **options)
     genes = bench.setting(*cells[0]).genes
     but = [n for n, p in zip(genes.names, genes.primary, strict=True) if not p]

@@ -247,10 +247,10 @@ def test_assignments(plugins, text, error, words):
 
 
 def test_label_shows_what_differs(plugins):
-    assert campaign(plugins).preset == "clean"
-    assert campaign(plugins, "protocol.epochs=100", "tiny.width=32").preset == "clean"
+    assert campaign(plugins).preset == "clean v2"
+    assert campaign(plugins, "protocol.epochs=100", "tiny.width=32").preset == "clean v2"
     made = campaign(plugins, "protocol.epochs=50", "tiny.width=16")
-    assert made.preset == "clean with epochs=50, tiny.width=16"
+    assert made.preset == "clean v2 with epochs=50, tiny.width=16"
 
 
 def test_nothing_asked_for(plugins):

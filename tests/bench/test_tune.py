@@ -633,7 +633,7 @@ def test_a_trial_builds_no_test_store_and_reads_no_test_spot(make, bench, tmp_pa
 
 def test_test_expression_changes_nothing(make, tmp_path):
     """Not a number at every test spot: the same points, scores and settings, bit for bit."""
-    keep = ("protocol.min_genes_per_spot=0",)  # what is not a number is not detected
+    keep = ("protocol.min_genes_per_spot=0", "protocol.spot_mads=0")  # what is not a number is not detected
     (study,) = make("dkgsb", trials=3, search=RATE, fold=["D1"], more=keep)
     found = []
     for spoil in (False, True):

@@ -13,6 +13,8 @@ import pytest
 from agl_bench.bench.cells import CellStore
 from agl_bench.cli import main
 from agl_bench.comparison.gather import LINE, UNIT, _labels, gather
+from agl_bench.comparison.quality import versions_of_presets
+from agl_bench.digests import text_digest
 
 RUN = ["run", "--datasets", "synthetic", "--evaluation", "inter", "--preset", "smoke", "--tracking", "none"]
 
@@ -57,6 +59,53 @@ def test_cells_of_the_time_before_a_glance_said_it_all(
         del content["selected"], content["epochs"]
         path.write_text(json.dumps(content))
     pd.testing.assert_frame_equal(gather(CellStore(tmp_path)).cells, before)
+
+
+def test_cells_of_an_earlier_version_of_a_preset_are_read_and_kept_apart(work: Path, tmp_path: Path) -> None:
+    """As they lie in a work folder of the time before: no word of the setting, keyed without it."""
+    shutil.copytree(work / "cells", tmp_path / "cells")
+    for path in (tmp_path / "cells").glob("*/result.json"):
+        content = json.loads(path.read_text())
+        spec = content["spec"]
+        del spec["protocol"]["spot_mads"]
+        named = {k: v for k, v in spec.items() if k != "preset"}
+        for part in ("dataset", "backbone", "selector"):
+            named[part] = {k: v for k, v in spec[part].items() if k != "label"}
+        key = text_digest(json.dumps(named, sort_keys=True, separators=(",", ":")))
+        path.write_text(json.dumps(content))
+        shutil.copytree(path.parent, tmp_path / "cells" / key)
+        content["spec"]["protocol"]["spot_mads"] = 5.0
+        content["spec"]["preset"] = spec["preset"].replace("smoke", "smoke v2")
+        path.write_text(json.dumps(content))
+    store = CellStore(tmp_path)
+    found = gather(store)
+    assert len(found.cells) == 2 * len(gather(CellStore(work)).cells)
+    results = {key: store.read(key) for key in found.cells["key"]}
+    for row in found.cells.itertuples():
+        result = results[row.key]
+        assert result is not None and result.spec.key == row.key
+        assert result.spec.protocol.spot_mads == (5 if " v2" in row.preset else 0)
+    versions = found.cells.groupby([c for c in LINE if c != "preset"])["preset"]
+    for _, presets in versions:
+        old = {p for p in presets if " v2" not in p}
+        assert old and set(presets) == old | {p.replace("smoke", "smoke v2") for p in old}
+    said = " ".join(versions_of_presets(found.cells["preset"]))
+    assert "2 versions of preset smoke: smoke, smoke v2" in said and "never share a line" in said
+
+
+@pytest.mark.parametrize(
+    ("presets", "expected"),
+    [
+        (["clean", "clean with epochs=2", "clean #2"], []),
+        (["clean v2", "clean v2 with patches=shuffled", "paper"], []),
+        (["clean with epochs=2", "clean v2", "paper_v1"], ["clean: clean, clean v2"]),
+        (["clean v3", "clean v2 with a=1", "clean v10", "smoke"], ["clean: clean v2, clean v3, clean v10"]),
+    ],
+)
+def test_versions_of_a_preset_are_told(presets: list[str], expected: list[str]) -> None:
+    said = versions_of_presets(presets)
+    assert len(said) == len(expected)
+    assert all(f"of preset {words};" in sentence for words, sentence in zip(expected, said, strict=True))
 
 
 def test_equal_labels_for_different_data_are_told_apart(work: Path) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy
 from anndata import AnnData
 from scipy import sparse
 
-from agl_bench.data.preprocess import SpotTable, panel, tabulate
+from agl_bench.data.preprocess import SpotTable, deep_enough, panel, tabulate
 from agl_bench.errors import BadSection, BadSpec
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 
-EVERY_SPOT = Protocol(min_genes_per_spot=0)
+EVERY_SPOT = Protocol(min_genes_per_spot=0, spot_mads=0)
 
 
 def section(name: str, genes: str, spots: int = 12, *, mean: float = 2.0, form: type = sparse.csr_matrix) -> Section:
@@ -61,7 +62,7 @@ def test_a_spot_does_not_depend_on_other_spots() -> None:
 
 def test_common_genes_in_the_order_of_the_first_section() -> None:
     one, two = section("one", "DXBAC"), section("two", "ABCDE", spots=5)
-    table = tabulate([one, two], Protocol(min_genes_per_spot=0, normalisation="log1p"))
+    table = tabulate([one, two], Protocol(min_genes_per_spot=0, spot_mads=0, normalisation="log1p"))
     assert table.genes == ("D", "B", "A", "C") and len(table) == 17
     expected = np.concatenate([np.log1p(s.counts.to_df()[list("DBAC")]) for s in (one, two)])
     np.testing.assert_allclose(dense(table), expected, rtol=1e-6)
@@ -115,7 +116,7 @@ def test_a_section_without_a_usable_spot_is_named() -> None:
 
 def test_the_panel_is_that_of_the_sections_that_decide() -> None:
     sections = [section("test", "AXB"), section("one", "DXBAC"), section("two", "ABCDE")]
-    protocol = Protocol(min_genes_per_spot=0, normalisation="log1p")
+    protocol = Protocol(min_genes_per_spot=0, spot_mads=0, normalisation="log1p")
     table = tabulate(sections, protocol, ["one", "two"])
     assert table.genes == ("D", "B", "A", "C") == panel(sections, ["one", "two"])
     expected = np.zeros((12, 4), dtype=np.float32)
@@ -182,3 +183,69 @@ def test_counts_of_any_type_are_the_same(dtype: type) -> None:
     found = tabulate([one], EVERY_SPOT)
     np.testing.assert_array_equal(dense(found), expected)
     assert found.rows(np.arange(3)).dtype == found.counts(np.arange(3)).dtype == np.float32
+
+
+# ---- thin spots -----------------------------------------------------------------------------------------------------
+
+DEEP = (90, 100, 104, 110, 118, 120, 125, 130, 140, 150, 160)  # detected genes of ordinary spots
+
+
+def by_hand(detected: np.ndarray, mads: float) -> np.ndarray:
+    depth = np.log(detected)
+    spread = 1.4826022185056018 * np.median(abs(depth - np.median(depth)))
+    return depth < np.median(depth) - mads * spread
+
+
+@pytest.mark.parametrize("thin", [(7,), (6, 9, 30), (20, 20)])
+@pytest.mark.parametrize("mads", [3, 5])
+def test_a_spot_far_below_its_section_is_thin(thin: tuple[int, ...], mads: float) -> None:
+    detected = np.array([*DEEP, *thin, *DEEP], dtype=np.float64)
+    kept = deep_enough(detected, Protocol(min_genes_per_spot=5, spot_mads=mads))
+    np.testing.assert_array_equal(kept, np.flatnonzero(~by_hand(detected, mads)))
+    assert set(kept) == set(np.flatnonzero(detected >= 90))
+
+
+def test_debris_under_the_floor_moves_no_median() -> None:
+    detected = np.array([1] * 30 + list(DEEP) + [20], dtype=np.float64)
+    kept = deep_enough(detected, Protocol(min_genes_per_spot=10))
+    np.testing.assert_array_equal(kept, np.arange(30, 41))
+
+
+@pytest.mark.parametrize("detected", [[10] * 9 + [9], [10] * 9 + [5], [100] * 3 + [99, 60, 50]])
+def test_where_spots_are_alike_the_half_of_the_median_is_enough(detected: list[int]) -> None:
+    assert len(deep_enough(np.array(detected, dtype=np.float64), Protocol(min_genes_per_spot=1))) == len(detected)
+    assert len(deep_enough(np.array([*detected, 2], dtype=np.float64), Protocol(min_genes_per_spot=1))) == len(detected)
+
+
+def test_deep_spots_are_never_left_out_and_zero_switches_it_off() -> None:
+    detected = np.array([*DEEP, 100_000, 8], dtype=np.float64)
+    np.testing.assert_array_equal(deep_enough(detected, Protocol(min_genes_per_spot=5)), np.arange(12))
+    np.testing.assert_array_equal(deep_enough(detected, Protocol(min_genes_per_spot=5, spot_mads=0)), np.arange(13))
+
+
+def test_each_section_has_a_threshold_of_its_own() -> None:
+    """A section with few genes loses no spot to a section with many."""
+    genes = [f"g{n}" for n in range(200)]
+    rich, poor = (np.tile(np.arange(200) < 150, (8, 1)), np.tile(np.arange(200) < 20, (8, 1)))
+    rich[0] = poor[0]
+    sections = []
+    for name, X in (("rich", rich), ("poor", poor)):
+        table = AnnData(X.astype(np.float32), var=pd.DataFrame(index=genes))
+        table.obsm["spatial"] = np.zeros((8, 2))
+        sections.append(Section(name, table, 1.0))
+    table = tabulate(sections, Protocol(min_genes_per_spot=1))
+    assert table.section.tolist() == [0] * 7 + [1] * 8
+    assert table.source_row.tolist() == [*range(1, 8), *range(8)]
+    assert table.dropped_spots == 1
+
+
+def test_only_numbers_of_detected_genes_decide() -> None:
+    """Other genes and other counts in every spot change nothing, as long as as many are detected."""
+    rng = np.random.default_rng(0)
+    X = (rng.random((40, 300)) < rng.uniform(0.01, 0.9, (40, 1))).astype(np.float32)
+    rows = []
+    for counts in (X, rng.permuted(X, axis=1), X * rng.integers(1, 9, X.shape)):
+        table = AnnData(counts.astype(np.float32), var=pd.DataFrame(index=[f"g{n}" for n in range(300)]))
+        table.obsm["spatial"] = np.zeros((40, 2))
+        rows.append(tabulate([Section("S", table, 1.0)], Protocol(min_genes_per_spot=1)).source_row.tolist())
+    assert rows[0] == rows[1] == rows[2] and 20 < len(rows[0]) < 40

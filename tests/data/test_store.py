@@ -152,7 +152,7 @@ def test_without_a_generator_nothing_is_augmented(table: SpotTable) -> None:
     ],
 )
 def test_sections_without_what_the_backbone_sees(sections: list[Section], sees: str, sentence: str) -> None:
-    table = tabulate(sections, Protocol(min_genes_per_spot=0))
+    table = tabulate(sections, Protocol(min_genes_per_spot=0, spot_mads=0))
     with pytest.raises(BadSpec, match=sentence):
         store_of(table, np.arange(len(table)), sees)
 
@@ -299,7 +299,7 @@ def test_every_form_is_dense_bit_for_bit(
 def test_a_value_that_is_stored_in_two_parts_is_their_sum() -> None:
     section = make_section("S", 5)
     section.counts.X = sparse.csr_matrix((np.float32([1, 2]), [1, 1], [0, 2, 2, 2, 2, 2]), shape=(5, 4))
-    table = tabulate([section], Protocol(min_genes_per_spot=0, normalisation="log1p"))
+    table = tabulate([section], Protocol(min_genes_per_spot=0, spot_mads=0, normalisation="log1p"))
     for form in FORMS:
         found = store_of(table, np.arange(5), "position", form=form).expression_of()[0]
         assert found.tolist() == [0, np.log1p(np.float32(3)), 0, 0]

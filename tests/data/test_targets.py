@@ -38,7 +38,7 @@ def section(name: str, spots: int, genes: list[str] = GENES) -> Section:
 def table() -> SpotTable:
     """Section c lacks the last four genes; the panel has them all the same."""
     sections = [section("a", 30), section("b", 30), section("c", 20, GENES[:20])]
-    return tabulate(sections, Protocol(min_genes_per_spot=0), ["a", "b"])
+    return tabulate(sections, Protocol(min_genes_per_spot=0, spot_mads=0), ["a", "b"])
 
 
 def targets_of(table: SpotTable, columns: np.ndarray | None = None, train: np.ndarray = TRAIN, **settings: Any) -> Any:
@@ -63,7 +63,7 @@ def residuals(counts: np.ndarray, deciding: np.ndarray) -> np.ndarray:
 
 
 def test_residuals_are_those_of_scanpy_where_all_spots_decide() -> None:
-    table = tabulate([section("a", 40), section("b", 30)], Protocol(min_genes_per_spot=0))
+    table = tabulate([section("a", 40), section("b", 30)], Protocol(min_genes_per_spot=0, spot_mads=0))
     found = targets_of(table, normalisation="pearson_residuals", genes_from="all")
     # scanpy divides 0 by 0 for a gene that nobody has
     expected = AnnData(counts_of(table)[:, 1:])
@@ -88,7 +88,7 @@ def test_residuals_of_training_spots_are_those_of_the_formula(
 def test_residuals_are_clipped_at_the_root_of_the_number_of_deciding_spots() -> None:
     one = section("a", 40)
     one.counts.X[3, 5] = 5000
-    table = tabulate([one], Protocol(min_genes_per_spot=0))
+    table = tabulate([one], Protocol(min_genes_per_spot=0, spot_mads=0))
     few = targets_of(table, train=np.arange(10, 19), normalisation="pearson_residuals")
     every = targets_of(table, train=np.arange(10, 19), normalisation="pearson_residuals", genes_from="all")
     assert few.max() == 3 and every.max() == np.float32(np.sqrt(40))
@@ -97,7 +97,7 @@ def test_residuals_are_clipped_at_the_root_of_the_number_of_deciding_spots() -> 
 def test_a_count_of_a_gene_that_nobody_else_has_is_the_largest_residual() -> None:
     one = section("a", 40)
     one.counts.X[30, 0] = 2
-    table = tabulate([one], Protocol(min_genes_per_spot=0))
+    table = tabulate([one], Protocol(min_genes_per_spot=0, spot_mads=0))
     found = targets_of(table, train=np.arange(9), normalisation="pearson_residuals")
     assert found[30, 0] == 3 and (np.delete(found[:, 0], 30) == 0).all()
 
