@@ -145,10 +145,14 @@ def test_size_of_a_pixel_follows_from_the_array(measured, tmp_path: Path) -> Non
     table = pd.read_csv(path)
     angle = np.deg2rad(31)
     x, y = table["array_col"] * 50.0, table["array_row"] * 50 * np.sqrt(3)
-    table["pxl_col_in_fullres"] = 200 - (x * np.cos(angle) - y * np.sin(angle)) / 9  # rotated and mirrored
-    table["pxl_row_in_fullres"] = 90 + (x * np.sin(angle) + y * np.cos(angle)) / 9
-    table.to_csv(path, index=False)
-    assert Visium(path=str(root)).read(NOWHERE, "S1").um_per_px == pytest.approx(9.0, rel=1e-12)
+    for side in (1, -1):  # rotated, and mirrored too
+        table["pxl_col_in_fullres"] = 90 + side * (x * np.cos(angle) - y * np.sin(angle)) / 9
+        table["pxl_row_in_fullres"] = 90 + (x * np.sin(angle) + y * np.cos(angle)) / 9
+        table.to_csv(path, index=False)
+        dataset = Visium(path=str(root), mirrored=side < 0)
+        assert dataset.read(NOWHERE, "S1").um_per_px == pytest.approx(9.0, rel=1e-12)
+    with pytest.raises(BadSection, match=r"tissue_positions\.csv shows the array mirrored, .*visium\.mirrored=true"):
+        Visium(path=str(root)).read(NOWHERE, "S1")
 
 
 def test_sample_folder_and_its_outs_are_the_same_section(plugins: Plugins, measured, tmp_path: Path) -> None:
