@@ -11,6 +11,7 @@ AglBenchError
 ├── FetchFailed        a download could not be started or did not pass its check
 ├── NotKept            a finished cell has not kept what is asked for
 ├── BadWorkFolder      the work folder cannot be written, or holds something unreadable
+├── CannotWrite        a file that was asked for cannot be written
 ├── TrackerUnavailable the MLflow server does not answer
 ├── ExecutorFailed     an engine that runs cells is not there, or its workers cannot run them
 ├── NoGradients        gradients of single genes where a batch is trained in parts
@@ -82,6 +83,10 @@ class NotKept(AglBenchError):
 
 class BadWorkFolder(AglBenchError):
     """The work folder cannot be created, written or read."""
+
+
+class CannotWrite(AglBenchError):
+    """A file that was asked for cannot be written, e.g. since the disk is full: which, why, and what is kept."""
 
 
 class TrackerUnavailable(AglBenchError):

@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
     import pandas as pd
     from rich.console import Console
+    from rich.text import Text
 
     from agl_bench.bench.audit import Finding
     from agl_bench.bench.cells import CellStore
@@ -36,11 +37,18 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def make_console() -> Console:
-    """A console on standard output."""
+    """A console on standard output. It shows texts as they are: what has a style of its own is a rich `Text`."""
     from rich.console import Console
 
-    # A pipe or a log has no width of its own: do not fold tables there.
-    return Console(width=None if sys.stdout.isatty() else 160)
+    # A pipe or a log has no width of its own: do not fold tables there. Names and paths may hold [/b] or :cat:.
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False, emoji=False)
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """A line of parts; those with a style are (text, style)."""
+    from rich.text import Text
+
+    return Text.assemble(*parts)
 
 
 def show_study_end(done: StudyDone, console: Console) -> None:
@@ -128,7 +136,11 @@ class _Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
         )
         self.grid = self.progress.add_task("cells", total=total)
         self.cell = self.progress.add_task("epochs", total=None, visible=False)
@@ -154,7 +166,7 @@ class _Bars:
             self.progress.advance(self.grid)
         if text and not (isinstance(event, Finished) and event.kept):
             style = "red" if isinstance(event, Failed) else None
-            self.progress.console.print(text, style=style, highlight=False, markup=False)
+            self.progress.console.print(text, style=style)
 
 
 def _line(event: Event) -> tuple[str, bool]:
@@ -209,13 +221,13 @@ def show_plugins(plugins: Plugins, kinds: Sequence[str], console: Console) -> No
             table.add_row(entry.name, what, *([said or "–"] if any(flags) else []), entry.provider)
         console.print(table, "")
     if plugins.broken:
-        console.print("[bold red]disabled[/]")
+        console.print("disabled", style="bold red")
     for broken in plugins.broken:
-        console.print(f"{broken.provider}: {broken.reason}", markup=False, highlight=False)
+        console.print(f"{broken.provider}: {broken.reason}")
     if plugins.remarks:
-        console.print("[bold yellow]works, but[/]")
+        console.print("works, but", style="bold yellow")
     for remark in plugins.remarks:
-        console.print(f"{remark.provider} {remark.sentence}", markup=False, highlight=False)
+        console.print(f"{remark.provider} {remark.sentence}")
 
 
 def show_card(card: dict[str, Any], sections: list[dict[str, Any]]) -> None:
@@ -223,10 +235,10 @@ def show_card(card: dict[str, Any], sections: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     console = make_console()
-    console.print(f"[bold]{card['dataset']}[/]  dataset of {card['provider']}", highlight=False)
+    console.print(styled((card["dataset"], "bold"), f"  dataset of {card['provider']}"))
     for word in ("technology", "tissue", "citation", "licence", "revision", "fingerprint"):
         if card[word]:
-            console.print(f"  {word}: {card[word]}", markup=False, highlight=False)
+            console.print(f"  {word}: {card[word]}")
     table = Table(box=None, pad_edge=False)
     for column in ("section", "donor"):
         table.add_column(column)
@@ -244,7 +256,7 @@ def show_card(card: dict[str, Any], sections: list[dict[str, Any]]) -> None:
     facts = [(line["section"], "; ".join(f"{k}: {v}" for k, v in line["facts"].items())) for line in sections]
     for section, text in facts:
         if text:
-            console.print(f"{section}  {text}", markup=False, highlight=False)
+            console.print(f"{section}  {text}")
 
 
 def show_table(
@@ -317,7 +329,7 @@ def show_table(
             table.add_column("\nk", justify="right", no_wrap=True)
             table.add_column("\ncells", justify="right", no_wrap=True)
         for selector in dict.fromkeys([*(s.selector for s in here), *(selector for _, selector in lost)]):
-            row = [f"{selector} (control)" if selector in bounds else selector]
+            row: list[str | Text] = [f"{selector} (control)" if selector in bounds else selector]
             if (selector, tuning) in points:  # its search space has no more
                 tried = points[selector, tuning]
                 row = [f"{selector} ({tried} point{'s' if tried > 1 else ''})"]
@@ -337,7 +349,7 @@ def show_table(
                 k = f"{statistics.fmean(line.selected):,.0f}"
                 is_best = mean == best[dataset] and selector not in bounds
                 number = str(len(line.pcc)) + (f", {marked(f'{len(skipped)} skipped', skipped)}" if skipped else "")
-                row += [f"[bold]{pcc}[/]" if is_best else pcc, difference, k, number]
+                row += [styled((pcc, "bold")) if is_best else pcc, difference, k, number]
             table.add_row(*row)
         below = {
             (c.dataset, c.name): c
@@ -346,7 +358,7 @@ def show_table(
         }
         if below:
             table.add_section()
-            table.add_row("[dim]controls[/]")
+            table.add_row("controls", style="dim")
         for name in dict.fromkeys(name for _, name in below):
             row = [name]
             for dataset in best:
@@ -363,23 +375,21 @@ def show_table(
                 if place == (dataset, evaluation, backbone) and result.fold:
                     folds[result.spec.fold, result.spec.seed] = (result.counts, result.fold)
             if folds:
-                console.print(f"{dataset}: {fold_line(list(folds.values()))}.", markup=False, highlight=False)
+                console.print(f"{dataset}: {fold_line(list(folds.values()))}.")
     for reason in reasons:
         those = [s for s in skips if s.reason == reason]
         cells = f"{len(those)} cell{'s' if len(those) > 1 else ''}"
-        console.print(f"{marked('', those)} {cells} skipped: {reason}.", highlight=False, markup=False)
+        console.print(f"{marked('', those)} {cells} skipped: {reason}.")
     for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}")
     seeds = len(campaign.seeds)
     console.print(
         f"PCC: mean over primary genes within a section, then over sections; sd over folds and seeds; "
         f"{seeds} seed{'s' if seeds > 1 else ''}; k: auxiliary genes with more than half the weight of a primary one.",
-        highlight=False,
     )
     if seeds < FEW_SEEDS:
         console.print(
             f"Fewer than {FEW_SEEDS} seeds: no ranking can be concluded from this table (--seeds 0,1,2).",
-            highlight=False,
         )
 
 
@@ -437,7 +447,6 @@ def show_comparison(pairs: pd.DataFrame, a: str, b: str, console: Console) -> No
     console.print(
         f"{alike}. Difference of test PCC, mean over units: tested sections (intra-batch) or folds (inter-batch); "
         "hierarchical bootstrap; sign-flip test over units.",
-        markup=False, highlight=False,
     )  # fmt: skip
     few = pairs[pairs["verdict"] == TOO_FEW]
     if len(few):
@@ -445,7 +454,6 @@ def show_comparison(pairs: pd.DataFrame, a: str, b: str, console: Console) -> No
         console.print(
             f"Too few units (units: {few['units'].min()}, seeds: {few['seeds'].min()}): no p can fall below "
             f"{least:.3g}, or the luck of seeds stays open, so that nothing is concluded.",
-            markup=False, highlight=False,
         )  # fmt: skip
 
 
@@ -455,12 +463,12 @@ def show_findings(findings: Sequence[Finding], preset: str, console: Console) ->
 
     from agl_bench.bench.audit import SETS
 
-    words = {
+    words: dict[str, str | Text] = {
         "same": "same",
         "meant": "changed, as meant",
-        "declared": "[yellow]CHANGED, declared[/]",
-        "LEAK": "[bold red]CHANGED: LEAK[/]",
-        "BLIND": "[bold red]same: the audit is blind[/]",
+        "declared": styled(("CHANGED, declared", "yellow")),
+        "LEAK": styled(("CHANGED: LEAK", "bold red")),
+        "BLIND": styled(("same: the audit is blind", "bold red")),
     }
     for place in dict.fromkeys((f.dataset, f.evaluation, f.backbone, f.fold) for f in findings):
         dataset, evaluation, backbone, fold = place
@@ -480,23 +488,23 @@ def show_findings(findings: Sequence[Finding], preset: str, console: Console) ->
                 name = ""
         console.print("", table)
     for reason in dict.fromkeys(reason for f in findings for reason in f.reasons):
-        console.print(reason, highlight=False, markup=False)
+        console.print(reason)
     bad = [f for f in findings if f.is_bad]
     for finding in bad:
         where = f"{finding.dataset}, {finding.evaluation}-batch, fold {finding.fold}"
         spots = ", ".join(s for s, verdict in finding.verdict.items() if verdict in ("LEAK", "BLIND"))
-        console.print(f"{where}: {finding.selector or 'all selectors'}: {finding.stage} ({spots})", highlight=False)
+        console.print(f"{where}: {finding.selector or 'all selectors'}: {finding.stage} ({spots})")
     end = f"{len(bad)} stages leak or could not be audited." if bad else ""
-    console.print(end or "Nothing leaks that the protocol does not declare.", highlight=False)
+    console.print(end or "Nothing leaks that the protocol does not declare.")
 
 
 def show_verdict(verdict: Verdict, console: Console, before: Verdict | None = None) -> None:
     """A rule, green, red or yellow; if it is not kept, why, unless that was just said, and where it is explained."""
-    marks = {"kept": "[green]ok[/]   ", "broken": "[bold red]FAIL[/] ", "known": "[yellow]known[/]"}
-    console.print(f"  {marks.get(verdict.outcome, '[yellow]skip[/] ')} ", end="")
+    marks = {"kept": ("ok   ", "green"), "broken": ("FAIL ", "bold red"), "known": ("known", "yellow")}
+    console.print(styled("  ", marks.get(verdict.outcome, ("skip ", "yellow")), " "), end="")
 
     def say(line: str, style: str = "") -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True, style=style)
+        console.print(line, soft_wrap=True, style=style)
 
     say(verdict.rule)
     if verdict.reason:
@@ -511,28 +519,27 @@ def show_verdict_counts(verdicts: Sequence[Verdict], console: Console) -> None:
     counts = {word: sum(v.outcome == outcome for v in verdicts) for outcome, word in words.items()}
     told = ", ".join(f"{n} {word}" for word, n in counts.items() if n or word in ("kept", "broken"))
     style = "bold red" if counts["broken"] else "bold green"
-    console.print(f"{len(verdicts)} rule{'s' * (len(verdicts) != 1)}: {told}", style=style, highlight=False)
+    console.print(f"{len(verdicts)} rule{'s' * (len(verdicts) != 1)}: {told}", style=style)
 
 
 def show_target(grid: Grid, plugins: Plugins, console: Console) -> None:
     """What is about to be reproduced, under which conditions, and at what cost."""
     target = grid.target
-    console.print(f"[bold]{target.title}[/] ({target.source})", highlight=False)
+    console.print(styled((target.title, "bold"), f" ({target.source})"))
     changed = f" with {', '.join(grid.assignments)}" if grid.assignments else ""
     for preset, backbone, device in dict.fromkeys(
         (s.preset.partition(" with ")[0], s.backbone.name, s.device) for s, _ in grid.cells
     ):
-        console.print(f"preset {preset}{changed} · backbone {backbone} · {device}", markup=False, highlight=False)
+        console.print(f"preset {preset}{changed} · backbone {backbone} · {device}")
     if target.is_elsewhere:
-        console.print("The paper has no numbers for these data: its columns show –.", highlight=False)
+        console.print("The paper has no numbers for these data: its columns show –.")
     else:
         console.print(
             f"The whole of {target.name} takes some {target.gpu_hours:,g} h on one GPU: a rough estimate, see "
             "benchmarks/reproduce.md.",
-            highlight=False,
         )
     for row in target.absent(plugins):
-        console.print(f"{row.name}: no selector '{row.selector}' is installed, it is left out.", highlight=False)
+        console.print(f"{row.name}: no selector '{row.selector}' is installed, it is left out.")
 
 
 def show_planned(grid: Grid, store: CellStore | None, console: Console) -> None:
@@ -544,9 +551,9 @@ def show_planned(grid: Grid, store: CellStore | None, console: Console) -> None:
             if keys:
                 finished = sum(store is not None and store.read(key) is not None for key in keys)
                 name = f"{column.name} · {row.name}" + (f" · {row.preset}" if row.preset else "")
-                console.print(f"{name}: {len(keys)} cells, {finished} finished", markup=False, highlight=False)
+                console.print(f"{name}: {len(keys)} cells, {finished} finished")
                 total, done = total + len(keys), done + finished
-    console.print(f"{total} cells, {done} finished, {total - done} to run", highlight=False)
+    console.print(f"{total} cells, {done} finished, {total - done} to run")
 
 
 def show_lines(grid: Grid, table: pd.DataFrame, console: Console) -> None:
@@ -561,10 +568,10 @@ def show_lines(grid: Grid, table: pd.DataFrame, console: Console) -> None:
         shown = Table(title=column.name, title_justify="left", title_style="bold")
         presets = here["preset"].nunique() > 1
         has_gain, has_k = here["gain"].notna().any(), here["paper_selected"].notna().any()
-        gains = (f"paper's Δ {BASELINE}", f"our Δ {BASELINE} \\[95 %]") if has_gain else ()
+        gains = (f"paper's Δ {BASELINE}", f"our Δ {BASELINE} [95 %]") if has_gain else ()
         shown.add_column("method", no_wrap=True)
         for heading in (
-            "paper's PCC ± sd", "ours \\[95 %]", "ours − paper's \\[95 %]", *gains, *(["paper's k"] if has_k else []),
+            "paper's PCC ± sd", "ours [95 %]", "ours − paper's [95 %]", *gains, *(["paper's k"] if has_k else []),
             "our k", "cells",
         ):  # fmt: skip
             shown.add_column(heading, justify="right", no_wrap=True)
@@ -582,13 +589,12 @@ def show_lines(grid: Grid, table: pd.DataFrame, console: Console) -> None:
             shown.add_row(*row, _number(line["selected"], ",.0f"), done)
         console.print("", shown)
     console.print(
-        "PCC: test PCC, mean over primary genes, then folds and seeds, then sections; \\[95 %]: bootstrap over "
+        "PCC: test PCC, mean over primary genes, then folds and seeds, then sections; [95 %]: bootstrap over "
         "sections and, within them, seeds, which deal new folds; of one section, over seeds alone. The paper's number "
         f"is taken as printed. Δ {BASELINE}: on the same folds and seeds.",
-        highlight=False,
     )
     if few:
-        console.print("Cells are missing: means over different folds are not comparable.", highlight=False)
+        console.print("Cells are missing: means over different folds are not comparable.")
 
 
 def show_ends(table: pd.DataFrame, console: Console) -> None:
@@ -607,7 +613,7 @@ def show_ends(table: pd.DataFrame, console: Console) -> None:
             *(f"{line[name]:.3f}" for name in ("first_pcc", "best_pcc", "last_pcc")),
         )  # fmt: skip
     console.print("", shown)
-    console.print("PCC here is that of validation.", highlight=False)
+    console.print("PCC here is that of validation.")
 
 
 def show_genes(grid: Grid, genes: pd.DataFrame, table: pd.DataFrame, console: Console, most: int = 10) -> None:
@@ -637,7 +643,7 @@ def show_genes(grid: Grid, genes: pd.DataFrame, table: pd.DataFrame, console: Co
                 found = genes[(genes["column"] == column.name) & (genes["gene"] == gene)]
                 ours = ", ".join(f"{f.method} takes it in {f.taken:.0%} of {f.cells} cells" for f in found.itertuples())
                 sentence = f"{gene}: the paper says {row.name} only; here {ours or 'it is no auxiliary gene'}."
-                console.print(sentence, markup=False, highlight=False)
+                console.print(sentence)
 
 
 def _number(value: float, form: str) -> str:
@@ -649,7 +655,7 @@ def _interval(line: dict[str, Any], name: str, form: str) -> str:
     value, low, high = (line[n] for n in (name, f"{name}_low", f"{name}_high"))
     if math.isnan(value):
         return "–"
-    return f"{value:{form}}" + ("" if math.isnan(low) else f" \\[{low:{form}}, {high:{form}}]")
+    return f"{value:{form}}" + ("" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
 
 def show_export(file: Path, data: Any, console: Console) -> None:
@@ -658,14 +664,13 @@ def show_export(file: Path, data: Any, console: Console) -> None:
     made = ", ".join(f"{name} ({len(known['cells'])} cells)" for name, known in selectors.items())
     primary = int(data.var["agl_primary"].sum())
     size = f"{data.n_obs:,} spots × {data.n_vars:,} genes, {primary} of them primary"
-    console.print(f"{file}: {size}; {made}", markup=False, highlight=False)
+    console.print(f"{file}: {size}; {made}")
     if data.layers:
         layer = next(iter(data.layers))
         predicted = (data.layers[layer] == data.layers[layer]).sum(axis=0)  # the rest is NaN
         gene = data.var_names[predicted.argmax()]  # folds choose their own primary genes: few are predicted everywhere
         console.print(
             f'to see: sc.pl.embedding(sc.read_h5ad("{file}"), "spatial", color="{gene}", layer="{layer}")',
-            markup=False, highlight=False,
         )  # fmt: skip
 
 
@@ -673,13 +678,13 @@ def show_repetition(key: str, title: str, comparison: Comparison, console: Conso
     """How a cell that was made again differs from the kept one."""
     from rich.table import Table
 
-    console.print(f"cell {key}: {title}", markup=False, highlight=False)
+    console.print(f"cell {key}: {title}")
     for sentence in comparison.conditions:
-        console.print(f"other conditions: {sentence}", markup=False, highlight=False)
+        console.print(f"other conditions: {sentence}")
     if not comparison.conditions:
-        console.print("the conditions are the same", highlight=False)
+        console.print("the conditions are the same")
     if comparison.is_identical:
-        console.print("The result is the same bit for bit.", highlight=False)
+        console.print("The result is the same bit for bit.")
         return
     for what, differences in (("test scores", comparison.scores), ("columns of the table of genes", comparison.genes)):
         if not differences:
@@ -697,8 +702,8 @@ def show_repetition(key: str, title: str, comparison: Comparison, console: Conso
             table.add_row(*row, *([d.gene, f"{d.genes:,}"] if of_genes else []))
         console.print("", table)
     for sentence in comparison.tables:
-        console.print(sentence, markup=False, highlight=False)
-    console.print("The result is NOT the same.", highlight=False)
+        console.print(sentence)
+    console.print("The result is NOT the same.")
 
 
 def _plus_minus(sd: float | None) -> str:
@@ -715,7 +720,7 @@ def show_end(work: Path, tracking: str | None, recorder: Recorder, failures: lis
     if recorder.dead:
         click.echo(f"agl-bench: MLflow is incomplete; `agl-bench sync --work {work}` brings it up to date", err=True)
     elif tracking != "none":
-        console.print(f"Results: {work}/cells; in the browser: agl-bench ui --work {work}", highlight=False)
+        console.print(f"Results: {work}/cells; in the browser: agl-bench ui --work {work}")
 
 
 def show_merge(plan: Plan, outcome: Outcome, console: Console) -> None:

@@ -24,6 +24,9 @@ from agl_bench.registry.plugins import Plugins
 DECIDING = ("torch", "numpy", "scipy", "pandas", "scanpy", "scikit-misc", "pillow")
 
 
+_SEED_DIGITS = 18  # tables hold 64 bits
+
+
 @cache
 def _engine() -> str:
     """Digest of the code of agl-bench that decides results."""
@@ -274,22 +277,28 @@ class Campaign:
         ):
             raise BadSpec(f"{file}: settings stand in tables, [protocol] and [plugins.NAME], each line KEY = VALUE")
         defaults = {"backbone": ["tiny"], "evaluation": list(EVALUATIONS), "seeds": ["0"], "fold": []}
+        listed = ("selectors", "datasets", "backbone", "evaluation", "seeds", "fold")
+        in_file = _lists_of(file, table, listed)
         chosen = {
-            key: _names(lists.get(key) or table.get(key) or defaults.get(key) or ())
-            for key in ("selectors", "backbone", "evaluation", "seeds", "fold")
+            key: _some(key, _names(lists[key])) if lists.get(key) else in_file.get(key, _names(defaults.get(key, ())))
+            for key in listed
+            if key != "datasets"
         }
         chosen["datasets"] = _dataset_words(plugins, lists.get("datasets") or table.get("datasets") or ())
+        if lists.get("datasets"):
+            _some("datasets", chosen["datasets"])
         for key in ("selectors", "datasets"):
             if not chosen[key]:
                 kind = key[:-1]
                 raise BadSpec(
                     f"no {key} given; use --{key} {','.join(plugins.names(kind)[:2])},… ({_listing(plugins, kind)})"
                 )
-        _some("backbone", chosen["backbone"])
         for key, kind in (("selectors", "selector"), ("backbone", "backbone")):
             for name in chosen[key]:
                 plugins.entry(name, kind)
-        base = load_preset(str(preset or table.get("preset") or "clean"))
+        if not isinstance(table.get("preset", ""), str):
+            raise BadSpec(f'{file}: preset = {table["preset"]!r} is no name; write e.g. preset = "clean"')
+        base = load_preset(table.get("preset", "clean") if preset is None else preset)
         protocol, settings, changed = _settings(plugins, base, table, assignments)
         return cls(
             selectors=chosen["selectors"],
@@ -558,15 +567,29 @@ def _part(plugins: Plugins, word: str, kind: str, given: Mapping[str, Mapping[st
     return Part(entry.name, settings, entry.provider, source, word)
 
 
-def _names(value: object) -> tuple[str, ...]:
+def _lists_of(file: Path | None, table: Mapping[str, Any], keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The lists of a campaign's file; those too that an option overrides may not be wrong."""
+    found = {}
+    for key in keys:
+        if key in table:
+            found[key] = _names(table[key], f"{file}: {key} = ")
+            if not found[key]:
+                raise BadSpec(f"{file}: {key} is empty; name at least one, or leave it out")
+    for check, key in ((evaluations_of, "evaluation"), (seeds_of, "seeds")):
+        if key in found:
+            check(found[key])
+    return found
+
+
+def _names(value: object, where: str = "") -> tuple[str, ...]:
     """Comma-separated texts and lists of them, flattened, without repetition."""
-    return tuple(dict.fromkeys(n.strip() for item in _items(value) for n in str(item).split(",") if n.strip()))
+    return tuple(dict.fromkeys(n.strip() for item in _items(value, where) for n in str(item).split(",") if n.strip()))
 
 
-def _items(value: object) -> Sequence[str | int]:
-    items = [value] if isinstance(value, str | int) else value
-    if not isinstance(items, list | tuple) or not all(isinstance(i, str | int) for i in items):
-        raise BadSpec(f"{value!r} is not a name or a list of names")
+def _items(value: object, where: str = "") -> Sequence[str | int]:
+    items = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(i, str | int) and not isinstance(i, bool) for i in items):
+        raise BadSpec(f"{where}{value!r} is not a name or a list of names")
     return items
 
 
@@ -577,8 +600,8 @@ def _some(option: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise BadSpec(f"seed {text!r} is not a whole number ≥ 0; use --seeds 0,1,2")
+    if not (text.isascii() and text.isdecimal() and len(text) <= _SEED_DIGITS):
+        raise BadSpec(f"seed {text!r} is not a whole number ≥ 0 of at most {_SEED_DIGITS} digits; use --seeds 0,1,2")
     return int(text)
 
 

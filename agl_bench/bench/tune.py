@@ -76,6 +76,7 @@ SEARCHABLE = TRAINING - {"precision", "compile", "epochs"}
 SILENT_SECONDS = 3600.0  # after which a trial of another machine is taken for dead
 OWNERLESS_SECONDS = 5.0  # likewise one whose process died before it could say who it was
 BEAT_SECONDS = 60.0
+_FAR = 1e300  # beyond it no interval has a width
 _WRITER = "writer "  # how the names of a study's attributes begin that say who has written to it
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -100,6 +101,11 @@ def read_search(plugins: Plugins, file: Path | None, names: Sequence[str]) -> Se
     for owner, lines in table.items():
         if not isinstance(lines, dict):
             raise BadSpec(f"{file}: {owner} is no table; write [{owner}] and below it lines KEY = true or a range")
+        if owner != "protocol":
+            settings = tunables(plugins.entry(owner, known[owner]).load())
+            for key in lines:
+                if key not in settings:
+                    raise UnknownName(f"setting of {owner}", key, settings)
     search = {owner: dict(lines) for owner, lines in table.items()}
     for name in (n.strip() for item in names for n in item.split(",") if n.strip()):
         owner, dot, key = name.partition(".")
@@ -186,9 +192,16 @@ def _distribution(
             raise BadSpec(f"the search of {name} takes low, high and log, or a list of values")
         low, high = (entry.parse(how[k], owner=owner) for k in ("low", "high"))
         log = how.get("log", bool(entry.range and entry.range.log))
-        if kind not in (int, float) or isinstance(low, str | tuple) or isinstance(high, str | tuple) or low > high:
+        if not isinstance(log, bool):
+            raise BadSpec(f"the search of {name}: log = {log!r} is neither true nor false")
+        if (
+            kind not in (int, float)
+            or isinstance(low, str | tuple)
+            or isinstance(high, str | tuple)
+            or not -_FAR <= low <= high <= _FAR
+        ):
             raise BadSpec(f"the search of {name} from {how['low']} to {how['high']} is no interval of numbers")
-        limits = Range(float(low), float(high), bool(log))
+        limits = Range(float(low), float(high), log)
     elif how is not True:
         raise BadSpec(f"the search of {name} is {how!r}; it takes true, false, a list of values, or low, high and log")
     if get_origin(kind) is Literal:

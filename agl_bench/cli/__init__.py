@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from agl_bench.cli import checking, comparing, data, plugins, running, scaffolding, tracking, tuning
-from agl_bench.cli.ending import INTERRUPTED, interrupted, stop_with
+from agl_bench.cli.ending import INTERRUPTED, interrupted, never_fail_to_print, stop_with
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import LoadingNotice
 from agl_bench.errors import AglBenchError
@@ -25,6 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: one sentence and status 2 for bad input, never a traceback for it."""
     signal.signal(signal.SIGTERM, interrupted)
+    never_fail_to_print()
     LoadingNotice.install()
     try:
         sys.exit(cli.main(arguments, prog_name="agl-bench", standalone_mode=False))
@@ -37,8 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.filename is None:
-            raise
-        stop_with(f"{error.filename}: {error.strerror}", 2)
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        kept = "" if where else "; what was finished before is kept"
+        stop_with(f"{where}{error.strerror or ' '.join(str(error).split()) or type(error).__name__}{kept}", 2)
+    except UnicodeEncodeError as error:
+        name = error.object[max(0, error.start - 40) : error.end + 40]
+        stop_with(f"a name that is not UTF-8 cannot be written down ({name!r}); rename the file or folder", 2)
     except (click.Abort, KeyboardInterrupt):
         stop_with("interrupted; what is done is kept, the same command continues", INTERRUPTED)

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import click
 
 from agl_bench.cli.group import cli
-from agl_bench.cli.opening import check_writable, discover, say_left_out
-from agl_bench.cli.options import DATA, PLUGIN, SET, WORK, words
+from agl_bench.cli.opening import discover, say_left_out
+from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK, words
+from agl_bench.cli.writing import check_writable, write_text
 from agl_bench.errors import BadPlugin, MissingData, UnknownName
 from agl_bench.terminal import (
     make_console,
     show_findings,
     show_verdict,
     show_verdict_counts,
+    styled,
 )
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
@@ -33,11 +35,11 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 @click.option("--evaluation", multiple=True, metavar="A,B", help="intra, inter or both.  [default: intra,inter]")
 @click.option("--fold", multiple=True, metavar="A,B", help="These folds.  [default: the first of each evaluation]")
 @click.option("--preset", help="Protocol to audit: clean, paper or smoke.  [default: clean]")
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file as for run; options here win.")
+@click.option("--config", type=PATH, help="TOML file as for run; options here win.")
 @SET
-@click.option("--epochs", type=click.IntRange(2), default=3, show_default=True, help="Of each training.")
+@click.option("--epochs", type=click.IntRange(2, MOST), default=3, show_default=True, help="Of each training.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every finding.")
+@click.option("--json", "json_file", type=PATH, help="Write every finding.")
 @PLUGIN
 @DATA
 def audit(
@@ -81,7 +83,7 @@ def audit(
         findings = list(audit(cells, plugins, root, torch_device))
     show_findings(findings, campaign.preset, console)
     if json_file is not None:
-        json_file.write_text(json.dumps(as_json(findings, campaign.protocol), indent=1), encoding="utf-8")
+        write_text(json_file, json.dumps(as_json(findings, campaign.protocol), indent=1))
     if any(f.is_bad for f in findings):
         sys.exit(1)
 
@@ -116,7 +118,7 @@ def validate(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], r
 @cli.command()
 @click.argument("name", metavar="NAME|PATH")
 @click.option("--rule", "rules", multiple=True, metavar="A,B", help="These rules only, named as in the list.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every verdict.")
+@click.option("--json", "json_file", type=PATH, help="Write every verdict.")
 @SET
 @PLUGIN
 @DATA
@@ -160,7 +162,7 @@ def check(
     console = make_console()
     found: dict[str, list[Verdict]] = {}
     for entry, contract in contracts:
-        console.print(f"[bold]{entry.name}[/]  {entry.kind} of {entry.provider}")
+        console.print(styled((entry.name, "bold"), f"  {entry.kind} of {entry.provider}"))
         here = [rule for rule in wanted if rule.removeprefix("test_") in contract.rules()]
         if wanted and not here:
             continue
@@ -171,7 +173,7 @@ def check(
     every = [verdict for verdicts in found.values() for verdict in verdicts]
     if json_file is not None:
         told = {name: [verdict.as_json() for verdict in verdicts] for name, verdicts in found.items()}
-        json_file.write_text(json.dumps({"format": 1, "plugins": told}, indent=1), encoding="utf-8")
+        write_text(json_file, json.dumps({"format": 1, "plugins": told}, indent=1))
     show_verdict_counts(every, console)
     if any(verdict.outcome == "broken" for verdict in every):
         sys.exit(1)
@@ -221,8 +223,7 @@ def doctor(files: tuple[Path, ...], root: Path, work: Path) -> None:
     console = make_console()
     findings = diagnose(discover(files, warn=False), root, work)
     for finding in findings:
-        mark = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "problem": "[red]FAIL[/]"}[finding.level]
-        console.print(f"{mark} [bold]{finding.subject}[/]: ", end="")
-        console.print(finding.text, markup=False, highlight=False)
+        mark = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "problem": ("FAIL", "red")}[finding.level]
+        console.print(styled(mark, " ", (finding.subject, "bold"), f": {finding.text}"))
     if any(f.level == "problem" for f in findings):
         sys.exit(1)

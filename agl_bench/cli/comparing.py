@@ -12,15 +12,17 @@ import click
 
 from agl_bench.cli.ending import Signals
 from agl_bench.cli.group import cli
-from agl_bench.cli.opening import cache_of, check_writable, discover, existing, warn
-from agl_bench.cli.options import DATA, PLUGIN, SET, WORK, words
+from agl_bench.cli.opening import cache_of, discover, existing, warn
+from agl_bench.cli.options import DATA, PATH, PLUGIN, SET, WORK, words
 from agl_bench.cli.tracking import annotate, recorder_of
+from agl_bench.cli.writing import check_writable, make_folder, writing
 from agl_bench.errors import BadSpec, TrackerUnavailable
 from agl_bench.terminal import (
     follow,
     make_console,
     show_end,
     show_export,
+    styled,
 )
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
@@ -31,7 +33,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 
 
 @cli.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: WORK/report]")
+@click.option("--out", type=PATH, help="Folder of the report.  [default: WORK/report]")
 @click.option("--baseline", default="pgl", show_default=True, help="Selector that the others are compared with.")
 @click.option("--partial", is_flag=True, help="Cells that are still to come or failed are no error.")
 @click.option(
@@ -65,15 +67,18 @@ def report(
     with console.status("comparing, drawing and writing"):
         from agl_bench.comparison.report import write_report
 
-        made = write_report(gathered, work, out, plugins, baseline=baseline, root=root)
+        with writing(
+            f"the report in {out}", "it is incomplete, and no cell has changed; free some space, and repeat it"
+        ):
+            made = write_report(gathered, work, out, plugins, baseline=baseline, root=root)
     for sentence in [*made.answers, f"Report: {out / 'report.html'}"]:
-        console.print(sentence, markup=False, highlight=False)
+        console.print(sentence)
     if tracking != "none" and (tracking or os.environ.get("MLFLOW_TRACKING_URI") or (work / "mlflow.db").exists()):
         from agl_bench.bench.mlflow_recorder import log_report
 
         try:
             log_report(work, tracking, out)
-            console.print("The report is in MLflow too: `agl-bench ui`.", markup=False, highlight=False)
+            console.print("The report is in MLflow too: `agl-bench ui`.")
         except (BadSpec, TrackerUnavailable) as error:  # the report itself is written
             warn(str(error))
     if made.quality.sentence:
@@ -118,7 +123,7 @@ def compare(a: str, b: str, work: Path, json_: bool) -> None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--retry-failed", is_flag=True, help="Run failed and diverged cells anew.")
 @click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables as CSV, and figures.")
+@click.option("--out", type=PATH, help="Folder for the tables as CSV, and figures.")
 @click.option("--tracking", metavar="URI", help="MLflow as for run: a tracking URI, or none.")
 @PLUGIN
 @DATA
@@ -169,7 +174,7 @@ def reproduce(
         show_planned(grid, CellStore(work) if (work / "cells").is_dir() else None, console)
         return
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder("--out", out)
     store = CellStore(work, warn=warn)
     prepared.digests.keep()
     bench = Bench(plugins, root, torch_device, prepared)
@@ -190,7 +195,7 @@ def reproduce(
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option("--dataset", required=True, help="As in the run, e.g. synthetic.")
 @click.option("--section", required=True, help="Name of the section.")
 @click.option("--evaluation", type=click.Choice(["intra", "inter"]), default="intra", show_default=True)
@@ -224,12 +229,13 @@ def export(
 
     store, console, plugins = existing(work), make_console(), discover(files)
     asked = {name: value for name, value in place.items() if value is not None}
-    with console.status(f"reading the cells of {section}"):
+    with console.status(styled(f"reading the cells of {section}")):
         data = export_section(
             gather(store), plugins, Preparation(root, cache_of(work)), place=asked, section=section, seeds=seeds,
             warn=warn,
         )  # fmt: skip
-        write_h5ad(data, file)
+        with writing(file, "no cell has changed, and an older file of this name is as it was"):
+            write_h5ad(data, file)
     show_export(file, data, console)
 
 
@@ -249,10 +255,11 @@ def _show_reproduced(grid: Grid, gathered: Gathered, root: Path, out: Path | Non
         tables[f"{name}-one-takes"] = only_one_takes(tables[f"{name}-genes"])
         show_genes(grid, tables[f"{name}-genes"], tables[f"{name}-one-takes"], console)
     for sentence in grid.target.says:
-        console.print(sentence, markup=False, highlight=False)
+        console.print(sentence)
     if out is not None:
         for stem, table in tables.items():
-            table.to_csv(out / f"{stem}.csv", index=False)
+            with writing(out / f"{stem}.csv", "finished cells are kept"):
+                table.to_csv(out / f"{stem}.csv", index=False)
             click.echo(f"wrote {out / stem}.csv")
         for drawn in draw(grid, gathered, out / "figures", root):
             click.echo(f"wrote {drawn.png}" if drawn.png else f"no figure of {drawn.title}: {drawn.why}")

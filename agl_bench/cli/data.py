@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from agl_bench.cli.group import cli
-from agl_bench.cli.opening import cache_of, check_writable, discover
-from agl_bench.cli.options import DATA, PLUGIN, SET, WORK
+from agl_bench.cli.opening import cache_of, discover
+from agl_bench.cli.options import DATA, PATH, PLUGIN, SET, WORK, Finite
+from agl_bench.cli.writing import check_writable, make_folder, write_text, writing
 from agl_bench.errors import BadSpec
 from agl_bench.terminal import (
     make_console,
     show_card,
+    styled,
 )
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
@@ -37,11 +38,11 @@ def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
     dataset = make_dataset(plugins, part)
     console = make_console()
     if dataset.licence:
-        console.print(f"{name}: {dataset.citation} Licence: {dataset.licence}.", markup=False, highlight=False)
+        console.print(f"{name}: {dataset.citation} Licence: {dataset.licence}.")
     with naming_the_dataset(part):
         dataset.fetch(root)
         sections = dataset.sections(root)
-    console.print(f"{name} is there: {len(sections)} sections ({', '.join(sections)}).", markup=False, highlight=False)
+    console.print(f"{name} is there: {len(sections)} sections ({', '.join(sections)}).")
 
 
 @cli.command()
@@ -50,9 +51,7 @@ def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root
 @click.option("--seeds", multiple=True, metavar="0,1", help="Roots of all randomness.  [default: 0]")
 @click.option("--preset", default="clean", show_default=True, help="Protocol to start from: clean, paper or smoke.")
 @SET
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Write the folds as CSV, for --set protocol.fold_file=CSV."
-)
+@click.option("--out", type=PATH, help="Write the folds as CSV, for --set protocol.fold_file=CSV.")
 @PLUGIN
 @DATA
 def folds(
@@ -107,20 +106,18 @@ def folds(
                 report.record["digest"],
             )
         console.print(table)
-        console.print(f"{fold_line([(r.counts, r.record) for r in here])}.\n", markup=False, highlight=False)
+        console.print(f"{fold_line([(r.counts, r.record) for r in here])}.\n")
     if out is not None:
         header = reports[0].csv.partition("\n")[0]
-        out.write_text(
-            "\n".join([header, *(r.csv.partition("\n")[2].rstrip("\n") for r in reports), ""]), encoding="utf-8"
-        )
-        console.print(f"{len(reports)} folds written to {out}", markup=False, highlight=False)
+        write_text(out, "\n".join([header, *(r.csv.partition("\n")[2].rstrip("\n") for r in reports), ""]))
+        console.print(f"{len(reports)} folds written to {out}")
 
 
 @cli.command()
 @click.argument("name")
 @click.option("--backbone", help="Cut patches as this backbone sees them.  [default: tiny]")
 @click.option("--px", type=click.IntRange(1, 4096), help="Cut patches with sides of so many pixels instead.")
-@click.option("--um", type=click.FloatRange(1, 10_000), help="How much tissue they show.  [default: the protocol's]")
+@click.option("--um", type=Finite(1, 10_000), help="How much tissue they show.  [default: the protocol's]")
 @SET
 @PLUGIN
 @DATA
@@ -150,8 +147,6 @@ def prepare(
 
     if backbone is not None and px is not None:
         raise BadSpec(f"--backbone {backbone} and --px {px} both say how large patches are; leave one out")
-    if um is not None and math.isnan(um):  # which lies between any two numbers for click
-        raise BadSpec("--um nan is no length; give micrometres from 1 to 10000")
     plugins = discover(files)
     backbone = backbone or "tiny"
     of_backbone = [a for a in assignments if a.strip().startswith(f"{backbone}.")]
@@ -161,10 +156,11 @@ def prepare(
     sees, side = seen_by(plugins, backbone_part)
     seen = px is not None or sees == "patches"
     size = PatchSize(px or side, um or Protocol().patch_um) if seen else None
-    console = make_console()
-    with console.status(f"preparing {name}"):
+    console, cache = make_console(), cache_of(work)
+    kept = "sections that are prepared are kept, the same command goes on"
+    with console.status(styled(f"preparing {name}")), writing(f"the prepared data in {cache}", kept):
         bring(part, dataset, root)
-        cache, count, total = cache_of(work), 0, 0
+        count = total = 0
         protocol, encoder = Protocol(), None
         for prepared in Preparation(root, cache).sections(part, dataset, size):
             section = prepared.section
@@ -184,17 +180,14 @@ def prepare(
             console.print(
                 f"{section.name}: {spots:,} spots × {genes:,} genes{patches}, {prepared.bytes / 1e6:,.1f} MB, {took}"
                 f"{features}",
-                markup=False, highlight=False,
             )  # fmt: skip
             count, total = count + 1, total + prepared.bytes
-    console.print(
-        f"{count} section{'s' if count != 1 else ''}, {total / 1e6:,.1f} MB in {cache}", markup=False, highlight=False
-    )
+    console.print(f"{count} section{'s' if count != 1 else ''}, {total / 1e6:,.1f} MB in {cache}")
 
 
 @cli.command()
 @click.argument("name")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for a picture of each section: spots on tissue.")
+@click.option("--out", type=PATH, help="Folder for a picture of each section: spots on tissue.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @SET
 @PLUGIN
@@ -220,7 +213,7 @@ def describe(
     dataset = make_dataset(plugins, part)
     card = dataset_card(part, dataset, root, Preparation(root, cache_of(work)).digests)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder("--out", out)
     cards, pictures = [], []
     with naming_the_dataset(part):
         names = list(dataset.sections(root))
@@ -235,7 +228,8 @@ def describe(
             pictures.append(
                 out / "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{name}-{section_name}.png")
             )
-            draw_overlay(name, section, pictures[-1])
+            with writing(pictures[-1], "the pictures before it are kept"):
+                draw_overlay(name, section, pictures[-1])
         del section  # before the next is read
     if as_json:
         click.echo(json.dumps(card | {"sections": cards, "pictures": [str(p) for p in pictures]}, indent=1))

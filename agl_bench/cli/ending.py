@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import sys
 from types import FrameType, TracebackType
@@ -10,18 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agl_bench.addresses import masked
+
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
     pass
 
 
 INTERRUPTED = 75  # EX_TEMPFAIL: try again
 GRACE = 10.0  # seconds from a signal to the end, whatever is being done; Slurm kills after 30
+_LONG = 1000  # characters of a word; a path is seldom longer
 AGAIN = 1.0  # seconds; a library's callback may swallow what is raised
+
+
+def never_fail_to_print() -> None:
+    """A character that the terminal's encoding lacks is replaced, on standard error by its number."""
+    for stream, how in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=how)
+
+
+def say(sentence: str) -> None:
+    """One sentence on standard error, without secrets, and without words that nobody reads to their end."""
+    text = re.sub(rf"\S{{{_LONG},}}", lambda found: f"{found[0][:40]}…{found[0][-40:]}", masked(sentence))
+    click.echo(f"agl-bench: {text}", err=True)
 
 
 def stop_with(sentence: str, status: int) -> None:
     """End the program with one sentence."""
-    click.echo(f"agl-bench: {sentence}", err=True)
+    say(sentence)
     sys.exit(status)
 
 

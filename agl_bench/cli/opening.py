@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agl_bench.cli.ending import say
 from agl_bench.errors import BadSpec
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
@@ -40,7 +41,7 @@ class LoadingNotice(MetaPathFinder):
 
 def warn(sentence: str) -> None:
     """One sentence beside the results."""
-    click.echo(f"agl-bench: {sentence}", err=True)
+    say(sentence)
 
 
 def discover(files: Sequence[Path], *, warn: bool = True) -> Plugins:
@@ -77,12 +78,6 @@ def check_work_folder(work: Path) -> None:
     """Raises `BadSpec` where nothing has been run."""
     if not (work / "cells").is_dir():
         raise BadSpec(f"{work} is not a work folder of agl-bench: nothing has been run there; use --work")
-
-
-def check_writable(option: str, file: Path | None) -> None:
-    """Raises `BadSpec` before the work and not after it."""
-    if file is not None and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
-        raise BadSpec(f"{option} {file} cannot be written; name a file in a folder that exists and can be written")
 
 
 def say_left_out(campaign: Campaign, cells: list[Any]) -> None:

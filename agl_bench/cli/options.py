@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -18,19 +19,43 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     pass
 
 
+class _Path(click.Path):
+    """A path; an empty text would mean the folder that one is in."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("it is empty; name a file or a folder", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+class Finite(click.FloatRange):
+    """A number in a range; nan lies in every range of click's."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The number; fails where it is infinite or none."""
+        number = super().convert(value, parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number", parameter, context)
+        return number
+
+
+PATH = _Path(path_type=Path)
+MOST = 1_000_000  # of anything that is counted
+
+
 PLUGIN = click.option(
     "--plugin",
     "files",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A plug-in that is not installed: a .py file or a distribution's folder; repeatable.",
 )
 
 
 WORK = click.option(
     "--work",
-    type=click.Path(path_type=Path, file_okay=True),
-    default=lambda: Path(os.environ.get("AGL_BENCH_WORK", "agl-bench-work")),
+    type=PATH,
+    default=lambda: Path(os.environ.get("AGL_BENCH_WORK") or "agl-bench-work"),
     show_default="AGL_BENCH_WORK or ./agl-bench-work",
     help="Folder of finished cells, mlflow.db and artifacts.",
 )
@@ -39,8 +64,8 @@ WORK = click.option(
 DATA = click.option(
     "--data",
     "root",
-    type=click.Path(path_type=Path),
-    default=lambda: Path(os.environ.get("AGL_BENCH_DATA", "data")),
+    type=PATH,
+    default=lambda: Path(os.environ.get("AGL_BENCH_DATA") or "data"),
     show_default="AGL_BENCH_DATA or ./data",
     help="Folder of the datasets.",
 )
@@ -64,10 +89,15 @@ _EXECUTOR = (
         help="Who runs cells: this process, processes of this machine, Ray (one machine or a cluster), Slurm jobs.",
     ),
     click.option(
-        "--workers", type=click.IntRange(1), metavar="N", help="Of an executor, at a time.  [default: one per core]"
+        "--workers",
+        type=click.IntRange(1, MOST),
+        metavar="N",
+        help="Of an executor, at a time.  [default: one per core]",
     ),
     click.option("--ray-address", metavar="ADDRESS", help="A Ray cluster that is there.  [default: one of our own]"),
-    click.option("--gpus-per-cell", type=float, metavar="X", help="Of ray and slurm, e.g. 0.5.  [default: 1 on CUDA]"),
+    click.option(
+        "--gpus-per-cell", type=Finite(0), metavar="X", help="Of ray and slurm, e.g. 0.5.  [default: 1 on CUDA]"
+    ),
     click.option("--slurm-partition", metavar="NAME", help="Where Slurm's jobs go."),
     click.option(
         "--slurm-time", metavar="TIME", help="That a Slurm job may take; then it queues again.  [default: 1h]"
@@ -92,7 +122,7 @@ def executor_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def seconds(text: str, option: str = "--time-limit") -> float:
     """A duration such as 90s, 30m, 2h or 1h30m."""
-    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    parts = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text.strip(), re.ASCII)
     seconds = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
     if not seconds:
         raise BadSpec(f"{option} {text} is no duration; write e.g. 90s, 30m, 2h or 1h30m")

@@ -15,7 +15,7 @@ from agl_bench.cli.opening import discover
 from agl_bench.cli.options import PLUGIN
 from agl_bench.errors import UnknownName
 from agl_bench.registry import stated
-from agl_bench.terminal import make_console, show_plugins
+from agl_bench.terminal import make_console, show_plugins, styled
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
     from agl_bench.registry.plugins import Entry
@@ -73,12 +73,12 @@ def show(name: str, files: tuple[Path, ...]) -> None:
     console = make_console()
     if name in preset_names():
         preset = load_preset(name)
-        console.print(f"[bold]{name}[/]  preset")
+        console.print(styled((name, "bold"), "  preset"))
         for key, value in Protocol.of(preset.protocol).settings().items():
-            console.print(f"  protocol.{key} = {value}", highlight=False)
+            console.print(f"  protocol.{key} = {value}")
         for plugin, settings in preset.plugins.items():
             for key, given in settings.items():
-                console.print(f"  {plugin}.{key} = {given}", highlight=False)
+                console.print(f"  {plugin}.{key} = {given}")
         return
     plugins = discover(files)
     names = [e.name for e in plugins.entries()]
@@ -87,14 +87,14 @@ def show(name: str, files: tuple[Path, ...]) -> None:
     entry = plugins.entry(name)
     cls = entry.load()
     module = sys.modules[cls.__module__]
-    console.print(f"[bold]{name}[/]  {entry.kind} of {entry.provider}\n")
-    console.print((module.__doc__ or cls.__doc__ or "").strip(), markup=False, highlight=False)
+    console.print(styled((name, "bold"), f"  {entry.kind} of {entry.provider}\n"))
+    console.print((module.__doc__ or cls.__doc__ or "").strip())
     for attribute in ("reference", "citation", "licence", "revision"):
         if getattr(cls, attribute, ""):
-            console.print(f"\n{attribute}: {getattr(cls, attribute)}", markup=False, highlight=False, end="")
+            console.print(f"\n{attribute}: {getattr(cls, attribute)}", end="")
     flags = stated.words(entry.kind, stated.of_class(cls, entry.kind)[1])
     if flags:
-        console.print(f"\nflags: {', '.join(flags)}", markup=False, highlight=False, end="")
+        console.print(f"\nflags: {', '.join(flags)}", end="")
     table = Table(title="\nsettings (--set)", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in ("setting", "default", "takes"):
         table.add_column(column, overflow="fold")

@@ -13,9 +13,10 @@ import click
 from agl_bench.bench.executors import Options
 from agl_bench.cli.ending import INTERRUPTED, Signals, stop_with
 from agl_bench.cli.group import cli
-from agl_bench.cli.opening import cache_of, check_work_folder, check_writable, discover, existing, say_left_out, warn
-from agl_bench.cli.options import DATA, PLUGIN, SET, WORK, executor_options, seconds
+from agl_bench.cli.opening import cache_of, check_work_folder, discover, existing, say_left_out, warn
+from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK, Finite, executor_options, seconds
 from agl_bench.cli.tracking import annotate, recorder_of
+from agl_bench.cli.writing import check_writable, write_text
 from agl_bench.errors import BadSpec
 from agl_bench.terminal import (
     follow,
@@ -26,6 +27,7 @@ from agl_bench.terminal import (
     show_repetition,
     show_skips,
     show_table,
+    styled,
 )
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
@@ -50,7 +52,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 @click.option(
     "--preset", help="Protocol to start from: clean, paper (its schedules: paper_v1 … v3) or smoke.  [default: clean]"
 )
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file with the same keys; options here win.")
+@click.option("--config", type=PATH, help="TOML file with the same keys; options here win.")
 @SET
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
@@ -75,7 +77,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 @click.option("--retry-failed", is_flag=True, help="Run failed and diverged cells anew.")
 @click.option(
     "--checkpoint-every",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=20.0,
     show_default=True,
     metavar="SECONDS",
@@ -93,14 +95,14 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 )
 @click.option(
     "--tuned",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Also run every selector with the settings that `tune` wrote there; tables keep tuned and fixed apart.",
 )
 @click.option("--transfer", is_flag=True, help="With --tuned: also settings found on other data or protocols.")
 @executor_options
 @click.option("--dry-run", is_flag=True, help="Print the grid and stop.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table with per-fold values.")
+@click.option("--json", "json_file", type=PATH, help="Write the table with per-fold values.")
 @click.option(
     "--tracking",
     metavar="URI",
@@ -221,7 +223,7 @@ def run(
         from agl_bench.bench.table import as_json
 
         content = as_json(own) | controls_as_json(found, notes, bounds) | {"skipped": skips_as_json(skips)}
-        json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_text(json_file, json.dumps(content, indent=1), f"finished cells are kept in {work}")
     annotate(store, recorder, plugins)
     store.tell_unsigned()
     show_end(work, tracking, recorder, failures, console)
@@ -274,7 +276,7 @@ def status(work: Path, json_: bool) -> None:
         if cell.progress is not None:
             done = f"{cell.progress[0] + 1} of {cell.progress[1]} epochs"
         line = f"running: {what}: {done}, process {cell.owner.pid} on {cell.owner.host}"
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     show_skips(found.skipped)
     if found.damaged:
         cells = "1 finished cell is" if len(found.damaged) == 1 else f"{len(found.damaged)} finished cells are"
@@ -286,11 +288,11 @@ def status(work: Path, json_: bool) -> None:
     "--from",
     "others",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="WORK",
     help="Judge by the finished cells of this work folder too; repeatable.",
 )
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time.")
+@click.option("--workers", type=click.IntRange(1, MOST), default=1, show_default=True, help="Cells at a time.")
 @click.option("--json", "json_", is_flag=True, help="For programs.")
 def plan(
     files: tuple[Path, ...],
@@ -349,11 +351,11 @@ def plan(
 
 
 @cli.command()
-@click.argument("stores", nargs=-1, required=True, metavar="A B …", type=click.Path(path_type=Path))
+@click.argument("stores", nargs=-1, required=True, metavar="A B …", type=PATH)
 @click.option(
     "--prefer",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="A",
     help="Where stores differ, take what A has; repeatable, the first that has it decides.",
 )
@@ -395,7 +397,7 @@ def merge(stores: tuple[Path, ...], prefer: tuple[Path, ...], work: Path) -> Non
 )
 @click.option("--replace", "replaces", is_flag=True, help="Put the new result in place of the kept one.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: the cell's own]")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every difference.")
+@click.option("--json", "json_file", type=PATH, help="Write every difference.")
 @PLUGIN
 @DATA
 @WORK
@@ -432,7 +434,7 @@ def rerun(
     prepared = Preparation(root, cache_of(work))
     repetition = prepare_repetition(store, cell, plugins, prepared, device=device)
     check_can_be_written(repetition, keeps=keep is not None, replaces=replaces)
-    with console.status(f"making {repetition.spec.title} again"):
+    with console.status(styled(f"making {repetition.spec.title} again")):
         needed: Any = keep or ("predictions" if replaces else "nothing")
         *_, result = repeat(repetition, plugins, prepared, keep=needed)
     assert isinstance(result, Result)
@@ -440,7 +442,7 @@ def rerun(
     show_repetition(repetition.key, repetition.spec.title, found, console)
     if json_file is not None:
         content = asdict(found) | {"cell": repetition.key, "identical": found.is_identical}
-        json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_text(json_file, json.dumps(content, indent=1), f"finished cells are kept in {work}")
     if replaces:
         replace_result(store, repetition, result)
         console.print("It is in place of the kept one now.")

@@ -10,6 +10,7 @@ import click
 
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import discover
+from agl_bench.cli.options import PATH
 from agl_bench.errors import BadSpec
 
 
@@ -17,9 +18,7 @@ from agl_bench.errors import BadSpec
 @click.argument("kind", type=click.Choice(["selector", "backbone", "dataset"]))
 @click.argument("name")
 @click.option("--here", is_flag=True, help="One file in this folder, for --plugin, and no distribution.")
-@click.option(
-    "--into", type=click.Path(path_type=Path), metavar="FOLDER", help="New folder.  [default: agl-bench-NAME]"
-)
+@click.option("--into", type=PATH, metavar="FOLDER", help="New folder.  [default: agl-bench-NAME]")
 def new_plugin(kind: str, name: str, here: bool, into: Path | None) -> None:
     """Write a plug-in that works and is yours to change: a distribution to publish, or one file to try.
 

@@ -110,7 +110,7 @@ def _sync_models(
             count += address is not None
             if name is not None and address is not None:
                 version = recorder.register_model(result.spec, name)
-                console.print(f"{result.spec.title}: models:/{name}/{version}", markup=False, highlight=False)
+                console.print(f"{result.spec.title}: models:/{name}/{version}")
     _raise_if_dead(recorder)
     models = "1 model of a cell is" if count == 1 else f"{count} models of cells are"
     console.print(f"{models} in MLflow" + ("." if count else "; keep them by run --keep model."))

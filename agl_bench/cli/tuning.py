@@ -12,7 +12,7 @@ import click
 from agl_bench.cli.ending import INTERRUPTED, stop_with
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import cache_of, discover, say_left_out
-from agl_bench.cli.options import DATA, PLUGIN, SET, WORK
+from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK
 from agl_bench.terminal import (
     make_console,
     show_study_end,
@@ -28,12 +28,14 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 @cli.command()
 @click.option("--selectors", multiple=True, metavar="A,B", help="Auxiliary selectors to tune.")
 @click.option("--datasets", multiple=True, metavar="A,B", help="Datasets to tune them on.")
-@click.option("--trials", type=click.IntRange(1), default=40, show_default=True, help="Budget of every study.")
+@click.option("--trials", type=click.IntRange(1, MOST), default=40, show_default=True, help="Budget of every study.")
 @click.option("--backbone", multiple=True, metavar="A,B", help="Image encoders.  [default: tiny]")
 @click.option("--evaluation", multiple=True, metavar="A,B", help="intra, inter or both.  [default: intra,inter]")
 @click.option("--seeds", multiple=True, metavar="0,1", help="A trial trains each fold with each.  [default: 0]")
 @click.option("--fold", multiple=True, metavar="A,B", help="Only these folds.")
-@click.option("--tune-folds", type=click.IntRange(1), help="A trial trains the first so many folds.  [default: all]")
+@click.option(
+    "--tune-folds", type=click.IntRange(1, MOST), help="A trial trains the first so many folds.  [default: all]"
+)
 @click.option("--nested", is_flag=True, help="One study for each outer fold, whose settings serve this fold alone.")
 @click.option(
     "--tune",
@@ -43,15 +45,15 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     help="Search this too, for every selector alike, e.g. protocol.learning_rate,protocol.weight_decay,"
     "protocol.patience; repeatable.",
 )
-@click.option("--search", type=click.Path(path_type=Path), help="TOML file that says what to search, and where.")
+@click.option("--search", type=PATH, help="TOML file that says what to search, and where.")
 @click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", show_default=True)
 @click.option(
     "--pruner", type=click.Choice(["none", "median", "hyperband", "wilcoxon"]), default="none", show_default=True
 )
 @click.option("--storage", metavar="URL", help="Database of the trials.  [default: WORK/tune/journal.log]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the tuned settings.  [default: WORK/tuned]")
+@click.option("--out", type=PATH, help="Folder of the tuned settings.  [default: WORK/tuned]")
 @click.option("--preset", help="Protocol to start from: clean, paper or smoke.  [default: clean]")
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file as for run; options here win.")
+@click.option("--config", type=PATH, help="TOML file as for run; options here win.")
 @SET
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--tracking", metavar="URI", help="MLflow as for run: a tracking URI, or none.")
@@ -172,7 +174,7 @@ def _tune_all(
                     "the tuned settings"
                 )
     for path in dict.fromkeys(written):
-        console.print(f"Tuned settings: {path}", highlight=False, markup=False)
+        console.print(f"Tuned settings: {path}")
     if written:
-        console.print(f"Compare with fixed settings: agl-bench run … --tuned {out}", highlight=False, markup=False)
+        console.print(f"Compare with fixed settings: agl-bench run … --tuned {out}")
     return failed
