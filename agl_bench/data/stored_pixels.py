@@ -127,14 +127,21 @@ def main_series(found: Sequence[TiffPageSeries], path: Path, section: str) -> tu
     main = found[0]
     _check_planes(main, path, section)
     _check_beside(found, path, section)
+    for level in main.levels:
+        if level.axes != main.axes:
+            raise BadSection(section, f"{path} has levels of different axes ({main.axes}, {level.axes}); {_TO_RGB}")
     return main, [_layout(level, path, section) for level in main.levels]
 
 
 def _check_planes(series: TiffPageSeries, path: Path, section: str) -> None:
     """One plane, whose samples lie in one page of this file."""
     page = series.keyframe
-    if series.axes.replace("C", "S") in ("YX", "YXS", "SYX") and len(series.pages) == 1 and series.pages[0] is not None:
-        return
+    axes = series.axes.replace("C", "S")
+    samples = dict(zip(axes, series.shape, strict=True)).get("S", 1)
+    if axes in ("YX", "YXS", "SYX") and samples == page.samplesperpixel and len(series.pages) == 1:
+        if not series.is_multifile and page.parent.filename == path.name:
+            return
+        raise BadSection(section, f"{path} refers to pixels in other files; {_TO_RGB}, all in one file")
     sizes = " × ".join(f"{size} {axis}" for axis, size in zip(series.axes, series.shape, strict=True))
     if page.imagedepth > 1 or "Z" in series.axes:
         cure = f"take the plane in focus and {_TO_RGB}"
@@ -169,7 +176,7 @@ def _check_beside(found: Sequence[TiffPageSeries], path: Path, section: str) -> 
 def _layout(level: TiffPageSeries, path: Path, section: str) -> Layout:
     """How a level's samples become RGB."""
     page = level.keyframe
-    kind = getattr(page.photometric, "name", str(page.photometric))
+    kind = getattr(page.photometric, "name", "colours not stated")
     bits = "two-level" if level.dtype == bool else f"{page.bitspersample}-bit {_KINDS.get(level.dtype.kind, 'unknown')}"
     samples = page.samplesperpixel
     what = f"{path} has {level.dtype} pixels ({bits}, {_CALLED.get(kind, kind)}, {samples} for each place)"

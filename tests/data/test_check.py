@@ -179,6 +179,18 @@ def test_spots_on_glass() -> None:
         assert problem.startswith("2 of 3 spots looked at lie on bare glass, the first is 's0'")
 
 
+@pytest.mark.parametrize("kind", ["fluorescence", "12 bits of 16", "no light"])
+def test_dark_images(kind: str) -> None:
+    tissue = np.random.default_rng(0).integers(60, 256, (3, 20, 20, 3), dtype=np.uint8)
+    sound = section(patches=ArrayPatches(tissue))
+    assert list(pixel_problems(sound)) == []
+    dark = tissue // 16 if kind == "12 bits of 16" else np.zeros_like(tissue)
+    if kind == "fluorescence":
+        dark[:, 8:11, 8:11, 2] = 255  # a nucleus
+    (problem,) = pixel_problems(section(patches=ArrayPatches(dark)))
+    assert "no image in bright field" in problem and "take the bright-field scan" in problem
+
+
 def test_every_problem_is_told() -> None:
     with pytest.warns(UserWarning, match="unique"):
         bad = section(np.full((3, 4), 0.5), genes="ABCB", um_per_px=-1.0, embedding=np.zeros((2, 2)))

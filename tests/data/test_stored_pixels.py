@@ -365,6 +365,26 @@ def test_several_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     is_refused(path, r"holds 2 pictures \(23 × 15, 90 × 60", capfd)
 
 
+def test_a_picture_in_another_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:a"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="{WIDTH}" SizeY="{HEIGHT}" SizeC="3" '
+        'SizeZ="1" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData IFD="0" PlaneCount="1">'
+        '<UUID FileName="other.ome.tif">urn:uuid:b</UUID></TiffData></Pixels></Image></OME>'
+    )
+    other = words.replace('UUID="urn:uuid:a"', 'UUID="urn:uuid:b"')
+    tiff(tmp_path / "other.ome.tif", 255 - PIXELS, description=other)
+    tiff(tmp_path / "image.ome.tif", PIXELS, description=words)
+    is_refused(tmp_path / "image.ome.tif", "refers to pixels in other files", capfd)
+
+
+def test_colours_that_are_not_stated(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tiff(tmp_path / "image.tif", GREY, photometric="minisblack")
+    tag = (262).to_bytes(2, "little") + (3).to_bytes(2, "little")
+    path.write_bytes(path.read_bytes().replace(tag, (65_000).to_bytes(2, "little") + tag[2:]))
+    is_refused(path, "colours not stated", capfd)
+
+
 @pytest.mark.parametrize("subfiletype", [0, 1])
 def test_a_thumbnail_behind_the_picture_is_no_second_one(tmp_path: Path, subfiletype: int) -> None:
     path = tmp_path / "image.tif"
