@@ -31,6 +31,7 @@ from agl_bench.bench.run import Bench
 from agl_bench.bench.spec import Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset, check_section
 from agl_bench.data.folds import Fold, FoldPlan
+from agl_bench.data.gene_ids import tell_apart
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable
 from agl_bench.data.store import SpotStore
@@ -183,6 +184,7 @@ def _read(part: Part, bench: Bench) -> list[Section]:
         sections = dataset.load(bench.root)
     for section in sections:
         check_section(section, has_counts=dataset.has_counts)
+    tell_apart(sections)
     check_dataset(part.label, sections)
     return sections
 

@@ -38,7 +38,8 @@ from agl_bench.bench.recorder import CellLog, NoRecorder, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table, prediction_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
 from agl_bench.data.check import check_dataset
-from agl_bench.data.folds import Fold, FoldPlan, make_fold
+from agl_bench.data.folds import Fold, FoldPlan, make_fold, partly_known
+from agl_bench.data.gene_ids import tell_apart
 from agl_bench.data.gene_split import SCORES, score_genes, split_genes
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable, panel, tabulate
@@ -202,6 +203,7 @@ class Bench:
         self._features: tuple[object, Tensor] | None = None
         self._encoders: weakref.WeakKeyDictionary[Backbone, str] = weakref.WeakKeyDictionary()
         self._loans = Loans()  # to the selector that was built last
+        self._told: set[str] = set()  # what is odd about datasets
         self.said = ""  # of features that were encoded or found, until somebody has been told
         self.split: tuple[GeneSplit, np.ndarray] | None = None  # in place of what a fold's spots decide (leak audit)
 
@@ -212,6 +214,10 @@ class Bench:
             self._sections = self._table = self._setting = self._features = None
             dataset = make_dataset(self.plugins, part)
             sections = [p.section for p in self.prepared.sections(part, dataset, size)]
+            for told in (tell_apart(sections), partly_known({s.name: s.donor for s in sections})):
+                if told and told not in self._told:
+                    self._told.add(told)
+                    self.prepared.cache.say(f"dataset '{part.label}': {told}")
             check_dataset(part.name, sections)
             self._sections = (part, sections)
         return self._sections[1]

@@ -10,6 +10,8 @@ from pathlib import Path
 from agl_bench.bench.spec import make_dataset, one_part
 from agl_bench.data.check import check_dataset, pixel_problems, problems
 from agl_bench.data.fingerprint import section_fingerprint
+from agl_bench.data.folds import partly_known
+from agl_bench.data.gene_ids import tell_apart
 from agl_bench.errors import AglBenchError, BadPlugin, BadSection, BadSpec, UnknownName
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
@@ -22,7 +24,8 @@ class Verdict:
 
     Attributes:
         section: its name; "" for what concerns the sections together.
-        facts: one line on a sound section: size, donor, pixel size, fingerprint; "" if it is not sound.
+        facts: one line on a sound section: size, donor, pixel size, fingerprint; "" if it is not sound. Or what is to
+            be known of the sections together.
         problems: a sentence each.
     """
 
@@ -97,7 +100,10 @@ def validate(name: str, dataset: Dataset, root: Path) -> Iterator[Verdict]:
     if sound:
         try:
             with _naming(name):
-                dataset.sections(root)
+                donors = dataset.sections(root)
+            for told in (tell_apart(read), partly_known(donors)):
+                if told:
+                    yield Verdict("", told)
             check_dataset(name, read)
         except AglBenchError as error:
             yield Verdict("", "", (str(error),))

@@ -106,7 +106,7 @@ def validate(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], r
     found = 0
     for verdict in validate(called, dataset, root):
         if verdict.facts:
-            click.echo(f"{verdict.section}: {verdict.facts}")
+            click.echo(f"{verdict.section}: {verdict.facts}" if verdict.section else verdict.facts)
         for problem in verdict.problems:
             found += 1
             click.echo(f"agl-bench: {' '.join(problem.split())}", err=True)

@@ -106,7 +106,11 @@ def folds(
                 report.record["digest"],
             )
         console.print(table)
-        console.print(f"{fold_line([(r.counts, r.record) for r in here])}.\n")
+        console.print(f"{fold_line([(r.counts, r.record) for r in here])}.")
+        planned = name == "inter" and protocol.leave_out == "auto" and not protocol.fold_file
+        if planned and not any(section.donor for section in sections):
+            console.print("No donor is known, so that sections are left out one by one.")
+        console.print()
     if out is not None:
         header = reports[0].csv.partition("\n")[0]
         write_text(out, "\n".join([header, *(r.csv.partition("\n")[2].rstrip("\n") for r in reports), ""]))
@@ -207,6 +211,9 @@ def describe(
     from agl_bench.bench.prepare import Preparation, naming_the_dataset
     from agl_bench.bench.spec import make_dataset, one_part
     from agl_bench.data.check import check_section
+    from agl_bench.data.folds import partly_known
+    from agl_bench.data.gene_ids import tell_apart
+    from agl_bench.interfaces.spots import Section
 
     plugins = discover(files)
     part = one_part(plugins, name, "dataset", assignments)
@@ -214,14 +221,15 @@ def describe(
     card = dataset_card(part, dataset, root, Preparation(root, cache_of(work)).digests)
     if out is not None:
         make_folder("--out", out)
-    cards, pictures = [], []
+    cards, pictures, read = [], [], []
     with naming_the_dataset(part):
-        names = list(dataset.sections(root))
-    for section_name in names:  # one at a time: they may be large
+        donors = dataset.sections(root)
+    for section_name in donors:  # one at a time: they may be large
         with naming_the_dataset(part):
             section = dataset.read(root, section_name)
         check_section(section, has_counts=dataset.has_counts)
         cards.append(vars(section_card(section)))
+        read.append(Section(section_name, section.counts[:0].copy(), section.um_per_px))  # names of its genes
         if out is not None:
             from agl_bench.bench.overlay import draw_overlay
 
@@ -235,5 +243,8 @@ def describe(
         click.echo(json.dumps(card | {"sections": cards, "pictures": [str(p) for p in pictures]}, indent=1))
     else:
         show_card(card, cards)
+        for told in (partly_known(donors), tell_apart(read)):
+            if told:
+                click.echo(f"Note: {told}.")
         for picture in pictures:
             click.echo(f"wrote {picture}")

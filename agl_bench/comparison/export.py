@@ -18,6 +18,7 @@ from agl_bench.bench.spec import Part, make_dataset, part_here
 from agl_bench.comparison.gather import PLACE, Gathered
 from agl_bench.data.check import check_section
 from agl_bench.data.folds import plan_folds
+from agl_bench.data.gene_ids import name_by_id
 from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
@@ -92,6 +93,7 @@ def export_section(
         read = dataset.read(prepared.root, section)
     check_section(read, has_counts=dataset.has_counts)
     data = read.counts.copy()
+    name_by_id(data, {gene for key in cells["key"] for gene in gathered.result(key).genes["gene"]})
     _add_image(data, read, section)
     data.var["agl_primary"] = False
     selectors: dict[str, Any] = {}

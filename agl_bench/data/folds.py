@@ -99,7 +99,7 @@ def plan_folds(evaluation: str, donors: Mapping[str, str], protocol: Protocol, *
     if by_donor and (len(units) < 2 or "" in donors.values()):
         raise BadSpec(
             f"protocol.leave_out = 'donor' needs two known donors, {dataset} has "
-            f"{', '.join(sorted(units)) or 'none'}; use leave_out = 'section'"
+            f"{', '.join(sorted(units)) or 'none'}{_unknown(donors) if units else ''}; use leave_out = 'section'"
         )
     if not by_donor and len(names) < 2:
         raise BadSpec(
@@ -110,6 +110,26 @@ def plan_folds(evaluation: str, donors: Mapping[str, str], protocol: Protocol, *
         FoldPlan(unit, names, tuple(n for n in names if (donors[n] if by_donor else n) == unit), -1)
         for unit in left_out
     ]
+
+
+def partly_known(donors: Mapping[str, str]) -> str:
+    """What it means that donors are known for some sections only; "" where all are, or none is.
+
+    Args:
+        donors: section -> donor ("" = not known).
+    """
+    if all(donors.values()) or not any(donors.values()):
+        return ""
+    return (
+        f"donors are known for some sections only{_unknown(donors)}, so that sections are left out one by one: one may "
+        f"be tested after training on others of its donor; state all donors"
+    )
+
+
+def _unknown(donors: Mapping[str, str]) -> str:
+    """The first sections without a donor, in brackets; "" where there are none."""
+    unknown = [name for name, donor in donors.items() if not donor]
+    return f" (not for {', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''})" if unknown else ""
 
 
 def _plan_listed(evaluation: str, sections: tuple[str, ...], path: Path, dataset: str) -> list[FoldPlan]:

@@ -2,7 +2,7 @@
 
 <cache>/<key>/section.json             name, µm per pixel, donor, shape; size and digest of every file below
 <cache>/<key>/counts.{data,indices,indptr}.npy    raw counts, CSR, canonical: sorted, no repeated entry
-<cache>/<key>/names.json               names of spots and genes
+<cache>/<key>/names.json               names of spots and genes, and Ensembl ids of the genes where they are known
 <cache>/<key>/positions.npy            (spots, 2) as the reader gave them
 <cache>/<key>/embedding.npy            (spots, width) float32, where there is one
 <cache>/<key>/patches-<px>px-<µm>um.npy           uint8 (spots, 3, px, px); beside it .json once it is complete,
@@ -15,7 +15,8 @@
 A section appears under its key when it is complete. Patches are cut in blocks, and a block is marked only when it is
 on the disk, so that a preparation killed at any point goes on where it stood and ends with the same bytes. What is
 opened is compared with its digest, once by each process (AGL_BENCH_TRUST_TIMES leaves that to size and time). Only
-names, counts and positions of the reader's AnnData are kept: nothing else that it may hold can reach a model.
+names, Ensembl ids, counts and positions of the reader's AnnData are kept: nothing else that it may hold can reach a
+model.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from filelock import FileLock
 from scipy import sparse
 
 from agl_bench.data.check import check_section
+from agl_bench.data.gene_ids import COLUMN, ids_of
 from agl_bench.data.patches import Block, blocks_of
 from agl_bench.data.pieces import put_together
 from agl_bench.data.preprocess import canonical
@@ -204,7 +206,9 @@ class SectionCache:
         counts = AnnData(
             _counts(folder, (len(names["spots"]), len(names["genes"]))),
             obs=pd.DataFrame(index=pd.Index(names["spots"], dtype=str)),
-            var=pd.DataFrame(index=pd.Index(names["genes"], dtype=str)),
+            var=pd.DataFrame(
+                {COLUMN: names["gene_ids"]} if "gene_ids" in names else None, index=pd.Index(names["genes"], dtype=str)
+            ),
             obsm={"spatial": np.load(folder / "positions.npy")},
         )
 
@@ -246,6 +250,8 @@ class SectionCache:
         np.save(partial / "counts.indptr.npy", counts.indptr.astype(wide, copy=False))
         np.save(partial / "positions.npy", np.asarray(section.counts.obsm["spatial"]))
         names = {"spots": list(map(str, section.counts.obs_names)), "genes": list(map(str, section.counts.var_names))}
+        if (ids := ids_of(section.counts)) is not None:
+            names["gene_ids"] = list(ids)
         (partial / "names.json").write_text(json.dumps(names), encoding="utf-8")
         if section.embedding is not None:
             np.save(partial / "embedding.npy", np.asarray(section.embedding, dtype=np.float32))
