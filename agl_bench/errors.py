@@ -107,3 +107,24 @@ class Diverged(AglBenchError):
 
 class TooLittleMemory(AglBenchError):
     """A batch that must not be parted does not fit into the device: how many spots fit, and what to set."""
+
+
+def told(error: BaseException) -> str:
+    """An error as one line that every file and table takes; one of ours is a sentence, others name their type.
+
+    A stranger's error may fail to say anything, and may say what is no text.
+    """
+    try:
+        text = " ".join(str(error).split())
+    except BaseException as why:  # noqa: BLE001  (its own __str__)
+        text = f"it cannot say more, its text raises {type(why).__name__}"
+    if isinstance(error, SystemExit):
+        text = f"it called sys.exit({text})"
+    elif not isinstance(error, AglBenchError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """A text without what no encoding takes: a lone surrogate becomes its number."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -35,7 +35,7 @@ from agl_bench.data.gene_ids import tell_apart
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable
 from agl_bench.data.store import SpotStore
-from agl_bench.errors import AglBenchError, BadPlugin
+from agl_bench.errors import AglBenchError, BadPlugin, told
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.spots import Section
 from agl_bench.maths.seeds import seed_for
@@ -253,7 +253,7 @@ class _Variant(Bench):
                 except (Exception, SystemExit) as error:
                     if isinstance(error, AglBenchError):
                         raise
-                    raise BadPlugin(f"selector '{spec.selector.name}': {type(error).__name__}: {error}") from error
+                    raise BadPlugin(f"selector '{spec.selector.name}': {told(error)}") from error
         self._setting = self._features = None  # one variant's data at a time
         return found
 

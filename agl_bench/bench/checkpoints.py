@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from agl_bench.bench.leases import Lease
+from agl_bench.bench.leases import HeldLease
 from agl_bench.bench.spec import RunSpec
 from agl_bench.digests import Damaged, NoFile, bytes_digest, file_digest, opened, read_object, set_aside
 from agl_bench.errors import AglBenchError
@@ -154,7 +154,7 @@ class Keeper:
     def __init__(
         self,
         partial: Partial,
-        lease: Lease,
+        lease: HeldLease,
         *,
         every: float = EVERY,
         limit: float | None = None,
@@ -180,7 +180,7 @@ class Keeper:
             return []
         trainer.resume(content["trainer"])
         self._before = content["seconds"]
-        records = [_record(plain) for plain in content["records"]]
+        records = [record_of(plain) for plain in content["records"]]
         self.found = records[-1].epoch
         return records
 
@@ -261,6 +261,6 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _record(plain: Mapping[str, Any]) -> EpochRecord:
+def record_of(plain: Mapping[str, Any]) -> EpochRecord:
     """Inverse of `asdict`."""
     return EpochRecord(**{**plain, "outer": tuple(OuterPass(**made) for made in plain["outer"])})

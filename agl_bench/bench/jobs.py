@@ -93,7 +93,7 @@ class Job:
             raise ExecutorFailed(
                 f"there is no {folder} there; the work folder and the data must lie at the same place on every machine"
             ) from None
-        cells = [(RunSpec.from_json(cell["spec"]), _plan(cell["plan"])) for cell in content.pop("cells")]
+        cells = [(RunSpec.from_json(cell["spec"]), FoldPlan.from_json(cell["plan"])) for cell in content.pop("cells")]
         paths: dict[str, Any] = {n: Path(content.pop(n)) for n in ("work", "root", "cache")}
         return cls(**paths, files=tuple(map(Path, content.pop("files"))), cells=cells, **content)
 
@@ -394,9 +394,3 @@ def _name_of(folder: Path) -> str:
 def is_wanted(folder: Path) -> bool:
     """Whether the command of a job is alive and wants it to go on."""
     return Leases(folder.parent).holder(_name_of(folder)) is not None
-
-
-def _plan(plain: Mapping[str, Any]) -> FoldPlan:
-    """Inverse of `asdict`, after JSON."""
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
-    return FoldPlan(**values)

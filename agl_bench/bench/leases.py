@@ -96,15 +96,11 @@ class TakenOver(Exception):
     """Another process has taken over what this one was working on."""
 
 
-class Lease:
-    """A cell that this process works on, until `release`; a thread keeps it alive."""
+class HeldLease:
+    """A lease that somebody holds, seen by a process that works for the holder."""
 
-    def __init__(self, folder: Path, owner: Owner) -> None:
-        self.folder, self.owner = folder, owner
-        self._file = folder / owner.name
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"lease {folder.name}", daemon=True)
-        self._thread.start()
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def check(self) -> None:
         """Make sure that it is still held.
@@ -112,15 +108,26 @@ class Lease:
         Raises:
             TakenOver: if it is not, e.g. because this machine slept for long.
         """
-        if not self._file.exists():
+        if not self.file.exists():
             raise TakenOver
+
+
+class Lease(HeldLease):
+    """A cell that this process works on, until `release`; a thread keeps it alive."""
+
+    def __init__(self, folder: Path, owner: Owner) -> None:
+        super().__init__(folder / owner.name)
+        self.folder, self.owner = folder, owner
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"lease {folder.name}", daemon=True)
+        self._thread.start()
 
     def release(self) -> None:
         """Give it back, if it is still held."""
         self._end.set()
         self._thread.join()
         with contextlib.suppress(OSError):  # it was lost, or the next one is already there
-            self._file.unlink()
+            self.file.unlink()
             self.folder.rmdir()
 
     def __enter__(self) -> Lease:
@@ -132,7 +139,7 @@ class Lease:
     def _beat(self) -> None:
         while not self._end.wait(BEAT):
             with contextlib.suppress(OSError):  # a server that is away for a moment; a lease that is lost stays so
-                os.utime(self._file)
+                os.utime(self.file)
 
 
 class Leases:

@@ -18,7 +18,7 @@ import agl_bench
 from agl_bench.bench.spec import Part
 from agl_bench.data.prepared import FORMAT, PatchSize, PreparedPatches, SectionCache
 from agl_bench.digests import FileDigests, file_digest, text_digest
-from agl_bench.errors import AglBenchError, BadPlugin, BadSection, MissingData
+from agl_bench.errors import AglBenchError, BadPlugin, BadSection, MissingData, told
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.dataset import Dataset, is_offline
 from agl_bench.interfaces.spots import Section
@@ -188,8 +188,8 @@ def naming_the_dataset(part: Part) -> Iterator[None]:
         raise MissingData(
             f"dataset '{part.name}': {error.filename} may not be read by this user; change its permissions"
         ) from None
-    except Exception as error:
-        raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {told(error)}") from error
 
 
 def _file_digests(part: Part, dataset: Dataset, root: Path, names: list[str], digests: FileDigests) -> list[str]:

@@ -17,14 +17,14 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agl_bench.bench.cells import CellStore, Status
-from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper
+from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper, Partial
 from agl_bench.bench.encoded import Encoded, Symmetries, encode_section, encoder_digest
 from agl_bench.bench.fitness import Skipped, check_built, check_genes, forget, note, unfit
 from agl_bench.bench.fold_report import FoldReport
@@ -48,7 +48,7 @@ from agl_bench.data.shuffled import shuffle_patches
 from agl_bench.data.store import MEMORY, SpotStore, budget, fit
 from agl_bench.data.targets import fit_targets
 from agl_bench.digests import FileDigests
-from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, CannotRun, Diverged, UnknownName
+from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, CannotRun, Diverged, UnknownName, printable, told
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, TrainingView
@@ -59,6 +59,9 @@ from agl_bench.training.evaluate import Scores, evaluate
 from agl_bench.training.model import Model, build_model, on_device
 from agl_bench.training.records import EpochRecord
 from agl_bench.training.trainer import DevelopmentRows, Trainer
+
+if TYPE_CHECKING:
+    from agl_bench.bench.apart import Apart
 
 EXAMPLE_SPOTS = 4  # shown to a backbone's constructor
 POLL = 2.0  # seconds between two looks at cells that other processes work on
@@ -125,6 +128,17 @@ class Waiting:
 
 
 Event = Started | EpochDone | Finished | Failed | Skipped | Noted | Stopped | Waiting
+
+
+class Opened:
+    """It is known that a cell can run; its record may begin."""
+
+
+class Lost:
+    """Another process has taken the cell over."""
+
+
+Happening = Event | Opened | Lost  # of one cell; its outcome comes last
 
 
 @dataclass(frozen=True)
@@ -222,11 +236,15 @@ class Bench:
             self._sections = (part, sections)
         return self._sections[1]
 
+    def patch_size(self, spec: RunSpec) -> PatchSize | None:
+        """Of the patches that a cell looks at; None if it looks at none."""
+        sees, patch_px = seen_by(self.plugins, spec.backbone)
+        return PatchSize(patch_px, spec.protocol.patch_um) if sees == "patches" else None
+
     def setting(self, spec: RunSpec, plan: FoldPlan) -> Setting:
         """Data of a cell, on the device."""
         sees, patch_px = seen_by(self.plugins, spec.backbone)
-        size = PatchSize(patch_px, spec.protocol.patch_um) if sees == "patches" else None
-        sections = self.sections(spec.dataset, size)  # also clears what belongs to another dataset
+        sections = self.sections(spec.dataset, self.patch_size(spec))  # also clears what belongs to another dataset
         key = (spec.evaluation, plan, spec.seed, spec.protocol.of_data(), sees, patch_px)
         if self._setting is None or self._setting[0] != key:
             self._setting = None
@@ -543,6 +561,7 @@ def run_cells(
     time_limit: float | None = None,
     stop: Callable[[], str] = lambda: "",
     keep: Keep = "predictions",
+    apart: Apart | None = None,
 ) -> Generator[Event, None, None]:
     """Run what is not finished, one cell after the other.
 
@@ -561,6 +580,7 @@ def run_cells(
         time_limit: seconds after which a cell is interrupted; None = no limit.
         stop: why no more must be done, asked often; "" = go on. The running cell ends with its epoch.
         keep: what the store keeps of a cell beside its tables; those that are finished stay as they are.
+        apart: where cells with plug-ins of others run; None = in this process, as all others do.
     """
     left, said = list(cells), False
     with contextlib.ExitStack() as end:
@@ -591,7 +611,9 @@ def run_cells(
                             )
                             if again:
                                 keeper.partial.discard()
-                            if not (yield from _run_cell(spec, plan, bench, store, recorder, keeper, keep)):
+                            where = apart.run_cell if apart and apart.is_for(spec, bench.plugins) else run_cell
+                            happenings = where(spec, plan, bench, store, keeper, keep)
+                            if not (yield from _recorded(spec, happenings, recorder)):
                                 held.append((spec, plan))
                 elif known is None:
                     held.append((spec, plan))
@@ -628,17 +650,48 @@ def _sleep(seconds: float, stop: Callable[[], str]) -> None:
         time.sleep(0.1)
 
 
-def _run_cell(
-    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, recorder: Recorder, keeper: Keeper, keep: Keep
+def _recorded(
+    spec: RunSpec, happenings: Generator[Happening, None, None], recorder: Recorder
 ) -> Generator[Event, None, bool]:
-    """Run one cell under its lease; False if another process has taken it over."""
-    outcome: Finished | Failed | Skipped | Stopped
+    """Record what happens to a cell, wherever it runs; False if another process has taken it over."""
     log: CellLog = NoRecorder()  # until it is known that the cell can run
+    try:
+        with contextlib.closing(happenings):
+            for event in happenings:
+                if isinstance(event, Opened):
+                    log = recorder.open(spec)
+                    continue
+                if isinstance(event, Lost):
+                    log.fail("taken over by another process")
+                    yield Noted(spec, "taken over by another process")
+                    return False
+                if isinstance(event, EpochDone):
+                    log.epoch(event.record)
+                elif isinstance(event, Finished):
+                    log.close(event.result)
+                elif isinstance(event, Skipped):
+                    log.fail(f"skipped: {event.reason}")
+                elif isinstance(event, Stopped):
+                    log.fail("interrupted")
+                elif isinstance(event, Failed):
+                    log = recorder.open(spec) if isinstance(log, NoRecorder) else log
+                    log.fail(event.sentence)
+                yield event
+    except (KeyboardInterrupt, GeneratorExit):
+        log.fail("interrupted")
+        raise
+    return True
+
+
+def run_cell(
+    spec: RunSpec, plan: FoldPlan, bench: Bench, store: CellStore, keeper: Keeper, keep: Keep
+) -> Generator[Happening, None, None]:
+    """Run one cell in this process, under its lease, and keep its outcome."""
     is_new = True
     try:
         setting = bench.setting(spec, plan)
         check_genes(spec, len(setting.genes.names), bench.plugins)
-        log = recorder.open(spec)
+        yield Opened()
         store.keep_fold(setting.report.csv)
         del setting  # the bench lets go of it when it reads other data
         if why := keeper.stop():  # reading the data may take as long as an epoch
@@ -656,33 +709,19 @@ def _run_cell(
             elif isinstance(item, Result):
                 keeper.lease.check()
                 store.write(item)
-                item = replace(item, predictions=None, model=None)  # in the store: a table of many cells stays small
-                log.close(item)
-                outcome = Finished(item, kept=False)
+                # The rest is in the store: a table of many cells stays small.
+                yield Finished(replace(item, predictions=None, model=None), kept=False)
             else:
-                log.epoch(item)
                 yield EpochDone(spec, item)
     except CannotRun as why:
-        log.fail(f"skipped: {why}")
         keeper.partial.discard()
-        outcome = _skip(Skipped(spec, str(why)), store)
+        yield _skip(Skipped(spec, str(why)), store)
     except Interrupted as why:
-        log.fail("interrupted")
-        outcome = Stopped(spec, str(why))
+        yield Stopped(spec, str(why))
     except TakenOver:
-        log.fail("taken over by another process")
-        yield Noted(spec, "taken over by another process")
-        return False
+        yield Lost()
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a plug-in may raise anything, at its own cost only)
-        outcome = _failure(spec, error, store, keeper)
-        if isinstance(log, NoRecorder):
-            log = recorder.open(spec)
-        log.fail(outcome.sentence)
-    except (KeyboardInterrupt, GeneratorExit):
-        log.fail("interrupted")
-        raise
-    yield outcome
-    return True
+        yield failure(spec, error, store, keeper.partial)
 
 
 def _skip(skipped: Skipped, store: CellStore) -> Skipped:
@@ -713,9 +752,9 @@ def _of_features(parts: Sequence[Encoded]) -> str:
     )
 
 
-def _failure(spec: RunSpec, error: BaseException, store: CellStore, keeper: Keeper) -> Failed:
-    """Record why a cell failed."""
-    sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
+def failure(spec: RunSpec, error: BaseException, store: CellStore, partial: Partial, trace: str = "") -> Failed:
+    """Record why a cell failed; `trace` is what is known of it where there is no traceback."""
+    sentence = told(error)
     if isinstance(error, torch.OutOfMemoryError):
         sentence = (
             "out of device memory beside any batch; end other processes on the device, use a smaller backbone, or set "
@@ -728,12 +767,11 @@ def _failure(spec: RunSpec, error: BaseException, store: CellStore, keeper: Keep
             "free some, and continue the cell with --retry-failed"
         )
     else:
-        keeper.partial.discard()  # what led to the failure is no place to continue from
-    sentence = " ".join(sentence.split())
+        partial.discard()  # what led to the failure is no place to continue from
     status: Status = "diverged" if isinstance(error, Diverged) else "failed"
     details: Path | None
     try:
-        details = store.write_failure(spec, sentence, traceback.format_exc(), status)
+        details = store.write_failure(spec, sentence, printable(trace or traceback.format_exc()), status)
     except OSError as full:  # the very fault that ended the cell, e.g. a full disk
         details, sentence = None, f"{sentence}; nor can its failure be recorded: {full.strerror or full}"
     return Failed(spec, sentence, details, status)
@@ -746,11 +784,13 @@ def preflight(
     *,
     again: bool = False,
     retry_failed: bool = False,
+    apart: Apart | None = None,
 ) -> None:
     """Make every fold and read every patch, and build each selector and backbone once, without training.
 
     Bad input ends the run here, at once, and not after hours. A plug-in's own fault is no bad input: it is recorded
-    when its cell runs and costs no other.
+    when its cell runs and costs no other. What is of others is not built here where it runs apart, and a dataset of
+    theirs is read there.
 
     Raises:
         AglBenchError: the first thing that is wrong.
@@ -761,7 +801,12 @@ def preflight(
             continue
         if unfit(spec, bench.plugins):
             continue
+        elsewhere = apart if apart and apart.is_for(spec, bench.plugins) else None
+        if elsewhere and not elsewhere.has_prepared(spec, bench):
+            continue
         setting = bench.setting(spec, plan)
+        if elsewhere:
+            continue
         combination = (spec.dataset.label, spec.evaluation, spec.backbone.name, spec.selector.name)
         if combination in built:
             continue

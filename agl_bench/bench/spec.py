@@ -65,6 +65,12 @@ class Part:
         if not self.label:
             object.__setattr__(self, "label", self.name)
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Part:
+        """Inverse of `vars`, after JSON, which has no tuples."""
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content["settings"].items()}
+        return cls(**{**content, "settings": settings})
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -177,7 +183,7 @@ class RunSpec:
             raise BadSpec("names of a cell are texts, settings stand by name, and seeds are whole numbers")
         plain = dict(content)
         for name in ("dataset", "backbone", "selector"):
-            plain[name] = Part(**plain[name])
+            plain[name] = Part.from_json(plain[name])
         if "tuning" in plain:
             plain["tuning"] = Tuning(**plain["tuning"] | {"searched": tuple(plain["tuning"]["searched"])})
         return cls(**plain | {"protocol": Protocol.recorded(content["protocol"])})

@@ -53,7 +53,15 @@ from agl_bench.bench.spec import Campaign, RunSpec
 from agl_bench.bench.tuned import Entry, conditions, with_settings
 from agl_bench.data.folds import FoldPlan
 from agl_bench.digests import text_digest
-from agl_bench.errors import AglBenchError, BadSpec, BadWorkFolder, CannotRun, Diverged, TooLittleMemory, UnknownName
+from agl_bench.errors import (
+    BadSpec,
+    BadWorkFolder,
+    CannotRun,
+    Diverged,
+    TooLittleMemory,
+    UnknownName,
+    told,
+)
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, tunable, tunables
 from agl_bench.maths.seeds import seed_for
@@ -492,8 +500,7 @@ def _one_trial(handle: optuna.Study, study: Study, bench: Bench, before: int) ->
         _again(handle, study, trial.number)
         raise
     except (Exception, SystemExit) as error:
-        sentence = str(error) if isinstance(error, AglBenchError) else f"{type(error).__name__}: {error}"
-        sentence = " ".join(sentence.split())
+        sentence = told(error)
         trial.set_user_attr("error", sentence)
         handle.tell(trial, state=TrialState.FAIL)
         if isinstance(error, CannotRun):

@@ -12,7 +12,7 @@ from agl_bench.data.check import check_dataset, pixel_problems, problems
 from agl_bench.data.fingerprint import section_fingerprint
 from agl_bench.data.folds import partly_known
 from agl_bench.data.gene_ids import tell_apart
-from agl_bench.errors import AglBenchError, BadPlugin, BadSection, BadSpec, UnknownName
+from agl_bench.errors import AglBenchError, BadPlugin, BadSection, BadSpec, UnknownName, told
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
 from agl_bench.registry.plugins import Entry, Plugins
@@ -116,8 +116,8 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except AglBenchError:
         raise
-    except Exception as error:
-        raise BadPlugin(f"dataset '{name}' cannot list its sections ({type(error).__name__}: {error})") from error
+    except (Exception, SystemExit) as error:
+        raise BadPlugin(f"dataset '{name}' cannot list its sections ({told(error)})") from error
 
 
 def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section | None]:
@@ -126,9 +126,8 @@ def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section 
         section = dataset.read(root, name)
     except AglBenchError as error:
         return Verdict(name, "", (str(error),)), None
-    except Exception as error:  # noqa: BLE001  (a plug-in may raise anything, and the other sections are to be read)
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        return Verdict(name, "", (str(BadSection(name, f"its reader fails with {reason}")),)), None
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (a plug-in may raise anything; others are to be read)
+        return Verdict(name, "", (str(BadSection(name, f"its reader fails with {told(error)}")),)), None
     # Gene names are all that sections are compared by; their counts are let go before the next is read.
     bare = Section(name, section.counts[:0].copy(), section.um_per_px)
     found = list(problems(section, has_counts=dataset.has_counts)) or list(pixel_problems(section))

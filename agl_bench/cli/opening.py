@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -15,6 +16,7 @@ from agl_bench.cli.ending import say
 from agl_bench.errors import BadSpec
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
+    from agl_bench.bench.apart import Apart
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.spec import Campaign
     from agl_bench.registry.plugins import Plugins
@@ -55,6 +57,19 @@ def discover(files: Sequence[Path], *, warn: bool = True) -> Plugins:
         for remark in plugins.remarks:
             click.echo(f"agl-bench: plug-in {remark.provider} {remark.sentence}", err=True)
     return plugins
+
+
+def apart_from(files: Sequence[Path]) -> Apart | None:
+    """Where cells with plug-ins of others run; None if there are none. Asked before any plug-in is imported."""
+    from agl_bench.registry.plugins import are_strangers_there
+
+    if not are_strangers_there(files):
+        return None
+    # As long as this process has not imported torch, it has computed nothing, and can be forked.
+    is_fresh = sys.platform == "linux" and "torch" not in sys.modules and threading.active_count() == 1
+    from agl_bench.bench.apart import Apart
+
+    return Apart(fork=is_fresh)
 
 
 def cache_of(work: Path) -> Path:

@@ -13,7 +13,7 @@ import click
 from agl_bench.bench.executors import Options
 from agl_bench.cli.ending import INTERRUPTED, Signals, stop_with
 from agl_bench.cli.group import cli
-from agl_bench.cli.opening import cache_of, check_work_folder, discover, existing, say_left_out, warn
+from agl_bench.cli.opening import apart_from, cache_of, check_work_folder, discover, existing, say_left_out, warn
 from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK, Finite, executor_options, seconds
 from agl_bench.cli.tracking import annotate, recorder_of
 from agl_bench.cli.writing import check_writable, write_text
@@ -145,6 +145,7 @@ def run(
 
     limit = None if time_limit is None else seconds(time_limit)
     executor.check(device)
+    apart = None if dry_run else apart_from(files)
     plugins = discover(files)
     if precision is not None:
         assignments = (*assignments, f"protocol.precision={precision}")
@@ -188,14 +189,14 @@ def run(
     console = make_console()
     say_left_out(campaign, cells)
     with console.status("reading and checking the data"):
-        preflight(cells, bench, store, again=bool(again), retry_failed=retry_failed)
+        preflight(cells, bench, store, again=bool(again), retry_failed=retry_failed, apart=apart)
     recorder = recorder_of(work, tracking, console, (store, plugins) if keep == "model" else None)
     with Signals() as signals:
         events: Iterator[Event]
         if engine is None:
             events = run_cells(
                 cells, bench, store, recorder, again=bool(again), retry_failed=retry_failed,
-                checkpoint_every=checkpoint_every, time_limit=limit, stop=signals.asked, keep=keep,
+                checkpoint_every=checkpoint_every, time_limit=limit, stop=signals.asked, keep=keep, apart=apart,
             )  # fmt: skip
         else:
             del bench  # workers have their own

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,6 +65,12 @@ class FoldPlan:
     test_sections: tuple[str, ...]
     part: int
     tested_only: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> FoldPlan:
+        """Inverse of `asdict`, after JSON, which has no tuples."""
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+        return cls(**values)
 
     @property
     def training_sections(self) -> tuple[str, ...]:

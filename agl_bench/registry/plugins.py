@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -27,7 +27,7 @@ import pluggy
 
 from agl_bench import API_VERSION
 from agl_bench.digests import file_digest
-from agl_bench.errors import AglBenchError, BadPlugin, NameTaken, UnknownName
+from agl_bench.errors import AglBenchError, BadPlugin, NameTaken, UnknownName, told
 from agl_bench.protocol import preset_names
 from agl_bench.registry import hooks, stated, watch
 from agl_bench.registry.folders import Folder
@@ -35,6 +35,7 @@ from agl_bench.registry.sources import source_digest
 
 NOT_THEIRS = ("agl_bench", "importlib", "pluggy", "numpy", "torch")  # where an error is not to be mended
 GROUP = "agl_bench"
+OWN = "agl-bench"  # the distribution whose plug-ins are not a stranger's
 STRICT = "AGL_BENCH_STRICT_PLUGINS"
 KINDS = {"selector": "register_selectors", "backbone": "register_backbones", "dataset": "register_datasets"}
 BASES = {"selector": "Selector", "backbone": "Backbone", "dataset": "Dataset"}
@@ -65,6 +66,11 @@ class Entry:
     summary: str
     version: str = ""
     stated: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether agl-bench brings it; all others are strangers, and their code may do anything."""
+        return bool(self.version) and self.provider == f"{OWN} {self.version}"
 
     def load(self) -> type:
         """Import the class and check that it is of its kind.
@@ -122,10 +128,13 @@ class Plugins:
     def __init__(self) -> None:
         self.broken: list[Broken] = []
         self.remarks: list[Remark] = []
+        self.files: tuple[Path, ...] = ()
         self._entries: dict[str, Entry] = {}
 
     @classmethod
-    def discover(cls, files: Sequence[Path] = (), *, strict: bool | None = None) -> Plugins:
+    def discover(
+        cls, files: Sequence[Path] = (), *, strict: bool | None = None, without: Collection[str] = ()
+    ) -> Plugins:
         """Load every entry point of the group `agl_bench`, then the given files.
 
         Args:
@@ -133,17 +142,21 @@ class Plugins:
                 there). They were asked for by name, so that a broken one is an error.
             strict: make every broken plug-in and every fault an error; the default is the environment's
                 `AGL_BENCH_STRICT_PLUGINS`.
+            without: providers of entry points that are not looked at, as `Broken` names them.
 
         Raises:
             BadPlugin: see `files` and `strict`.
         """
         strict = _is_strict() if strict is None else strict
         plugins, files = cls(), tuple(dict.fromkeys(files))
+        plugins.files = files
         folders = {path: _folder_at(path) for path in files if path.is_dir()}
         for point in _entry_points():
             if point.dist and any(folder.is_also(point.dist.name) for folder in folders.values()):
                 continue  # it is looked at as it is in its folder
             provider = f"{point.dist.name} {point.dist.version}" if point.dist else point.name
+            if f"{provider} ({point.value})" in without:
+                continue
             try:
                 with plugins._remarking(provider, strict):
                     plugins._check_api(_source_of(point), provider)
@@ -284,6 +297,11 @@ class Plugins:
         self._entries |= new
 
 
+def are_strangers_there(files: Sequence[Path] = ()) -> bool:
+    """Whether there is any plug-in that agl-bench does not bring; nothing is imported to find out."""
+    return bool(files) or any(point.dist is None or point.dist.name != OWN for point in _entry_points())
+
+
 def check_name(name: object) -> str:
     """A name that a plug-in may register.
 
@@ -350,7 +368,7 @@ def _is_strict() -> bool:
 def _entry_points() -> Iterable[EntryPoint]:
     """Each entry point once, agl-bench's own first, the others by name."""
     unique = {(p.name, p.value): p for p in entry_points(group=GROUP)}
-    return sorted(unique.values(), key=lambda p: (p.dist is None or p.dist.name != "agl-bench", p.name, p.value))
+    return sorted(unique.values(), key=lambda p: (p.dist is None or p.dist.name != OWN, p.name, p.value))
 
 
 def _folder_at(path: Path) -> Folder:
@@ -378,10 +396,8 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, SystemExit):
-        return f"it called sys.exit({text})"
-    return text if isinstance(error, AglBenchError) else f"{type(error).__name__}: {text}{_place(error)}"
+    is_said = isinstance(error, AglBenchError | SystemExit)
+    return told(error) if is_said else f"{told(error)}{_place(error)}"
 
 
 def _place(error: BaseException) -> str:

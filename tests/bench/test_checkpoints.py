@@ -427,16 +427,18 @@ def test_a_cell_that_another_process_took_over_is_left_to_it(events, expected, s
 # --- the command line ------------------------------------------------------------------------------------------------
 
 SIGNALLING = """
-    import os, signal
+    import os, time
     from agl_bench import Selector, hookimpl
 
     class Signalling(Selector):
-        '''Has its process ended in its second epoch if it is told to.'''
+        '''Has the command ended in its second epoch if it is told to.'''
         reference = "test"
 
         def forward(self, losses, step):
             if step.epoch == 1 and "AGL_TEST_SIGNAL" in os.environ:
-                os.kill(os.getpid(), int(os.environ.pop("AGL_TEST_SIGNAL")))
+                number, command = os.environ.pop("AGL_TEST_SIGNAL").split()
+                os.kill(int(command), int(number))
+                time.sleep(2)  # until its word has come
             return losses[self.is_primary].mean()
 
     @hookimpl
@@ -462,8 +464,9 @@ def test_a_signal_keeps_the_epoch(number, tmp_path, words, monkeypatch, capfd):
     handler = signal.getsignal(signal.SIGINT)
     command = ["run", "--selectors", "pgl,signalling", "--plugin", str(path), "--fold", "D1", *words]
     work = ["--work", str(tmp_path / "work")]
-    monkeypatch.setenv("AGL_TEST_SIGNAL", str(int(number)))
+    monkeypatch.setenv("AGL_TEST_SIGNAL", f"{int(number)} {os.getpid()}")
     assert status([*command, *work]) == 75
+    monkeypatch.delenv("AGL_TEST_SIGNAL")
     assert signal.getsignal(signal.SIGINT) == handler
     said = capfd.readouterr()
     assert f"signalling · fold D1 · seed 0: INTERRUPTED, {number.name}" in said.out
