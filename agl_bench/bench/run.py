@@ -212,6 +212,7 @@ class Bench:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.prepared = prepared
         self._sections: tuple[Part, list[Section]] | None = None
+        self._read: set[Part] = set()
         self._table: tuple[object, SpotTable] | None = None
         self._setting: tuple[object, Setting] | None = None
         self._features: tuple[object, Tensor] | None = None
@@ -234,7 +235,12 @@ class Bench:
                     self.prepared.cache.say(f"dataset '{part.label}': {told}")
             check_dataset(part.name, sections)
             self._sections = (part, sections)
+            self._read.add(part)
         return self._sections[1]
+
+    def has_read(self, part: Part) -> bool:
+        """Whether the sections of a dataset were opened here."""
+        return part in self._read
 
     def patch_size(self, spec: RunSpec) -> PatchSize | None:
         """Of the patches that a cell looks at; None if it looks at none."""
