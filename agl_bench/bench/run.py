@@ -28,6 +28,7 @@ from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper, Partial
 from agl_bench.bench.encoded import Encoded, Symmetries, encode_section, encoder_digest
 from agl_bench.bench.fitness import Skipped, check_built, check_genes, forget, note, unfit
 from agl_bench.bench.fold_report import FoldReport
+from agl_bench.bench.guard import Guard
 from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
 from agl_bench.bench.loans import Loans
@@ -217,6 +218,7 @@ class Bench:
         self._setting: tuple[object, Setting] | None = None
         self._features: tuple[object, Tensor] | None = None
         self._encoders: weakref.WeakKeyDictionary[Backbone, str] = weakref.WeakKeyDictionary()
+        self._guard = Guard(plugins)
         self._loans = Loans()  # to the selector that was built last
         self._told: set[str] = set()  # what is odd about datasets
         self.said = ""  # of features that were encoded or found, until somebody has been told
@@ -266,12 +268,13 @@ class Bench:
         """
         check_genes(spec, len(setting.genes.names), self.plugins)
         make = self.plugins.entry(spec.backbone.name, "backbone").load()
-        model = build_model(
-            functools.partial(make, _example(setting), **spec.backbone.settings),
-            len(setting.genes.names),
-            spec.seed,
-            f"{spec.backbone.name}/{spec.fold}",
-        )
+        with self._guard.watching(f"backbone '{spec.backbone.name}'"):
+            model = build_model(
+                functools.partial(make, _example(setting), **spec.backbone.settings),
+                len(setting.genes.names),
+                spec.seed,
+                f"{spec.backbone.name}/{spec.fold}",
+            )
         model = on_device(model, self.device)
         make_selector = self.plugins.entry(spec.selector.name, "selector").load()
         is_control = getattr(make_selector, "is_control", Selector.is_control)
@@ -282,8 +285,9 @@ class Bench:
             spec.protocol.detach_weight_sum,
             self.truth(spec.dataset, setting.genes) if is_control else None,
         )
-        with self._untouched(spec), torch.random.fork_rng(devices=[]):  # who draws from torch's generator harms itself
-            torch.manual_seed(0)
+        watching = self._guard.watching(f"selector '{spec.selector.name}'")
+        with self._untouched(spec), watching, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # who draws from torch's generator harms itself
             selector: Selector = make_selector(view, **spec.selector.settings)
         check_built(spec, selector, model.backbone)
         return model, selector.to(self.device)
@@ -374,27 +378,43 @@ class Bench:
         self, spec: RunSpec, plan: FoldPlan, setting: Setting, keeper: Keeper | None, records: list[EpochRecord]
     ) -> Generator[EpochRecord | str, None, tuple[Trainer, Scores]]:
         """See `train`: the trainer at its end and the test scores; `records` are filled."""
-        trainer = self.trainer(spec, plan, setting)
-        with self._untouched(spec):
-            if self.said:
-                yield self.said
-                self.said = ""
-            records += keeper.resume(trainer) if keeper else []
-            yield from records
-            rooms = trainer.rooms
-            for record in trainer:
+        who = self._guard.trainees(spec)
+        watching = functools.partial(self._guard.watching, who, patches=False)
+        with self._guard.unpatched(who):
+            with watching():
+                trainer = self.trainer(spec, plan, setting)
+            with self._untouched(spec):
+                yield from self._sayings()
+                with watching():
+                    records += keeper.resume(trainer) if keeper else []
+                yield from records
+                epochs, rooms = iter(trainer), trainer.rooms
+                while True:
+                    with watching():
+                        record = next(epochs, None)
+                    yield from self._sayings()
+                    if record is None:
+                        break
+                    if trainer.rooms != rooms:
+                        yield _of_rooms(rooms, trainer.rooms)
+                        rooms = trainer.rooms
+                    records.append(record)
+                    if keeper:
+                        keeper.follow(trainer, records)
+                    yield record
+                with watching():
+                    test = self.seen(spec, plan, setting, trainer.whole.backbone, "test")
+                    scores = self.scores(trainer.whole, test, trainer.whole_store, setting, trainer.evaluation_room)
                 if trainer.rooms != rooms:
                     yield _of_rooms(rooms, trainer.rooms)
-                    rooms = trainer.rooms
-                records.append(record)
-                if keeper:
-                    keeper.follow(trainer, records)
-                yield record
-            test = self.seen(spec, plan, setting, trainer.whole.backbone, "test")
-            scores = self.scores(trainer.whole, test, trainer.whole_store, setting, trainer.evaluation_room)
-            if trainer.rooms != rooms:
-                yield _of_rooms(rooms, trainer.rooms)
+        yield from self._sayings()
         return trainer, scores
+
+    def _sayings(self) -> Iterator[str]:
+        """What somebody should be told of, once."""
+        said, self.said = [self.said] if self.said else [], ""
+        remarks, self._guard.remarks = self._guard.remarks, []
+        yield from (*said, *remarks)
 
     def trainer(self, spec: RunSpec, plan: FoldPlan, setting: Setting) -> Trainer:
         """What trains and validates a cell. It has no test spots, and none are read for it."""

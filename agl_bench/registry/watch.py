@@ -1,4 +1,4 @@
-"""What a stranger's module does to the process while it is imported, seen and undone."""
+"""What a stranger's code does to the process while it is imported, built or run, seen and undone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import contextlib
 import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, TextIO
+
+from agl_bench.registry.patches import Patches
+from agl_bench.registry.process import Setting, settings
 
 SLOW = 2.0  # seconds that an import may take; torch alone takes about that where the disk is cold
+DECIDING = ("CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES")  # of the environment; and what says how many threads
+STREAMS = ("standard input", "standard output", "standard error")
 
 
 @dataclass
@@ -23,91 +28,148 @@ class Watch:
         seconds: that it took; 0 where everything was imported before, and a busy machine alone let it wait.
         printed: to standard output, which belongs to the results.
         changed: global settings that others depend on; each is as it was before.
+        harmless: settings that decide nothing, and are as they were before.
     """
 
     seconds: float = 0.0
     printed: str = ""
     changed: list[str] = field(default_factory=list)
+    harmless: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Watch]:
-    """Watch an import; standard output is taken, and settings of the process are put back.
+def watched(*, is_import: bool = True, patches: bool = True) -> Iterator[Watch]:
+    """Watch some code; standard output is taken, and what it changes of the process is put back.
 
-    Watched are torch's default type, precision of matrix products, deterministic and cuDNN flags, gradient mode,
-    threads and random state; numpy's and Python's random state; and what the environment says of threads and of visible
-    devices. Of a library that is not there before, the values right after its own import count; random states and the
-    number of threads then differ from process to process anyway, and what becomes of them is not seen.
+    `patches` = False leaves out what takes longest, milliseconds: the names of `patches`.
+
+    Watched are the settings of `process`, the names of `patches`, standard streams, and the environment: of an import
+    what it says of threads and of devices, since libraries set other variables for good reasons. Of a library that is
+    not there before, the values right after its own import count; where those differ from process to process, what
+    becomes of them is not seen. Settings that decide nothing are put back too, and told where no library was imported
+    meanwhile, which changes them by the way.
     """
-    watch, out, started = Watch(), io.StringIO(), time.perf_counter()
-    before = {name: (setting.get(), setting) for name, setting in _settings()}
-    environment, known = _environment(), len(sys.modules)
+    watch, out = Watch(), _Heard() if not is_import else io.StringIO()
+    started, known, names = time.perf_counter(), len(sys.modules), Patches() if patches else None
+    before = {name: _value(setting.get) for name, setting in _looked_at(is_import)}
+    environment, streams = _environment(is_import), contextlib.nullcontext() if is_import else _Descriptors()
+    outputs = sys.stderr, sys.stdin
     try:
-        with contextlib.redirect_stdout(out):
-            yield watch
+        with streams as descriptors, contextlib.redirect_stdout(out):
+            try:
+                yield watch
+            finally:
+                if sys.stdout is not out:
+                    watch.changed.append("sys.stdout")
+                watch.changed += descriptors.put_back() if descriptors else []
     finally:
-        watch.seconds = time.perf_counter() - started if len(sys.modules) > known else 0.0
+        is_new = len(sys.modules) > known
+        watch.seconds = time.perf_counter() - started if is_new else 0.0
         watch.printed = out.getvalue()
-        for name, setting in _settings():
-            old = before[name][0] if name in before else setting.fresh()
-            if old is not None and not _same(setting.get(), old):
-                setting.put(old)
-                watch.changed.append(name)
-        for name in sorted({*environment, *_environment()}):
-            if os.environ.get(name) != environment.get(name):
-                watch.changed.append(f"the environment's {name}")
-                if name in environment:
-                    os.environ[name] = environment[name]
-                else:
-                    del os.environ[name]
+        for name, old in zip(("stderr", "stdin"), outputs, strict=True):
+            if getattr(sys, name) is not old:
+                setattr(sys, name, old)
+                watch.changed.append(f"sys.{name}")
+        watch.changed += names.undo(is_import) if names else []
+        for name, setting in _looked_at(is_import):
+            old = before[name] if name in before else setting.fresh()
+            if old is not None and not _same(_value(setting.get), old):
+                told = watch.harmless if setting.is_harmless else watch.changed
+                told.append(name + _put(setting, old))
+        watch.changed += _put_environment(environment, is_import)
+        if is_new:
+            watch.harmless.clear()
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """How to get and put a setting, and what it is right after its library was imported; None = nobody can tell."""
+class _Heard(io.StringIO):
+    """Keeps what the thread that made it prints; others, e.g. one that draws a progress bar, write as before."""
 
-    get: Callable[[], Any]
-    put: Callable[[Any], Any]
-    fresh: Callable[[], Any] = lambda: None
+    def __init__(self) -> None:
+        super().__init__()
+        self._real: TextIO = sys.stdout
+        self._thread = threading.get_ident()
 
+    def write(self, text: str) -> int:
+        if threading.get_ident() == self._thread:
+            return super().write(text)
+        return self._real.write(text)
 
-def _settings() -> Iterator[tuple[str, _Setting]]:
-    """Settings of those libraries that are imported by now; nothing is imported for them."""
-    found: Any = [sys.modules.get(name) for name in ("torch", "numpy", "random")]
-    torch, numpy, random = found
-    if random is not None:
-        yield "Python's random state", _Setting(random.getstate, random.setstate)
-    if hasattr(numpy, "random"):
-        yield "numpy's random state", _Setting(numpy.random.get_state, numpy.random.set_state)
-    if not hasattr(torch, "set_flush_denormal"):  # absent, or half imported
-        return
-    cudnn = torch.backends.cudnn
-    yield "torch's default type", _Setting(torch.get_default_dtype, torch.set_default_dtype, lambda: torch.float32)
-    yield (
-        "torch's precision of matrix products",
-        _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, lambda: "highest"),
-    )
-    yield (
-        "torch's deterministic algorithms",
-        _Setting(torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, lambda: 0),
-    )
-    for flag in ("benchmark", "deterministic"):
-        yield (
-            f"torch.backends.cudnn.{flag}",
-            _Setting(partial(getattr, cudnn, flag), partial(setattr, cudnn, flag), lambda: False),
-        )
-    yield "torch's gradient mode", _Setting(torch.is_grad_enabled, torch.set_grad_enabled, lambda: True)
-    yield "torch's number of threads", _Setting(torch.get_num_threads, torch.set_num_threads)
-    yield "torch's random state", _Setting(torch.get_rng_state, torch.set_rng_state)
+    def isatty(self) -> bool:
+        return self._real.isatty()
+
+    def fileno(self) -> int:
+        return self._real.fileno()
 
 
-def _environment() -> dict[str, str]:
-    return {n: v for n, v in os.environ.items() if n.endswith("_NUM_THREADS") or n == "CUDA_VISIBLE_DEVICES"}
+class _Descriptors:
+    """The standard streams as the operating system knows them, kept so that they can be put back."""
+
+    def __enter__(self) -> _Descriptors:
+        self._kept = {number: os.dup(number) for number in range(len(STREAMS)) if _is_open(number)}
+        return self
+
+    def put_back(self) -> list[str]:
+        """Names of those that were closed or lead elsewhere."""
+        changed = []
+        for number, kept in self._kept.items():
+            if not (_is_open(number) and os.path.sameopenfile(number, kept)):
+                os.dup2(kept, number)
+                changed.append(f"the descriptor of {STREAMS[number]}")
+        return changed
+
+    def __exit__(self, *_: object) -> None:
+        for kept in self._kept.values():
+            os.close(kept)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _looked_at(is_import: bool) -> Iterator[tuple[str, Setting]]:
+    other = "later" if is_import else "import"
+    return ((name, setting) for name, setting in settings().items() if setting.when != other)
+
+
+def _value(get: Callable[[], Any]) -> Any:
+    """A setting's value, or what kept it from being read, e.g. two ways to set it that do not go together."""
+    try:
+        return get()
+    except Exception as error:  # noqa: BLE001  (it is compared with what was there before)
+        return type(error).__name__
+
+
+def _put(setting: Setting, old: Any) -> str:
+    """Put a setting back; what to add to its name where that cannot be done."""
+    try:
+        setting.put(old)
+    except Exception as error:  # noqa: BLE001  (it is told)
+        return f" (which cannot be put back: {type(error).__name__})"
+    return ""
+
+
+def _environment(is_import: bool) -> dict[str, str]:
+    return {n: v for n, v in os.environ.items() if not is_import or n.endswith("_NUM_THREADS") or n in DECIDING}
+
+
+def _put_environment(before: dict[str, str], is_import: bool) -> Iterator[str]:
+    """Put it back; each name that differed."""
+    now = _environment(is_import)
+    for name in sorted(n for n in {*before, *now} if before.get(n) != now.get(n)):
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+        yield f"the environment's {name}"
 
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two values of a setting are equal; states of generators are tensors, or tuples with arrays."""
-    if isinstance(one, tuple):
+    if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     if hasattr(one, "shape"):
         return bool((one == other).all())
