@@ -7,8 +7,11 @@ A lease is stale
 
 - on the machine of its owner: as soon as that process is gone. The time at which a process started tells it from a
   later one with the same number;
-- seen from elsewhere (another machine, or another container of the same one): when no heartbeat came for `STALE`
-  seconds of the file system's clock.
+- seen from elsewhere (another machine, another container of the same one, or where the system hides the processes of
+  others): when no heartbeat came for `STALE` seconds of the file system's clock. One that is further in the future is
+  of a clock that was wrong; whoever is alive sets it right with the next heartbeat.
+
+What is no folder in the place of a lease holds nothing, and is removed; a link is not followed.
 """
 
 from __future__ import annotations
@@ -73,6 +76,8 @@ class Owner:
         if self.place != _place():
             return None
         started = _started(self.pid)
+        if started != self.started and "0" in (started, self.started):
+            return None
         return started is None or started != self.started
 
 
@@ -87,7 +92,7 @@ def is_stale(path: Path, owner: Owner | None) -> bool:
     if gone is not None:
         return gone
     try:
-        return _now(path.parent.parent) - path.stat().st_mtime > STALE
+        return abs(_now(path.parent.parent) - path.lstat().st_mtime) > STALE
     except FileNotFoundError:
         return False  # it has just been given back or taken over
 
@@ -178,6 +183,8 @@ class Leases:
             except FileNotFoundError:
                 return None
             return Lease(folder, owner)
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            folder.unlink(missing_ok=True)
         fresh = self.folder / f".new-{key}-{owner.name}"
         fresh.mkdir(parents=True)
         (fresh / owner.name).touch()
@@ -203,12 +210,13 @@ class Leases:
                     folder.rmdir()
 
     def _read(self, key: str) -> tuple[Path, Owner | None] | None:
-        """The file of a lease and who holds it."""
+        """The file of a lease and who holds it; where there is no such file, whatever else the folder holds."""
+        folder = self.folder / key
         try:
-            files = sorted((self.folder / key).iterdir())
+            found = [] if folder.is_symlink() else [(path, Owner.parse(path.name)) for path in sorted(folder.iterdir())]
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return (files[0], Owner.parse(files[0].name)) if files else None
+        return min(found, key=lambda one: one[1] is None, default=None)
 
 
 @cache
@@ -231,7 +239,7 @@ def _started(pid: int) -> str | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None if Path("/proc/self/stat").exists() or not _exists(pid) else "0"
+        return "0" if _exists(pid) else None  # of somebody else, whose processes the system may hide
     state, *rest = text.rpartition(")")[2].split()
     return None if state in ("Z", "X") else rest[18]  # 22nd field; a zombie has ended
 

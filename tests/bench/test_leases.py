@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -200,3 +201,58 @@ def test_processes_that_race_get_different_cells(leases, are_stale):
         child.join()
     assert sorted(key for mine in taken for key in mine) == keys
     assert leases.running() == {}  # all of them are gone
+
+
+@pytest.mark.parametrize(
+    "make", [Path.touch, os.mkfifo, lambda p: p.symlink_to("/nowhere"), lambda p: p.symlink_to("/")]
+)
+def test_what_is_no_folder_holds_nothing(leases, make):
+    leases.folder.mkdir()
+    make(leases.folder / "a")
+    assert leases.holder("a") is None and leases.running() == {}
+    leases.sweep()
+    with leases.take("a") as lease:
+        lease.check()
+        assert leases.take("a") is None
+    assert not (leases.folder / "a").exists()
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo, Path.mkdir])
+def test_what_strangers_put_into_a_lease_misleads_nobody(leases, make):
+    hold(leases, "a", elsewhere())
+    make(leases.folder / "a" / ".nfs0001")
+    assert leases.holder("a") == elsewhere() and leases.take("a") is None
+    hold(leases, "b", elsewhere(), seconds_ago=STALE + 60)
+    make(leases.folder / "b" / ".nfs0001")
+    with leases.take("b") as lease:
+        lease.check()
+
+
+@pytest.mark.parametrize("seconds", [STALE + 60, 86_400, 10 * 365 * 86_400])
+def test_of_the_future(leases, seconds):
+    hold(leases, "a", elsewhere(), seconds_ago=-seconds)
+    assert leases.holder("a") is None
+    with leases.take("a") as lease:
+        lease.check()
+    hold(leases, "b", elsewhere(), seconds_ago=-60)  # clocks of two machines differ a little
+    assert leases.take("b") is None
+
+
+def test_of_a_process_that_the_system_hides(leases, monkeypatch):
+    """As /proc mounted with hidepid does, of processes of other users."""
+    owner = replace(Owner.this(), pid=os.getppid(), started="5")
+    read = Path.read_text
+
+    def hidden(path, *args, **kwargs):
+        if path == Path(f"/proc/{owner.pid}/stat"):
+            raise FileNotFoundError(path)
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert owner.is_gone() is None
+    hold(leases, "a", owner)
+    assert leases.take("a") is None
+    hold(leases, "b", owner, seconds_ago=STALE + 60)
+    with leases.take("b"):
+        pass
+    assert replace(owner, pid=DEAD).is_gone() is True
