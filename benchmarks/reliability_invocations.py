@@ -349,6 +349,8 @@ def trials(options: Any) -> list[Trial]:
         found = []
         for kind, name, words, is_right in chosen:
             found.append(judge(kind, name, invoke(place.folder, words), is_right=is_right, place=place))
+            if found[-1].verdict not in reliability.CLEAN:
+                print(f"{found[-1].verdict}: {found[-1].name}: {found[-1].said}", file=sys.stderr, flush=True)
         return found
 
 

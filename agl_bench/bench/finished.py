@@ -21,6 +21,7 @@ import torch
 from agl_bench.bench.checkpoints import flush
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec, is_typed
+from agl_bench.bench.table_types import check_types
 from agl_bench.digests import Damaged, NoFile, bytes_digest, check_signed, file_digest, opened, read_object, signed
 from agl_bench.errors import AglBenchError
 
@@ -166,10 +167,10 @@ def check_cell(folder: Path, key: str, *, kept: bool = False, of_this_version: b
 
 
 def check_files(folder: Path, content: dict[str, Any], *, kept: bool = False) -> None:
-    """Compare the files of a cell with their digests: of its tables, with `kept` of all.
+    """Compare the files of a cell with digests and `table_types`: of its tables, with `kept` of all.
 
     Raises:
-        Unreadable: if one is not as it was written.
+        Unreadable: if one is not as it was written, or no table of ours.
     """
     for name, (_, digest) in files_of(content).items():
         if kept or name not in KEPT.values():
@@ -179,6 +180,15 @@ def check_files(folder: Path, content: dict[str, Any], *, kept: bool = False) ->
                 is_whole = False
             if not is_whole:
                 raise Unreadable(f"{name} has other content than was written", is_damaged=True)
+            if name.endswith(".parquet"):
+                _check_types(folder / name)
+
+
+def _check_types(table: Path) -> None:
+    try:
+        check_types(table)
+    except (Damaged, OSError) as error:
+        raise Unreadable(_reason(error), is_damaged=True) from error
 
 
 def read_cell(folder: Path, *, of_this_version: bool = True) -> Result:

@@ -5,14 +5,15 @@ import os
 import random
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from agl_bench.bench.cells import CellStore
-from agl_bench.bench.finished import Unreadable, check_cell, look
+from agl_bench.bench.finished import DIGEST, Unreadable, check_cell, look
 from agl_bench.bench.merge import Outcome, Store, merge, plan_merge
 from agl_bench.bench.status import status_of
 from agl_bench.comparison.gather import gather
-from agl_bench.digests import read_signed, signed
+from agl_bench.digests import file_digest, read_signed, signed
 
 
 @pytest.fixture
@@ -212,3 +213,36 @@ def test_a_damaged_fold_is_left_out_of_a_merge_and_written_anew_by_a_run(store, 
     CellStore(store.work, warn=said.append).keep_fold("fold,1\n")
     assert path.read_text() == "fold,1\n" and len(said) == 1
     assert path.with_suffix(".damaged").read_bytes() == content
+
+
+def stored_otherwise(folder, name, change):
+    """Write a table of a cell anew, signed as if the cell had been written so."""
+    path = folder / f"{name}.parquet"
+    change(pd.read_parquet(path)).to_parquet(path, index=False)
+    content = json.loads((folder / "result.json").read_text())
+    content.pop("digest")
+    content["files"][path.name] = (path.stat().st_size, file_digest(path, DIGEST))
+    (folder / "result.json").write_text(json.dumps(signed(content)))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "change"),
+    [
+        ("genes", "pearson", lambda t: t.assign(pearson="0.1")),
+        ("genes", "weight", lambda t: t.assign(weight=[[1.0]] * len(t))),
+        ("genes", "primary", lambda t: t.assign(primary=t["primary"].astype(int))),
+        ("genes", "gene", lambda t: t.assign(gene=range(len(t)))),
+        ("genes", "weight", lambda t: t.drop(columns="weight")),
+        ("epochs", "selected", lambda t: t.assign(selected=0.5)),
+        ("epochs", "training_loss", lambda t: t.assign(training_loss=None)),
+        ("outer", "validation_pcc", lambda t: t.assign(validation_pcc="")),
+    ],
+)
+def test_columns_of_other_types_are_damage_for_every_reader(store, cell, name, column, change):
+    said = []
+    store.warn = said.append
+    stored_otherwise(cell, name, change)
+    others = {c["key"] for c in store.glances()}
+    assert cell.name not in others and len(others) == 1
+    assert len(said) == 1 and column in said[0] and f"{name}.parquet" in said[0] and "set aside" in said[0]
+    assert store.read(cell.name) is None and len(list(gather(store).cells["key"])) == 1
