@@ -23,6 +23,7 @@ from scipy.spatial import KDTree
 
 from agl_bench.data.patch_facts import SLACK, SLACK_PX, facts_of, width_um
 from agl_bench.data.slides import BAND, SUFFIXES, Slide, open_slide, reason
+from agl_bench.data.stored_pixels import check_array
 from agl_bench.errors import BadSection
 from agl_bench.interfaces.spots import PatchSource
 
@@ -166,17 +167,17 @@ class ArrayPatches(_BlockPatches):
             self.section, what = section or source.parent.name, f"'img' of {source}"
             with _h5(source, self.section) as file:
                 stored = _dataset(file, ("img",), source, self.section)
-                shape, dtype = stored.shape, stored.dtype
+                check_array(stored, ("patches", "H", "H"), what, self.section)
+                count = stored.shape[0]
         else:
             self.section, what = section, "the array of patches"
-            shape, dtype = source.shape, source.dtype
-        if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or dtype != np.uint8:
-            raise BadSection(self.section, f"{what} is {dtype} {shape}; it has to be uint8 (patches, H, H, 3)")
-        self.rows = np.arange(shape[0]) if rows is None else np.asarray(rows, dtype=np.intp)
-        if len(self.rows) and not 0 <= self.rows.min() <= self.rows.max() < shape[0]:
+            check_array(source, ("patches", "H", "H"), what, self.section)
+            count = source.shape[0]
+        self.rows = np.arange(count) if rows is None else np.asarray(rows, dtype=np.intp)
+        if len(self.rows) and not 0 <= self.rows.min() <= self.rows.max() < count:
             raise BadSection(
                 self.section,
-                f"{what} has {shape[0]} patches, but rows {self.rows.min()} to {self.rows.max()} were asked for",
+                f"{what} has {count} patches, but rows {self.rows.min()} to {self.rows.max()} were asked for",
             )
 
     @classmethod

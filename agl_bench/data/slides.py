@@ -25,7 +25,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from agl_bench.data.stored_pixels import Layout, check_colour_space, check_plain, colour_space, main_series, on_glass
+from agl_bench.data.stored_pixels import (
+    Layout,
+    check_array,
+    check_colour_space,
+    check_plain,
+    colour_space,
+    main_series,
+    on_glass,
+)
 from agl_bench.errors import BadSection
 
 if TYPE_CHECKING:
@@ -119,9 +127,7 @@ def _scale(full: int, size: int) -> float:
 
 class _Pixels(Slide):
     def __init__(self, pixels: Any, section: str) -> None:
-        shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", type(pixels).__name__)
-        if shape is None or len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
-            raise BadSection(section, f"its image is {dtype} {shape or ''}; it has to be uint8 (height, width, 3)")
+        check_array(pixels, ("height", "width"), "its image", section)
         self._pixels = pixels
         self.levels = ((pixels.shape[1], pixels.shape[0]),)
 

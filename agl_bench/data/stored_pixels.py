@@ -12,6 +12,7 @@ than sRGB is refused, because there values and colours differ.
 main_series   the picture of a TIFF file, by the axes that tifffile finds
 Layout        how stored samples of a TIFF level become RGB
 check_plain   what holds for images that Pillow or libvips decode
+check_array   what holds for pixels that are an array
 colour_space  the name of a colour space that values would have to be converted from
 on_glass      an image with its transparent parts on white
 """
@@ -240,6 +241,36 @@ def check_plain(image: Image.Image, path: Path, section: str) -> None:
     if not (name or image.info.get("icc_profile") or "srgb" in image.info) and gamma:
         name = "" if abs(gamma / _SCREEN_GAMMA - 1) < 0.1 else f"gamma {gamma:g}"
     check_colour_space(name, path, section)
+
+
+def check_array(array: Any, axes: tuple[str, ...], what: str, section: str) -> None:
+    """Refuse an array, or what is sliced like one, that is other than uint8 with colour last.
+
+    Args:
+        array: with `shape` and `dtype`.
+        axes: names of the axes before the colour; those of one name are equally long.
+        what: the array is called in errors.
+        section: name used in errors.
+
+    Raises:
+        BadSection: with what it is.
+    """
+    shape = tuple(getattr(array, "shape", ()))
+    dtype = getattr(array, "dtype", type(array).__name__)
+    sizes = dict(zip(axes, shape, strict=False))
+    if shape == (*(sizes.get(axis) for axis in axes), 3) and dtype == np.uint8:
+        return
+    cure = ""
+    first = len(axes) - 2  # where colour stands that comes before rows and columns
+    if len(shape) == len(axes) + 1 and shape[first] == 3:
+        cure = f"; put its colours last: numpy.moveaxis(array, {first}, -1)"
+    elif shape and shape[-1] == 4:
+        cure = "; leave the fourth channel out where it is transparency"
+    elif getattr(dtype, "kind", "") == "f":
+        cure = "; multiply values from 0 to 1 by 255, round them and call .astype(numpy.uint8)"
+    raise BadSection(
+        section, f"{what} is {dtype} {shape or 'without a shape'}; it has to be uint8 ({', '.join(axes)}, 3){cure}"
+    )
 
 
 def check_colour_space(name: str, path: Path, section: str) -> None:

@@ -222,6 +222,46 @@ def test_other_layouts_are_refused(tmp_path: Path, array: np.ndarray) -> None:
             ArrayPatches(source)
 
 
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (noise(5, 3, 8, 8), r"uint8 \(5, 3, 8, 8\).* numpy\.moveaxis\(array, 1, -1\)"),
+        (noise(3, 3, 8, 8), r"numpy\.moveaxis\(array, 1, -1\)"),
+        (noise(5, 8, 8, 4), "leave the fourth channel out"),
+        (noise(5, 8, 8, 3) / 255, "float64 .* multiply values from 0 to 1 by 255"),
+        (noise(5, 8, 8, 3).astype(np.uint16), "uint16"),
+        (noise(5, 8, 9, 3), r"\(patches, H, H, 3\)"),
+        (noise(5, 8, 8), r"\(5, 8, 8\)"),
+    ],
+)
+def test_what_to_do_about_another_layout(tmp_path: Path, array: np.ndarray, says: str) -> None:
+    path = write_hest(tmp_path / "patches.h5", array, list("abcde")[: len(array)])
+    for source in (path, array):
+        with pytest.raises(BadSection, match=says):
+            ArrayPatches(source)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "says"),
+    [
+        (noise(3, 20, 30), r"numpy\.moveaxis\(array, 0, -1\)"),
+        (noise(20, 30, 4), "leave the fourth channel out"),
+        (noise(20, 30, 3).astype(np.float32) / 255, "float32 .* multiply values from 0 to 1 by 255"),
+        (noise(20, 30), r"has to be uint8 \(height, width, 3\)"),
+        ([[1, 2]], "is list without a shape"),
+        (None, "is NoneType without a shape"),
+    ],
+)
+def test_pixels_of_another_layout(pixels: object, says: str) -> None:
+    with pytest.raises(BadSection, match=rf"section 'S': its image .*{says}"):
+        ImagePatches(pixels, np.zeros((1, 2)), 1.0, section="S")
+
+
+def test_a_path_may_be_a_text(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png", noise(20, 30, 3))
+    assert ImagePatches(str(path), np.zeros((1, 2)), 1.0).width == 30
+
+
 def test_row_beyond_the_array() -> None:
     with pytest.raises(BadSection, match="2 patches"):
         ArrayPatches(noise(2, 4, 4, 3), rows=np.array([0, 2]))

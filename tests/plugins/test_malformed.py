@@ -597,7 +597,7 @@ def rewrite(root: Path, store: Any) -> None:
     store.write(root / "S1.zarr", overwrite=True)
 
 
-@case("spatialdata", r"image 'slide' is uint16 with 3 channels; it has to be uint8 RGB", *STORE)
+@case("spatialdata", r"image 'slide' holds uint16; scale its values to 0 to 255, and write it as uint8", *STORE)
 def store_of_16_bits(root: Path, measured: Any) -> None:
     measured.pixels = measured.pixels.astype(np.uint16)
     rewrite(root, measured.store())
