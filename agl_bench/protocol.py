@@ -18,6 +18,9 @@ from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, resolv
 
 PRESETS = ("clean", "clean_v1", "paper", "paper_v1", "paper_v2", "paper_v3", "smoke")
 Precision = Literal["fp32", "tf32", "bf16"]
+Variability = Literal["pearson_residuals", "seurat", "cell_ranger", "seurat_v3", "moran"]
+Ranking = Literal["pearson_residuals", "seurat", "cell_ranger", "seurat_v3", "moran", "mean", "detection"]
+OF_COUNTS = ("pearson_residuals", "seurat_v3")  # scores of genes that need raw counts
 # Settings that are younger than the first records. Without one of them, a record says that it had no effect; so records
 # leave it out where it has none, and the identity of older cells, and of presets that switch it off, stays.
 NO_EFFECT: Mapping[str, Value] = {"spot_mads": 0.0}
@@ -44,13 +47,11 @@ class Protocol:
     # "none" is for datasets without raw counts, and for them only
     normalisation: Literal["normalize_total+log1p", "log1p", "pearson_residuals", "none"] = "normalize_total+log1p"
     standardise: Literal["none", "section"] = "none"  # targets: z-scores by the training spots of each section
-    primary_score: Literal["seurat", "cell_ranger", "seurat_v3", "moran"] = "seurat"
+    primary_score: Variability = "pearson_residuals"
     primary_genes: Annotated[int, Range(1, 100_000)] = 50  # those with the highest primary_score
     primary_detection: Annotated[float, Range(0, 1)] = 0.25  # of the spots; a rarer gene is never primary
     primary_file: str = ""  # names of the primary genes, one a line or a CSV column; overrides the three above
-    ranking: Literal["seurat", "cell_ranger", "seurat_v3", "moran", "mean", "detection"] = (
-        "seurat"  # of auxiliary genes
-    )
+    ranking: Ranking = "pearson_residuals"  # of auxiliary genes
     ranking_file: str = ""  # lines "gene,score", or names in order; overrides ranking, genes not listed come last
     nan_scores: Literal["last", "first"] = "last"  # rank of auxiliary genes without a score
     genes_from: Literal["training", "all"] = "training"  # spots that decide gene filter, primary genes and ranks

@@ -44,8 +44,8 @@ def test_the_first_version_of_clean_stays_at_hand() -> None:
     assert [preset.label for preset in (first, second)] == ["clean_v1", "clean v2"]
     before, after = Protocol.of(first.protocol), Protocol.of(second.protocol)
     changed = {name for name in NAMES if getattr(before, name) != getattr(after, name)}
-    assert changed == set(first.protocol) == {"spot_mads"}
-    assert before.spot_mads == 0
+    assert changed == set(first.protocol) == {"spot_mads", "primary_score", "ranking"}
+    assert (before.spot_mads, before.primary_score, before.ranking) == (0, "seurat", "seurat")
     assert load_preset("paper").label == "paper"
 
 

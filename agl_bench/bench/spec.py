@@ -17,7 +17,7 @@ from agl_bench.digests import file_digest, text_digest
 from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.tunable import Value, resolve, tunables
-from agl_bench.protocol import Preset, Protocol, load_preset, read_toml
+from agl_bench.protocol import OF_COUNTS, Preset, Protocol, load_preset, read_toml
 from agl_bench.registry.plugins import Plugins
 
 # Libraries that decide results; those that decide pixels alone are in the key of a prepared section.
@@ -477,17 +477,17 @@ def check_normalisation(name: str, dataset: Dataset, protocol: Protocol) -> None
         )
     if dataset.has_counts:
         return
-    if protocol.normalisation != "none":
+    cure = {} if protocol.normalisation == "none" else {"normalisation": "none"}
+    for setting, instead in (("primary_score", protocol.primary_file), ("ranking", protocol.ranking_file)):
+        if getattr(protocol, setting) in OF_COUNTS and not instead:
+            cure[setting] = "seurat"
+    if cure:
         raise BadSpec(
-            f"dataset '{name}' has no raw counts but values that are normalised already; take them as they are with "
-            f"--set protocol.normalisation=none (it is {protocol.normalisation})"
+            f"dataset '{name}' has no raw counts but values that are normalised already, and "
+            + ", ".join(f"protocol.{setting} = {getattr(protocol, setting)}" for setting in cure)
+            + f" need{'s' if len(cure) == 1 else ''} counts; take the values as they are with "
+            + " ".join(f"--set protocol.{setting}={value}" for setting, value in cure.items())
         )
-    for setting in ("primary_score", "ranking"):
-        if getattr(protocol, setting) == "seurat_v3":
-            raise BadSpec(
-                f"protocol.{setting} = seurat_v3 needs raw counts, and dataset '{name}' has none; use seurat, "
-                "cell_ranger or moran"
-            )
 
 
 def _settings(

@@ -25,6 +25,9 @@ from agl_bench.protocol import Protocol
 BLOCK = 2048  # spots that are looked at at once
 BINS = 20  # of the mean, flavour "seurat"
 FEWEST_FITTED = 20  # genes that vary; scikit-misc's fit of fewer fails, of a few it ends the process
+VOTE = 0.25  # of the median count of a section: a spot with less has no say in "pearson_residuals"
+FREQUENT = 0.25  # of the spots: genes detected in so many say how much a gene of the section varies
+RESIDUALS = 2**20  # that are looked at at once
 DIGITS = 9  # of a score after the point: of two genes alone in a bin, say, names decide and not errors of rounding
 
 
@@ -119,8 +122,9 @@ def score_genes(name: str, table: SpotTable, rows: np.ndarray, columns: np.ndarr
     """A score of each gene, the higher the better.
 
     Args:
-        name: "seurat", "cell_ranger", "seurat_v3" (variability of counts), "moran" (spatial autocorrelation), "mean"
-            (of the normalised values) or "detection" (share of the spots that have any).
+        name: "pearson_residuals", "seurat_v3" (variability of counts), "seurat", "cell_ranger" (of the normalised
+            values), "moran" (spatial autocorrelation), "mean" (of the normalised values) or "detection" (share of the
+            spots that have any).
         table: all spots.
         rows: those that decide.
         columns: the genes; some scores compare a gene with the others.
@@ -205,6 +209,57 @@ def _dispersion(mean: np.ndarray, variance: np.ndarray, columns: np.ndarray) -> 
     return mean, variance[columns] / mean
 
 
+def pearson_residuals(table: SpotTable, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Variance of the Pearson residuals of raw counts within sections, mean over their spots; NaN without a count.
+
+    Analytic residuals (Lause et al. 2021): (x − μ) / √(μ + φ μ²), clipped to ±√n, with μ = count of the spot × share of
+    the gene in the section. So a spot weighs by its counts, and a few cannot carry a score; those with less than `VOTE`
+    of the section's median count, whose residuals are mostly noise, have no say. φ is that of the section's median gene
+    and not the authors' 0.01, with which abundant genes come first, however ordinary their variability.
+
+    Raises:
+        BadSpec: if there are no counts.
+    """
+    if not table.has_counts:
+        raise _needs_counts("pearson_residuals")
+    squares, counts, voters = np.zeros(len(columns)), np.zeros(len(columns)), 0
+    for section in np.unique(table.section[rows]):
+        here = rows[table.section[rows] == section]
+        here = here[table.total[here] >= VOTE * np.median(table.total[here])]
+        variance, sums = _residual_variance(table, here, columns)
+        squares, counts, voters = squares + len(here) * variance, counts + sums, voters + len(here)
+    score: np.ndarray = np.where(counts > 0, squares / voters, np.nan)
+    return score
+
+
+def _residual_variance(table: SpotTable, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of each gene's residuals in the spots of a section, and its counts there, (genes,) float64 each."""
+    total, spots = table.total[rows], len(rows)
+    sums, squares, by_depth, detected = np.zeros((4, len(columns)))
+    for start in range(0, spots, BLOCK):
+        block = table.counts(rows[start : start + BLOCK], columns).astype(np.float64)
+        sums += np.asarray(block.sum(0)).ravel()
+        by_depth += block.T @ total[start : start + BLOCK]
+        detected += np.bincount(block.indices[block.data > 0], minlength=len(columns))
+        squares += np.bincount(block.indices, block.data**2, minlength=len(columns))
+    share = sums / max(total.sum(), 1.0)
+    expected = share**2 * (total**2).sum()  # Σ μ² over spots; Σ (x − μ)² follows from the sums
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = (squares - 2 * share * by_depth + expected - sums) / expected
+    told = excess[detected >= FREQUENT * spots] if (detected >= FREQUENT * spots).any() else excess[sums > 0]
+    overdispersion = max(float(np.median(told)), 0.0) if len(told) else 0.0
+    first, second, clip = np.zeros(len(columns)), np.zeros(len(columns)), np.sqrt(spots)
+    step = max(1, RESIDUALS // max(len(columns), 1))
+    for start in range(0, spots, step):
+        block = table.counts(rows[start : start + step], columns).toarray().astype(np.float64)
+        mean = total[start : start + step, None] * share
+        with np.errstate(divide="ignore", invalid="ignore"):
+            residual = np.nan_to_num((block - mean) / np.sqrt(mean + overdispersion * mean**2)).clip(-clip, clip)
+        first += residual.sum(0)
+        second += (residual**2).sum(0)
+    return np.maximum(second / spots - (first / spots) ** 2, 0), sums
+
+
 def seurat_v3(table: SpotTable, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Variance of clipped, standardised raw counts, scanpy's flavour "seurat_v3"; holds the counts in memory.
 
@@ -212,7 +267,7 @@ def seurat_v3(table: SpotTable, rows: np.ndarray, columns: np.ndarray) -> np.nda
         BadSpec: if there are no counts, scikit-misc is missing, or the trend of the variance cannot be fitted.
     """
     if not table.has_counts:
-        raise BadSpec("score seurat_v3 needs raw counts, and the dataset has none; use seurat, cell_ranger or moran")
+        raise _needs_counts("seurat_v3")
     counts = table.counts(rows, columns)
     varying = int(np.sum(counts.max(0).toarray() > counts.min(0).toarray()))
     if varying < FEWEST_FITTED:
@@ -245,6 +300,10 @@ def seurat_v3(table: SpotTable, rows: np.ndarray, columns: np.ndarray) -> np.nda
     finally:
         torch.set_num_threads(threads)  # scanpy's numba kernels reset OpenMP's number of threads for the whole process
     return np.asarray(found["variances_norm"], dtype=np.float64)
+
+
+def _needs_counts(score: str) -> BadSpec:
+    return BadSpec(f"score {score} needs raw counts, and the dataset has none; use seurat, cell_ranger or moran")
 
 
 def _plain(error: Exception) -> str:
@@ -306,6 +365,7 @@ def _blocks(table: SpotTable, rows: np.ndarray) -> Iterator[sparse.csr_matrix]:
 
 
 SCORES: dict[str, Callable[[SpotTable, np.ndarray, np.ndarray], np.ndarray]] = {
+    "pearson_residuals": pearson_residuals,
     "seurat": seurat,
     "cell_ranger": cell_ranger,
     "seurat_v3": seurat_v3,

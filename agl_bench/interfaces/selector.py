@@ -90,7 +90,8 @@ class TrainingView:
         """A score of each gene over the training spots, (genes,) float64, NaN where it is not defined.
 
         Args:
-            name: as of `protocol.ranking`: "seurat", "cell_ranger", "seurat_v3", "moran", "mean" or "detection".
+            name: as of `protocol.ranking`: "pearson_residuals", "seurat", "cell_ranger", "seurat_v3", "moran", "mean"
+                or "detection".
         """
         return _known(self._scores, "gene scores")(name).clone()  # all selectors of a fold share it
 

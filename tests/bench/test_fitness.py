@@ -297,6 +297,7 @@ def test_normalised_values_are_taken_as_they_are(normalised, needy, tmp_path, ca
     given += ["--tracking", "none", "--device", "cpu", "--work", str(tmp_path / "work")]
     given += ["--set", "protocol.min_genes_per_spot=5"]
     free, plain = ["--set", "folder.has_counts=false"], ["--set", "protocol.normalisation=none"]
+    of_values = [w for s in ("primary_score", "ranking") for w in ("--set", f"protocol.{s}=seurat")]
 
     def said(*words, status):
         with pytest.raises(SystemExit) as ended:
@@ -306,10 +307,16 @@ def test_normalised_values_are_taken_as_they_are(normalised, needy, tmp_path, ca
         return found.out + found.err
 
     assert "give raw counts, not normalised ones; a dataset that has no others says" in said(status=2)
-    assert "dataset 'folder' has no raw counts but values that are normalised already" in said(*free, status=2)
+    refused = said(*free, status=2)
+    assert "dataset 'folder' has no raw counts but values that are normalised already" in refused
+    assert " ".join(plain + of_values) in " ".join(refused.split())  # the whole cure at once
     assert "protocol.normalisation = none is for values that are normalised already" in said(*plain, status=2)
     scored = ["--set", "protocol.ranking=seurat_v3"]
-    assert "protocol.ranking = seurat_v3 needs raw counts" in said(*free, *plain, *scored, status=2)
+    refused = " ".join(said(*free, *plain, *of_values, *scored, status=2).split())
+    assert (
+        "protocol.ranking = seurat_v3 needs counts; take the values as they are with --set protocol.ranking=" in refused
+    )
+    plain += of_values
     shown = said(*free, *plain, status=0)
     assert "2 cells skipped: selector 'counting' needs raw counts, and dataset 'folder' has none." in shown
     # What is trained on is what the file holds, bit for bit.

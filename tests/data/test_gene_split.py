@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,12 @@ from agl_bench.data.preprocess import SpotTable, tabulate
 from agl_bench.errors import BadSpec
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.spots import Section
-from agl_bench.protocol import Protocol
+from agl_bench.protocol import OF_COUNTS, Protocol, Variability
 
 SPOTS, GENES = 60, 120
 TRAIN = np.arange(0, 40)
-LOOSE = Protocol(primary_genes=5, primary_detection=0.0, min_spots_per_gene=0)
+SEURAT = Protocol(primary_score="seurat", ranking="seurat")
+LOOSE = replace(SEURAT, primary_genes=5, primary_detection=0.0, min_spots_per_gene=0)
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +149,79 @@ def test_seurat_v3_is_that_of_scanpy_on_raw_counts(measured: SpotTable) -> None:
     same_order(score, found.to_numpy())
 
 
+def overdispersion_of(counts: np.ndarray) -> float:
+    """Of the median gene among those detected in a quarter of the spots, by moments."""
+    mean = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+    frequent = (counts > 0).mean(0) >= 0.25
+    found = ((counts - mean) ** 2 - mean)[:, frequent].sum(0) / (mean**2)[:, frequent].sum(0)
+    return float(np.median(found))
+
+
+def test_pearson_residuals_are_those_of_scanpy_within_sections(measured: SpotTable) -> None:
+    expected, rows = np.zeros(GENES), np.arange(len(measured))
+    for section in (0, 1):
+        counts = measured.counts(rows[measured.section == section]).astype(np.float64)
+        found = scanpy.experimental.pp.highly_variable_genes(
+            AnnData(counts), theta=1 / overdispersion_of(counts.toarray()), n_top_genes=10, inplace=False
+        )
+        expected += (found["residual_variances"] / 2).to_numpy()
+    np.testing.assert_allclose(everywhere("pearson_residuals", measured), expected, rtol=1e-5)
+
+
+def test_a_gene_that_only_differs_between_sections_has_no_residual_variance_of_note(measured: SpotTable) -> None:
+    before = everywhere("pearson_residuals", measured)
+    counts = [matrix.toarray() for matrix in measured.matrices]
+    counts[0][:, 50] = 0
+    counts[0][:, 50] = np.random.default_rng(1).poisson(0.05, len(counts[0]))
+    counts[1][:, 50] = np.random.default_rng(2).poisson(50 * measured.total[measured.section == 1] / 1000)
+    after = everywhere("pearson_residuals", replace(measured, matrices=tuple(map(sparse.csr_matrix, counts))))
+    assert after[50] < np.median(before) and everywhere("seurat_v3", measured).argmax() != 50
+
+
+@pytest.mark.parametrize(("spots", "left"), [(1, 30), (3, 30), (6, 20)])
+def test_thin_spots_carry_no_residual_variance(spots: int, left: int, measured: SpotTable) -> None:
+    """Spots of some counts in genes of their own; the old score puts those genes first."""
+    rng = np.random.default_rng(9)
+    counts = measured.matrices[0].toarray()
+    thin = rng.choice(len(counts), spots, replace=False)
+    counts[thin] = 0
+    counts[np.repeat(thin, left), rng.integers(60, GENES, spots * left)] = 1
+    spoilt = table_of(counts)
+    rows = np.setdiff1d(np.arange(len(counts)), thin)
+
+    def first(name: str, rows: np.ndarray) -> set[int]:
+        return set(np.argsort(-np.nan_to_num(everywhere(name, spoilt, rows), nan=-np.inf), kind="stable")[:20])
+
+    everything = np.arange(len(counts))
+    assert first("pearson_residuals", everything) == first("pearson_residuals", rows)
+    np.testing.assert_array_equal(
+        everywhere("pearson_residuals", spoilt), everywhere("pearson_residuals", spoilt, rows)
+    )
+
+
+def test_abundance_alone_gives_no_residual_variance() -> None:
+    """Genes of one coefficient of variation: the abundant ones do not come first, as they do with a fixed θ of 100."""
+    rng = np.random.default_rng(2)
+    mean = np.exp(np.linspace(np.log(2), np.log(200), 200))
+    table = table_of(rng.poisson(mean * rng.gamma(4, 1 / 4, (400, 200))))
+    score = everywhere("pearson_residuals", table)
+    assert abs(np.corrcoef(np.log(mean), score)[0, 1]) < 0.3
+    assert score.mean() == pytest.approx(1, abs=0.1)
+
+
+def test_genes_without_counts_have_no_residuals_and_one_spot_is_enough(table: SpotTable) -> None:
+    score = everywhere("pearson_residuals", table)
+    assert np.isnan(score[::25]).all() and (np.delete(score, np.arange(0, GENES, 25)) > 0).all()
+    alone = everywhere("pearson_residuals", table, np.array([3]))
+    assert (np.nan_to_num(alone) == 0).all()
+
+
+@pytest.mark.parametrize("name", OF_COUNTS)
+def test_values_that_are_no_counts_are_refused(name: str, measured: SpotTable) -> None:
+    with pytest.raises(BadSpec, match=rf"score {name} needs raw counts, and the dataset has none; use seurat"):
+        everywhere(name, replace(measured, has_counts=False))
+
+
 def test_seurat_v3_says_where_it_cannot(measured: SpotTable) -> None:
     with pytest.raises(BadSpec, match=r"score seurat_v3 .* needs 20, there are [012] on 5 spots; use seurat or moran"):
         score_genes("seurat_v3", measured, np.arange(5), np.arange(2))
@@ -241,6 +316,7 @@ def test_blocks_and_the_order_of_spots_do_not_matter(
     rows = np.random.default_rng(6).permutation(len(measured))
     np.testing.assert_allclose(everywhere(name, measured, rows), whole, rtol=0, atol=2e-9)
     monkeypatch.setattr(gene_split, "BLOCK", 7)
+    monkeypatch.setattr(gene_split, "RESIDUALS", 7 * GENES)
     np.testing.assert_allclose(everywhere(name, measured), whole, rtol=0, atol=2e-9)
 
 
@@ -351,7 +427,7 @@ def test_detection_exactly_at_the_limit_counts() -> None:
     counts = rng.poisson(5, (40, 6)) + 1.0
     counts[10:, 0] = 0  # seen in 10 of 40
     counts[9:, 1] = 0  # seen in 9 of 40
-    protocol = Protocol(primary_genes=5, primary_detection=0.25)
+    protocol = replace(SEURAT, primary_genes=5, primary_detection=0.25)
     genes, _ = split_genes(table_of(counts), np.arange(40), protocol)
     assert genes.primary.tolist() == [True, False, True, True, True, True]
 
@@ -385,7 +461,7 @@ def test_too_many_primary_genes(table: SpotTable) -> None:
         split_genes(table, TRAIN, replace(LOOSE, primary_genes=int(eligible) + 1, primary_detection=0.9))
 
 
-@pytest.mark.parametrize("score", ["seurat", "cell_ranger", "seurat_v3", "moran"])
+@pytest.mark.parametrize("score", ["pearson_residuals", "seurat", "cell_ranger", "seurat_v3", "moran"])
 def test_each_score_chooses_the_primary_genes(score: str, measured: SpotTable) -> None:
     rows = np.arange(0, len(measured), 2)
     protocol = replace(LOOSE, primary_score=score, ranking="mean", primary_genes=10)
@@ -411,7 +487,7 @@ def test_test_spots_decide_nothing(score: str, measured: SpotTable) -> None:
     """Whatever is measured at spots outside training, NaN included, no score and no split changes a bit."""
     rows = np.arange(0, len(measured), 2)
     other = np.setdiff1d(np.arange(len(measured)), rows)
-    primary = score if score in ("seurat", "cell_ranger", "seurat_v3", "moran") else "seurat"
+    primary = score if score in typing.get_args(Variability) else "seurat"
     protocol = replace(LOOSE, primary_score=primary, ranking=score)
     before, columns = split_genes(measured, rows, protocol)
     sections = []
