@@ -6,9 +6,9 @@ Genes: of each section, and of the sections of all donors but one, the 50 primar
 (Jaccard index) when 5 % of the spots are dropped at random (mean of three draws), when the 5 % of a section with the
 fewest counts are dropped, and when five spots of each section are thinned to about 60 genes, which a floor of 50 lets
 pass. Beside it the share of spots in which the chosen are detected (median of the 50), and their Moran's I (mean),
-which no rule looks at. Rules that are no setting of the protocol are made here: `seurat` where only spots with a quarter of
-the section's median count have a say, `seurat` with the largest 2 % of each gene's values cut down to the next, and
-Pearson residuals with θ = 100.
+which no rule looks at. Rules that are no setting of the protocol are made here: `seurat` where only spots with a
+quarter of the section's median count have a say, `seurat` with the largest 2 % of each gene's values cut down to the
+next, and Pearson residuals with θ = 100.
 
 Planted: the generated tissue of the plug-in `synthetic`; of the primary genes, and of the first k* auxiliary ones, the
 share that follow the tissue, which is what the generator means them to do.
@@ -24,7 +24,8 @@ Written down before the run:
 4. Pearson residuals with θ = 100 are as stable, and fail on planted tissue, where abundant genes come first.
 5. pgl rises, within sections and across donors. So may `position`: genes seen in more spots are easier to
    predict, whatever does. Shuffled patches stay within ±.03.
-6. On planted thin spots pgl across donors is with clean what it is without them (within .03); with clean_v1 it falls."""
+6. On planted thin spots pgl across donors is with clean what it is without them (within .03); with clean_v1 it
+   falls."""
 
 from __future__ import annotations
 
@@ -267,10 +268,11 @@ def scores_of(job: Job) -> list[measure.Row]:
     bench, rows = bench_of(root, spoil), []
     for line in lines:
         selector, backbone, own = LINES[line]
+        taking_part = (dataset, "protocol", selector, backbone)
         campaign = Campaign.of(
             bench.plugins, preset=preset, selectors=[selector], datasets=[dataset], backbone=[backbone],
             evaluation=[evaluation], seeds=[str(seed)],
-            assignments=[s for s in (*settings, *own) if s.partition(".")[0] in (dataset, "protocol", selector, backbone)],
+            assignments=[s for s in (*settings, *own) if s.partition(".")[0] in taking_part],
         )  # fmt: skip
         known = fingerprints(campaign, bench.plugins, root)
         for spec, plan in campaign.cells(bench.plugins, root, device="cpu", fingerprint=known):
@@ -278,8 +280,8 @@ def scores_of(job: Job) -> list[measure.Row]:
             assert isinstance(result, Result)
             rows.append(
                 {
-                    "evaluation": evaluation, "data": "thin spots planted" if spoil else "as measured", "preset": preset,
-                    "line": line, "fold": spec.fold, "seed": seed, "PCC": float(result.scores[SCORE]),
+                    "evaluation": evaluation, "data": "thin spots planted" if spoil else "as measured",
+                    "preset": preset, "line": line, "fold": spec.fold, "seed": seed, "PCC": float(result.scores[SCORE]),
                 }
             )  # fmt: skip
     return rows
@@ -347,8 +349,8 @@ def document(
         "## Planted tissue",
         measure.table(averaged(planted, ["data", "preset"], list(planted[0])[2:]), markdown=True),
         f"## PCC on {options.real}, {options.seeds} seeds",
-        "Mean and standard deviation over folds and seeds. The genes differ between the presets, so that a higher PCC alone "
-        "is no better method: compare with the controls beside it.",
+        "Mean and standard deviation over folds and seeds. The genes differ between the presets, so that a higher PCC "
+        "alone is no better method: compare with the controls beside it.",
         measure.table(pcc_table(pcc), markdown=True),
     ]
     return "\n\n".join(parts) + "\n"
