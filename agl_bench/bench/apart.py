@@ -54,6 +54,7 @@ from agl_bench.data.prepared import PatchSize
 from agl_bench.digests import TRUST
 from agl_bench.errors import AglBenchError, BadPlugin
 from agl_bench.registry.plugins import Plugins
+from agl_bench.registry.strangers import AVOIDED
 
 TICK = 0.1  # seconds between two looks at signals and clocks
 GRACE = (
@@ -316,7 +317,7 @@ def _common(bench: Bench) -> dict[str, Any]:
     return {
         "root": str(bench.root), "cache": str(bench.prepared.cache.folder), "device": bench.device.type,
         "threads": torch.get_num_threads(), "files": [str(f) for f in bench.plugins.files],
-        "without": [b.provider for b in bench.plugins.broken], "folder": str(Path.cwd()), "path": sys.path,
+        "avoided": AVOIDED, "folder": str(Path.cwd()), "path": sys.path,
         "environment": dict(os.environ), "libraries": [name for name in LIBRARIES if name in sys.modules],
     }  # fmt: skip
 

@@ -26,9 +26,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from agl_bench.bench.prepare import naming_the_dataset
 from agl_bench.bench.run import Bench
-from agl_bench.bench.spec import Part, RunSpec, make_dataset
+from agl_bench.bench.spec import Part, RunSpec, make_dataset, naming_the_dataset
 from agl_bench.data.check import check_dataset, check_section
 from agl_bench.data.folds import Fold, FoldPlan
 from agl_bench.data.gene_ids import tell_apart

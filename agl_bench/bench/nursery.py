@@ -53,6 +53,7 @@ from agl_bench.data.folds import FoldPlan
 from agl_bench.data.prepared import PatchSize
 from agl_bench.errors import AglBenchError, BadPlugin, told
 from agl_bench.registry.plugins import Plugins
+from agl_bench.registry.strangers import AVOIDED
 
 SIZE = struct.Struct(">Q")  # of a request, before it
 DESCRIPTORS = 3
@@ -136,10 +137,11 @@ class _Plugins:
         os.environ.update(request["environment"])
         for library in request["libraries"]:
             importlib.import_module(library)
+        AVOIDED.update(request["avoided"])
         named = request.get("spec", request)
         parts = {kind: named[kind]["name"] for kind in ("dataset", "backbone", "selector") if kind in named}
         try:
-            found = self._found or Plugins.discover(tuple(map(Path, request["files"])), without=request["without"])
+            found = self._found or Plugins.discover(tuple(map(Path, request["files"])))
             if isinstance(found, Plugins):
                 self._sources |= {
                     place: found.entry(place[1], place[0]).digest()

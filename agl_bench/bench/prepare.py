@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import sys
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 import agl_bench
-from agl_bench.bench.spec import Part
+from agl_bench.bench.spec import Part, naming_the_dataset
 from agl_bench.data.prepared import FORMAT, PatchSize, PreparedPatches, SectionCache
 from agl_bench.digests import FileDigests, file_digest, text_digest
-from agl_bench.errors import AglBenchError, BadPlugin, BadSection, MissingData, told
+from agl_bench.errors import BadSection, MissingData
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.dataset import Dataset, is_offline
 from agl_bench.interfaces.spots import Section
@@ -175,21 +174,6 @@ def seen_by(plugins: Plugins, part: Part) -> tuple[Literal["patches", "embedding
     backbone = plugins.entry(part.name, "backbone").load()
     patch_px = part.settings.get("patch_px", getattr(backbone, "patch_px", Backbone.patch_px))
     return getattr(backbone, "sees", Backbone.sees), int(patch_px)  # type: ignore[arg-type]
-
-
-@contextlib.contextmanager
-def naming_the_dataset(part: Part) -> Iterator[None]:
-    """Whatever a dataset plug-in raises by mistake becomes a sentence that names it."""
-    try:
-        yield
-    except AglBenchError:
-        raise
-    except PermissionError as error:  # of the user's data, no fault of the plug-in
-        raise MissingData(
-            f"dataset '{part.name}': {error.filename} may not be read by this user; change its permissions"
-        ) from None
-    except (Exception, SystemExit) as error:
-        raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {told(error)}") from error
 
 
 def _file_digests(part: Part, dataset: Dataset, root: Path, names: list[str], digests: FileDigests) -> list[str]:

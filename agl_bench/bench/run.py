@@ -33,11 +33,11 @@ from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
 from agl_bench.bench.loans import Loans
 from agl_bench.bench.planted import selection_scores, utilities
-from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset, seen_by
+from agl_bench.bench.prepare import Preparation, fingerprint, seen_by
 from agl_bench.bench.provenance import provenance
 from agl_bench.bench.recorder import CellLog, NoRecorder, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table, prediction_table
-from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset
+from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset, naming_the_dataset
 from agl_bench.data.check import check_dataset
 from agl_bench.data.folds import Fold, FoldPlan, make_fold, partly_known
 from agl_bench.data.gene_ids import tell_apart

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -14,7 +15,7 @@ import agl_bench
 from agl_bench import __version__
 from agl_bench.data.folds import EVALUATIONS, FoldPlan, plan_folds
 from agl_bench.digests import file_digest, text_digest
-from agl_bench.errors import BadSpec, UnknownName
+from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, MissingData, UnknownName, told
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.tunable import Value, resolve, tunables
 from agl_bench.protocol import OF_COUNTS, Preset, Protocol, load_preset, read_toml
@@ -459,9 +460,30 @@ def seeds_of(words: Sequence[str]) -> tuple[int, ...]:
 
 
 def make_dataset(plugins: Plugins, part: Part) -> Dataset:
-    """An instance with the settings of the part."""
-    dataset: Dataset = plugins.entry(part.name, "dataset").load()(**part.settings)
+    """An instance with the settings of the part.
+
+    Raises:
+        BadPlugin: if it cannot be made.
+    """
+    make = plugins.entry(part.name, "dataset").load()
+    with naming_the_dataset(part):
+        dataset: Dataset = make(**part.settings)
     return dataset
+
+
+@contextlib.contextmanager
+def naming_the_dataset(part: Part) -> Iterator[None]:
+    """Whatever a dataset plug-in raises by mistake becomes a sentence that names it."""
+    try:
+        yield
+    except AglBenchError:
+        raise
+    except PermissionError as error:  # of the user's data, no fault of the plug-in
+        raise MissingData(
+            f"dataset '{part.name}': {error.filename} may not be read by this user; change its permissions"
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {told(error)}") from error
 
 
 def check_normalisation(name: str, dataset: Dataset, protocol: Protocol) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -13,7 +14,9 @@ from agl_bench.cli import checking, comparing, data, plugins, running, scaffoldi
 from agl_bench.cli.ending import INTERRUPTED, interrupted, never_fail_to_print, stop_with
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import LoadingNotice
-from agl_bench.errors import AglBenchError
+from agl_bench.cli.supervision import SUPERVISION
+from agl_bench.errors import AglBenchError, BadPlugin, told
+from agl_bench.registry.strangers import is_strangers
 
 __all__ = ["checking", "cli", "comparing", "data", "main", "plugins", "running", "scaffolding", "tracking", "tuning"]
 
@@ -25,10 +28,21 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: one sentence and status 2 for bad input, never a traceback for it."""
     signal.signal(signal.SIGTERM, interrupted)
+    if arguments is None:  # else the process is not ours alone
+        SUPERVISION.is_allowed = hasattr(os, "fork")
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupted)
     never_fail_to_print()
     LoadingNotice.install()
     try:
-        sys.exit(cli.main(arguments, prog_name="agl-bench", standalone_mode=False))
+        _main(arguments)
+    finally:
+        SUPERVISION.end()
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    try:
+        sys.exit(_command(arguments))
     except AglBenchError as error:
         stop_with(" ".join(str(error).split()), 2)
     except click.ClickException as error:
@@ -46,3 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stop_with(f"a name that is not UTF-8 cannot be written down ({name!r}); rename the file or folder", 2)
     except (click.Abort, KeyboardInterrupt):
         stop_with("interrupted; what is done is kept, the same command continues", INTERRUPTED)
+
+
+def _command(arguments: Sequence[str] | None) -> Any:
+    """The command; what a plug-in raises in it to end the process is an error of that plug-in."""
+    try:
+        return cli.main(arguments, prog_name="agl-bench", standalone_mode=False)
+    except BaseException as error:
+        ending = error.__cause__ if isinstance(error, click.Abort) else error
+        if ending is None or isinstance(ending, Exception) or not is_strangers(ending):
+            raise
+        raise BadPlugin(f"a plug-in has ended the command: {told(ending)}") from error

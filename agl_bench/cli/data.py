@@ -30,8 +30,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 @DATA
 def fetch(name: str, assignments: tuple[str, ...], files: tuple[Path, ...], root: Path) -> None:
     """Download a dataset: only what is missing, checked."""
-    from agl_bench.bench.prepare import naming_the_dataset
-    from agl_bench.bench.spec import make_dataset, one_part
+    from agl_bench.bench.spec import make_dataset, naming_the_dataset, one_part
 
     plugins = discover(files)
     part = one_part(plugins, name, "dataset", assignments)
@@ -208,8 +207,8 @@ def describe(
 ) -> None:
     """Show what a dataset is: source, tissue, and the numbers of each section. Reads it, writes --out only."""
     from agl_bench.bench.describe import dataset_card, section_card
-    from agl_bench.bench.prepare import Preparation, naming_the_dataset
-    from agl_bench.bench.spec import make_dataset, one_part
+    from agl_bench.bench.prepare import Preparation
+    from agl_bench.bench.spec import make_dataset, naming_the_dataset, one_part
     from agl_bench.data.check import check_section
     from agl_bench.data.folds import partly_known
     from agl_bench.data.gene_ids import tell_apart

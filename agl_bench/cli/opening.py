@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agl_bench.cli.ending import say
+from agl_bench.cli.supervision import SUPERVISION
 from agl_bench.errors import BadSpec
 
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
@@ -48,8 +49,10 @@ def warn(sentence: str) -> None:
 
 def discover(files: Sequence[Path], *, warn: bool = True) -> Plugins:
     """The plug-ins of this installation and of files; a line for each that is broken or odd, unless `warn` is False."""
-    from agl_bench.registry.plugins import Plugins
+    from agl_bench.registry.plugins import Plugins, are_strangers_there
 
+    if are_strangers_there(files):
+        SUPERVISION.begin()
     plugins = Plugins.discover(files)
     if warn:
         for broken in plugins.broken:

@@ -13,8 +13,8 @@ from anndata import AnnData
 
 from agl_bench import __version__
 from agl_bench.bench.describe import drawn_diameter_px
-from agl_bench.bench.prepare import Preparation, fingerprint, naming_the_dataset
-from agl_bench.bench.spec import Part, make_dataset, part_here
+from agl_bench.bench.prepare import Preparation, fingerprint
+from agl_bench.bench.spec import Part, make_dataset, naming_the_dataset, part_here
 from agl_bench.comparison.gather import PLACE, Gathered
 from agl_bench.data.check import check_section
 from agl_bench.data.folds import plan_folds

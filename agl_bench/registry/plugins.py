@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -32,8 +32,8 @@ from agl_bench.protocol import preset_names
 from agl_bench.registry import hooks, stated, watch
 from agl_bench.registry.folders import Folder
 from agl_bench.registry.sources import source_digest
+from agl_bench.registry.strangers import OURS, importing, raise_if_ours
 
-NOT_THEIRS = ("agl_bench", "importlib", "pluggy", "numpy", "torch")  # where an error is not to be mended
 GROUP = "agl_bench"
 OWN = "agl-bench"  # the distribution whose plug-ins are not a stranger's
 STRICT = "AGL_BENCH_STRICT_PLUGINS"
@@ -85,7 +85,8 @@ class Entry:
             module, _, attribute = self.target.partition(":")
             try:
                 cls = getattr(_imported(module, self.provider), attribute)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                raise_if_ours(error)
                 raise BadPlugin(
                     f"{self.kind} '{self.name}' of {self.provider} cannot be loaded: {_one_line(error)}"
                 ) from error
@@ -132,9 +133,7 @@ class Plugins:
         self._entries: dict[str, Entry] = {}
 
     @classmethod
-    def discover(
-        cls, files: Sequence[Path] = (), *, strict: bool | None = None, without: Collection[str] = ()
-    ) -> Plugins:
+    def discover(cls, files: Sequence[Path] = (), *, strict: bool | None = None) -> Plugins:
         """Load every entry point of the group `agl_bench`, then the given files.
 
         Args:
@@ -142,7 +141,6 @@ class Plugins:
                 there). They were asked for by name, so that a broken one is an error.
             strict: make every broken plug-in and every fault an error; the default is the environment's
                 `AGL_BENCH_STRICT_PLUGINS`.
-            without: providers of entry points that are not looked at, as `Broken` names them.
 
         Raises:
             BadPlugin: see `files` and `strict`.
@@ -155,15 +153,14 @@ class Plugins:
             if point.dist and any(folder.is_also(point.dist.name) for folder in folders.values()):
                 continue  # it is looked at as it is in its folder
             provider = f"{point.dist.name} {point.dist.version}" if point.dist else point.name
-            if f"{provider} ({point.value})" in without:
-                continue
             try:
                 with plugins._remarking(provider, strict):
                     plugins._check_api(_source_of(point), provider)
                     plugins._add(point.load(), provider, point.dist.version if point.dist else "")
                     plugins._check_versions(point, provider)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 # A stranger's module may raise anything, at import, in a hook or in a __repr__.
+                raise_if_ours(error)
                 if strict:
                     raise BadPlugin(f"plug-in {provider} ({point.value}): {_one_line(error)}") from error
                 plugins.broken.append(Broken(f"{provider} ({point.value})", _one_line(error)))
@@ -180,7 +177,8 @@ class Plugins:
                         if path.is_file():
                             plugins._check_api(path, path.name)
                         plugins._add(_import_file(path), path.name)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                raise_if_ours(error)
                 raise BadPlugin(f"plug-in {path}: {_one_line(error)}") from error
         return plugins
 
@@ -216,7 +214,7 @@ class Plugins:
         Raises:
             BadPlugin: for a fault, if `strict`.
         """
-        with watch.watched() as seen:
+        with importing(provider), watch.watched() as seen:
             yield
         if seen.seconds > watch.SLOW and not provider.endswith(".py"):  # a single file has no other module to wait in
             self.remarks.append(
@@ -347,7 +345,7 @@ def _imported(module: str, provider: str) -> ModuleType:
     """
     if module in sys.modules:
         return sys.modules[module]
-    with watch.watched() as seen:
+    with importing(provider), watch.watched() as seen:
         found = importlib.import_module(module)
     sys.stderr.write(seen.printed)
     if seen.changed:
@@ -405,6 +403,6 @@ def _place(error: BaseException) -> str:
     places = [
         f" ({Path(frame.f_code.co_filename).name}, line {line})"
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__")).partition(".")[0] not in NOT_THEIRS
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in OURS
     ]
     return places[-1] if places and not isinstance(error, SyntaxError) else ""

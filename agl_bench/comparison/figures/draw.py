@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from agl_bench.bench.prepare import naming_the_dataset
-from agl_bench.bench.spec import Part, RunSpec, make_dataset
+from agl_bench.bench.spec import Part, RunSpec, make_dataset, naming_the_dataset
 from agl_bench.bench.table import BASELINE
 from agl_bench.comparison import selection, statistics
 from agl_bench.comparison.figures import choice, maps, reading, standing
