@@ -1,4 +1,4 @@
-"""Tuning with Optuna: one study for each selector, dataset, evaluation and backbone. The only home of optuna.
+"""Tuning with Optuna: one study for each selector, dataset, evaluation and backbone. With `journal` the home of optuna.
 
 A trial trains every (outer fold, seed) of its study once with the settings at hand and is worth the mean of the best
 validation PCC of these fits. Test spots are not read (`Bench.trainer`). With one study for all outer folds, spots that
@@ -23,14 +23,13 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import optuna
-from filelock import FileLock
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -39,15 +38,11 @@ from optuna.distributions import (
     distribution_to_json,
 )
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import (
-    JournalFileBackend,
-    JournalFileOpenLock,
-    JournalFileSymlinkLock,
-)
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from agl_bench.addresses import is_ambiguous, masked
 from agl_bench.bench.fitness import unfit
+from agl_bench.bench.journal import open_journal
 from agl_bench.bench.run import Bench
 from agl_bench.bench.spec import Campaign, RunSpec
 from agl_bench.bench.tuned import Entry, conditions, with_settings
@@ -438,7 +433,7 @@ def _tune(study: Study, bench: Bench, storage: BaseStorage) -> Iterator[TuneEven
     while True:
         _take_over(handle, study)
         trials = handle.get_trials(deepcopy=False)
-        counted = [t for t in trials if t.state in COUNTED]
+        counted = [t for t in trials if _counts(t, study)]
         running = [t for t in trials if t.state == TrialState.RUNNING]
         if len(counted) >= study.target:
             break
@@ -460,6 +455,11 @@ def _tune(study: Study, bench: Bench, storage: BaseStorage) -> Iterator[TuneEven
     yield _outcome(handle, study)
 
 
+def _counts(trial: FrozenTrial, study: Study) -> bool:
+    """Whether a trial is part of the budget: it has ended by itself, and no damage has taken a setting from it."""
+    return trial.state in COUNTED and trial.params.keys() == study.space.keys()
+
+
 class _PluginFault(Exception):
     """A trial raised what is neither bad luck with its point nor an interruption."""
 
@@ -474,7 +474,7 @@ def _one_trial(handle: optuna.Study, study: Study, bench: Bench, before: int) ->
         trial.set_user_attr(key, value)
     others = [t for t in handle.get_trials(deepcopy=False) if t.number != trial.number]
     earlier = [t for t in others if t.state == TrialState.RUNNING and t.number < trial.number]
-    taken = [t for t in others if t.state in COUNTED] + earlier
+    taken = [t for t in others if _counts(t, study)] + earlier
     if len(taken) >= study.target:  # another process was faster
         handle.tell(trial, state=TrialState.FAIL)
         return None
@@ -511,7 +511,7 @@ def _one_trial(handle: optuna.Study, study: Study, bench: Bench, before: int) ->
     # Somebody may have taken this process for dead and ended its trial.
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
         handle.tell(trial, value, state=TrialState.PRUNED if value is None else TrialState.COMPLETE)
-    now = [t for t in handle.get_trials(deepcopy=False) if t.state in COUNTED]
+    now = [t for t in handle.get_trials(deepcopy=False) if _counts(t, study)]
     scores = [t.value for t in now if t.state == TrialState.COMPLETE and t.value is not None]
     return TrialDone(study, len(now), value, max(scores, default=None), reason, dict(trial.params))
 
@@ -689,7 +689,7 @@ def _born(pid: int) -> str:
 
 def _outcome(handle: optuna.Study, study: Study) -> StudyDone | StudyFailed:
     # Of a study that had a larger budget once, the trials that this one allows.
-    counted = [t for t in handle.get_trials(deepcopy=False) if t.state in COUNTED][: study.target]
+    counted = [t for t in handle.get_trials(deepcopy=False) if _counts(t, study)][: study.target]
     complete = [t for t in counted if t.state == TrialState.COMPLETE]
     if not complete:
         return StudyFailed(study, f"none of {len(counted)} trials has a validation score; search a narrower range")
@@ -737,29 +737,13 @@ def _importances(handle: optuna.Study, study: Study, complete: Sequence[FrozenTr
 # --- storage ---------------------------------------------------------------------------------------------------------
 
 
-class _KernelLock(JournalFileOpenLock):
-    """A lock that the kernel lets go of when its holder dies, for local file systems."""
-
-    def __init__(self, journal: Path) -> None:
-        super().__init__(str(journal))
-        self._lock = FileLock(f"{journal}.flock")
-
-    def acquire(self) -> bool:
-        """Wait for it."""
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        """Let it go."""
-        self._lock.release()
-
-
-def open_storage(work: Path, url: str | None) -> BaseStorage:
+def open_storage(work: Path, url: str | None, warn: Callable[[str], None] = lambda _: None) -> BaseStorage:
     """Where trials are kept: a journal file in the work folder, or a database by its SQLAlchemy URL.
 
-    The lock of the journal follows from its file system: of the kernel on local ones; a symbolic link on NFS and other
-    cluster file systems, where kernel locks are unreliable; an exclusively created file on CIFS and FUSE, which may
-    lack links. The latter two are taken over from a dead holder after 30 s.
+    Args:
+        work: the work folder.
+        url: of the database; None = a journal, see `journal.open_journal`.
+        warn: told, in one sentence, what a damaged journal has lost.
 
     Raises:
         BadWorkFolder: if the journal cannot be written or read.
@@ -769,49 +753,10 @@ def open_storage(work: Path, url: str | None) -> BaseStorage:
         return _database(url)
     journal = work / "tune" / "journal.log"
     try:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_for(journal, _filesystem(journal))
-        lock.acquire()
-        try:
-            _mend(journal)
-        finally:
-            lock.release()
         with _quietly():
-            return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+            return JournalStorage(open_journal(journal, warn))
     except OSError as error:
         raise BadWorkFolder(f"cannot write {journal}: {error.strerror or error}; choose another with --work") from None
-    except (ValueError, KeyError) as error:
-        raise BadWorkFolder(f"{journal} is damaged ({error}); move it away to start the studies anew") from None
-
-
-def lock_for(journal: Path, filesystem: str) -> JournalFileOpenLock | JournalFileSymlinkLock:
-    """The lock that is safe on a file system, see `open_storage`."""
-    if filesystem.startswith(("cifs", "smb", "fuse")):
-        return JournalFileOpenLock(str(journal))
-    if filesystem.startswith(("nfs", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "glusterfs")):
-        return JournalFileSymlinkLock(str(journal))
-    return _KernelLock(journal)
-
-
-def _filesystem(path: Path) -> str:
-    """Kind of the file system that a path lies on, as the kernel names it; "" where it does not say."""
-    try:
-        lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    mounts = {line.split()[1].replace("\\040", " "): line.split()[2] for line in lines}
-    here = path.absolute().resolve()
-    return next((mounts[str(p)] for p in here.parents if str(p) in mounts), "")
-
-
-def _mend(journal: Path) -> None:
-    """Cut off a last line that a killed process left unfinished: the next one would be glued to it."""
-    if not journal.exists():
-        return
-    with journal.open("rb+") as stream:
-        content = stream.read()
-        if content and not content.endswith(b"\n"):
-            stream.truncate(content.rfind(b"\n") + 1)
 
 
 def _database(url: str) -> BaseStorage:

@@ -11,7 +11,7 @@ import click
 
 from agl_bench.cli.ending import INTERRUPTED, stop_with
 from agl_bench.cli.group import cli
-from agl_bench.cli.opening import cache_of, discover, say_left_out
+from agl_bench.cli.opening import cache_of, discover, say_left_out, warn
 from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK
 from agl_bench.terminal import (
     make_console,
@@ -110,7 +110,7 @@ def tune(
         campaign, plugins, cells, searched, trials=trials, sampler=sampler, pruner=pruner, folds=tune_folds,
         nested=nested,
     )  # fmt: skip
-    trial_storage = open_storage(work, storage)
+    trial_storage = open_storage(work, storage, warn)
     bench = Bench(plugins, root, torch_device, prepared)
     console = make_console()
     say_left_out(campaign, cells)

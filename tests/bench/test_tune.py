@@ -21,6 +21,7 @@ import pytest
 from optuna.trial import TrialState
 
 from agl_bench.bench.cells import CellStore
+from agl_bench.bench.journal import _filesystem, _KernelLock, lock_for
 from agl_bench.bench.run import Bench, Setting, choose_device, fingerprints
 from agl_bench.bench.spec import Campaign, RunSpec, Tuning
 from agl_bench.bench.tune import (
@@ -29,9 +30,6 @@ from agl_bench.bench.tune import (
     StudyOpen,
     TrialDone,
     _born,
-    _filesystem,
-    _KernelLock,
-    lock_for,
     open_storage,
     read_search,
     studies,
@@ -568,10 +566,10 @@ def test_bad_storages(tmp_path, url, words):
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_damaged_journal_and_a_folder_without_access(tmp_path):
+def test_no_journal_and_a_folder_without_access(tmp_path):
     (tmp_path / "tune").mkdir()
-    (tmp_path / "tune/journal.log").write_text("nonsense\nmore\n")
-    with pytest.raises(BadWorkFolder, match="damaged"):
+    (tmp_path / "tune/journal.log").mkdir()
+    with pytest.raises(BadWorkFolder, match="is not a regular file"):
         open_storage(tmp_path, None)
     (tmp_path / "file").write_text("")
     with pytest.raises(BadWorkFolder, match="cannot write"):
