@@ -9,6 +9,7 @@ from typing import Any
 
 from agl_bench.data.folds import Fold, FoldPlan, fold_table, make_fold, plan_folds, separation
 from agl_bench.data.preprocess import SpotTable, tabulate
+from agl_bench.data.spreadsheet import as_csv
 from agl_bench.digests import text_digest
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
@@ -38,7 +39,7 @@ class FoldReport:
         cls, plan: FoldPlan, fold: Fold, table: SpotTable, protocol: Protocol, *, evaluation: str, seed: int
     ) -> FoldReport:
         """Of a fold that has been made."""
-        csv = fold_table(plan.label, fold, table).to_csv(index=False)
+        csv = as_csv(fold_table(plan.label, fold, table))
         return cls(
             label=plan.label,
             csv=csv,

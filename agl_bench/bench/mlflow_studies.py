@@ -5,7 +5,6 @@ A sink like the recorder of cells: a tracker that is away costs a line and no st
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 import tempfile
@@ -17,14 +16,18 @@ from agl_bench.bench.mlflow_tracker import Tracker, client_of, first_line, lock
 
 # The tracker sets what mlflow reads while it is imported.
 # isort: split
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 from agl_bench.bench.tuned import STUDIES, Entry
+from agl_bench.data.spreadsheet import as_csv
+from agl_bench.digests import text_digest
 from agl_bench.errors import TrackerUnavailable
 
 EXPERIMENT = "agl-bench/tuning"
@@ -50,8 +53,8 @@ def show_study(
             found = client.get_experiment_by_name(EXPERIMENT)
             place = (tracker.artifacts / "tuning").as_uri() if tracker.artifacts else None
             experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=place)
-        for old in client.search_runs([experiment], f"tags.agl.study = '{entry.study}'"):
-            client.delete_run(old.info.run_id)
+        for run_id in _shown(client, experiment, entry.study):
+            client.delete_run(run_id)
         tags = {
             "agl.level": "study", "agl.study": entry.study, "agl.selector": selector, "agl.dataset": entry.dataset,
             "agl.evaluation": entry.evaluation, "agl.backbone": entry.backbone, "agl.fold": entry.fold,
@@ -80,6 +83,17 @@ def show_study(
         raise TrackerUnavailable(f"the study is not in MLflow ({tracker.name}): {first_line(error)}") from error
 
 
+def _shown(client: MlflowClient, experiment: str, study: str) -> list[str]:
+    """Runs that show a study. Names are compared here: MLflow's filters have no way to write both kinds of quotes."""
+    found, token = list[str](), None
+    while True:
+        page = client.search_runs([experiment], "tags.agl.level = 'study'", page_token=token)
+        found += [run.info.run_id for run in page if run.data.tags.get("agl.study") == study]
+        token = page.token
+        if not token:
+            return found
+
+
 def keep_files(out: Path, selector: str, entry: Entry, importances: dict[str, float], history: History) -> Path:
     """The files of a study in a folder of its own beside the tuned settings, where a report finds them.
 
@@ -87,7 +101,10 @@ def keep_files(out: Path, selector: str, entry: Entry, importances: dict[str, fl
         OSError: if they cannot be written.
     """
     words = [selector, entry.dataset, entry.evaluation, entry.backbone, entry.fold]
-    folder = out / STUDIES / re.sub(r"[^A-Za-z0-9_.]+", "-", " ".join(filter(None, words))).strip("-.")
+    whole = " ".join(filter(None, words))
+    folder = out / STUDIES / re.sub(r"[^A-Za-z0-9_.]+", "-", whole).strip("-.")
+    if re.search(r"[^A-Za-z0-9_.:/ -]", whole):  # two names may differ in nothing else
+        folder = folder.with_name(f"{folder.name}-{text_digest(whole, 4)}")
     folder.mkdir(parents=True, exist_ok=True)
     name = " · ".join(words[:4]) + (f" · fold {entry.fold}" if entry.fold else "")
     write_files(folder, name, entry, importances, history)
@@ -96,10 +113,8 @@ def keep_files(out: Path, selector: str, entry: Entry, importances: dict[str, fl
 
 def write_files(folder: Path, name: str, entry: Entry, importances: dict[str, float], history: History) -> None:
     """trials.csv, history.png, and where there is something to draw importances.png and parallel_coordinates.png."""
-    with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
+    trials = as_csv(pd.DataFrame(list(history), dtype=object))
+    (folder / "trials.csv").write_text(trials, encoding="utf-8")
     title = f"{name}, {entry.trials} trials"
     history_figure(title, history).savefig(folder / "history.png", dpi=120)
     if importances:

@@ -242,6 +242,7 @@ def export(
 def _show_reproduced(grid: Grid, gathered: Gathered, root: Path, out: Path | None, console: Console) -> None:
     """What a paper prints, what came out, and the same as files."""
     from agl_bench.comparison.reproduce import compare, draw, ends, only_one_takes, taken_genes, trajectories
+    from agl_bench.data.spreadsheet import as_csv
     from agl_bench.terminal import show_ends, show_genes, show_lines
 
     name = grid.target.name
@@ -259,7 +260,7 @@ def _show_reproduced(grid: Grid, gathered: Gathered, root: Path, out: Path | Non
     if out is not None:
         for stem, table in tables.items():
             with writing(out / f"{stem}.csv", "finished cells are kept"):
-                table.to_csv(out / f"{stem}.csv", index=False)
+                (out / f"{stem}.csv").write_text(as_csv(table), encoding="utf-8")
             click.echo(f"wrote {out / stem}.csv")
         for drawn in draw(grid, gathered, out / "figures", root):
             click.echo(f"wrote {drawn.png}" if drawn.png else f"no figure of {drawn.title}: {drawn.why}")

@@ -25,6 +25,7 @@ from agl_bench.comparison.figures import Drawn
 from agl_bench.comparison.gather import PLACE, Gathered
 from agl_bench.comparison.quality import Quality, controls, known_controls, methods, quality
 from agl_bench.comparison.tables import Table
+from agl_bench.data.spreadsheet import as_csv
 from agl_bench.errors import BadSpec, UnknownName
 from agl_bench.protocol import NO_EFFECT
 from agl_bench.registry.plugins import Plugins
@@ -125,9 +126,8 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     report = assemble(gathered, work, out / "figures", plugins, baseline=baseline, root=root)
     tables.write(report.tables, out / "tables")
-    gathered.cells.to_csv(
-        out / "tables" / "cells.csv", index=False, lineterminator="\n"
-    )  # thousands: for programs alone
+    cells = as_csv(gathered.cells)  # thousands: for programs alone
+    (out / "tables" / "cells.csv").write_text(cells, encoding="utf-8")
     (out / "report.html").write_text(render(report), encoding="utf-8")
     return report
 

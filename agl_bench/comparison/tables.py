@@ -13,6 +13,7 @@ import pandas as pd
 from agl_bench.bench.table import BASELINE, BOUND, TRUTH
 from agl_bench.comparison.gather import PLACE
 from agl_bench.comparison.statistics import TOO_FEW
+from agl_bench.data.spreadsheet import as_csv
 
 SIGNIFICANT = ((0.001, "***"), (0.01, "**"), (0.05, "*"))  # p at most, mark
 MARKS = "* p ≤ .05, ** p ≤ .01, *** p ≤ .001 after Holm"
@@ -585,7 +586,7 @@ def write(tables: Iterable[Table], folder: Path) -> list[Path]:
     written = []
     for table in tables:
         for ending, text in (
-            ("csv", table.frame.to_csv(index=False, lineterminator="\n")),
+            ("csv", as_csv(table.frame)),
             ("md", as_markdown(table)),
             ("tex", as_latex(table)),
         ):

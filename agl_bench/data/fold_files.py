@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from agl_bench.data.spreadsheet import unquoted
 from agl_bench.errors import BadSpec
 
 COLUMNS = ("section", "spot", "fold", "set")
@@ -66,7 +67,7 @@ def _read(path: Path, changed: int) -> dict[str, Listing]:
     for name in COLUMNS:
         if name not in lines.columns:
             raise BadSpec(f"{where} has no column '{name}'; its columns have to be {', '.join(COLUMNS)}")
-    lines = lines[list(COLUMNS)].apply(lambda column: column.str.strip())
+    lines = lines[list(COLUMNS)].apply(lambda column: unquoted(column.str.strip()))
     lines = lines[(lines != "").any(axis=1)]
     if not len(lines):
         raise BadSpec(f"{where} lists no spot")
