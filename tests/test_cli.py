@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -536,6 +537,16 @@ def test_validate(agl, sections):
     agl("validate", "min").is_refused("unknown dataset or path 'min'", "Known: ")
     (tmp_file := Path("text.txt")).write_text("text")
     agl("validate", tmp_file).is_refused("text.txt has no layout that is known (folder, ")
+
+
+def test_one_section_under_two_names_is_told(agl, sections):
+    """Its spots would stand on both sides of a fold."""
+    shutil.copytree("mine/A", "mine/C")
+    told = "sections 'A' and 'C' are the same, spot for spot"
+    validated, described = agl("validate", "mine"), agl("describe", "folder", "--set", "folder.path=mine")
+    assert validated.status == described.status == 0
+    assert validated.out.count(told) == described.out.count(told) == 1
+    assert run_folder(agl, "--fold", "C").err.count(f"dataset 'folder': {told}") == 1
 
 
 def test_validate_tells_every_problem(agl, sections):

@@ -32,12 +32,14 @@ class PreparedSection:
 
     Attributes:
         section: memory-mapped.
+        content: digest of what it says, see `SectionCache.content`.
         was_there: nothing had to be read.
         bytes: on the disk, with patches of all sizes.
         seconds: for reading, checking, writing and cutting.
     """
 
     section: Section
+    content: str
     was_there: bool
     bytes: int
     seconds: float
@@ -81,7 +83,7 @@ class Preparation:
             if size is not None and isinstance(section.patches, PreparedPatches):
                 section.patches.prepare(size)
             seconds = time.perf_counter() - started
-            yield PreparedSection(section, not read.was_used, self.cache.bytes(key), seconds)
+            yield PreparedSection(section, self.cache.content(key), not read.was_used, self.cache.bytes(key), seconds)
         self.digests.keep()
 
     def discard(self, part: Part, dataset: Dataset) -> None:

@@ -39,6 +39,7 @@ from agl_bench.bench.recorder import CellLog, NoRecorder, Recorder
 from agl_bench.bench.result import Result, epoch_table, gene_table, outer_table, prediction_table
 from agl_bench.bench.spec import Campaign, Part, RunSpec, make_dataset, naming_the_dataset
 from agl_bench.data.check import check_dataset
+from agl_bench.data.fingerprint import same_sections
 from agl_bench.data.folds import Fold, FoldPlan, make_fold, partly_known
 from agl_bench.data.gene_ids import tell_apart
 from agl_bench.data.gene_split import SCORES, score_genes, split_genes
@@ -230,8 +231,10 @@ class Bench:
             # Let go of the old before reading the new.
             self._sections = self._table = self._setting = self._features = None
             dataset = make_dataset(self.plugins, part)
-            sections = [p.section for p in self.prepared.sections(part, dataset, size)]
-            for told in (tell_apart(sections), partly_known({s.name: s.donor for s in sections})):
+            prepared = list(self.prepared.sections(part, dataset, size))
+            sections = [p.section for p in prepared]
+            same = same_sections({p.section.name: p.content for p in prepared})
+            for told in (tell_apart(sections), partly_known({s.name: s.donor for s in sections}), same):
                 if told and told not in self._told:
                     self._told.add(told)
                     self.prepared.cache.say(f"dataset '{part.label}': {told}")

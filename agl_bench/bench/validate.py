@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agl_bench.bench.spec import make_dataset, one_part
 from agl_bench.data.check import check_dataset, pixel_problems, problems
-from agl_bench.data.fingerprint import section_fingerprint
+from agl_bench.data.fingerprint import same_sections, section_fingerprint
 from agl_bench.data.folds import partly_known
 from agl_bench.data.gene_ids import tell_apart
 from agl_bench.errors import AglBenchError, BadPlugin, BadSection, BadSpec, UnknownName, told
@@ -27,11 +27,13 @@ class Verdict:
         facts: one line on a sound section: size, donor, pixel size, fingerprint; "" if it is not sound. Or what is to
             be known of the sections together.
         problems: a sentence each.
+        fingerprint: of a sound section.
     """
 
     section: str
     facts: str
     problems: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 def find_dataset(plugins: Plugins, text: str, assignments: Sequence[str]) -> tuple[str, Dataset]:
@@ -88,7 +90,7 @@ def validate(name: str, dataset: Dataset, root: Path) -> Iterator[Verdict]:
         AglBenchError: if the sections cannot even be listed.
     """
     read: list[Section] = []
-    sound = True
+    sound, fingerprints = True, {}
     with _naming(name):
         names = dataset.names(root)
     for section_name in names:
@@ -96,12 +98,13 @@ def validate(name: str, dataset: Dataset, root: Path) -> Iterator[Verdict]:
         sound = sound and not verdict.problems
         if section is not None:
             read.append(section)
+            fingerprints[section_name] = verdict.fingerprint
         yield verdict
     if sound:
         try:
             with _naming(name):
                 donors = dataset.sections(root)
-            for told in (tell_apart(read), partly_known(donors)):
+            for told in (tell_apart(read), partly_known(donors), same_sections(fingerprints)):
                 if told:
                     yield Verdict("", told)
             check_dataset(name, read)
@@ -137,5 +140,6 @@ def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section 
     facts = [f"{spots:,} spots", f"{genes:,} genes", f"{section.um_per_px:.4g} µm per pixel"]
     if section.dropped_spots:
         facts.append(f"{section.dropped_spots:,} spots left out")
-    facts += [f"donor {section.donor or 'not known'}", f"fingerprint {section_fingerprint(section)}"]
-    return Verdict(name, ", ".join(facts)), bare
+    fingerprint = section_fingerprint(section)
+    facts += [f"donor {section.donor or 'not known'}", f"fingerprint {fingerprint}"]
+    return Verdict(name, ", ".join(facts), fingerprint=fingerprint), bare

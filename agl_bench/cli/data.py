@@ -210,6 +210,7 @@ def describe(
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.spec import make_dataset, naming_the_dataset, one_part
     from agl_bench.data.check import check_section
+    from agl_bench.data.fingerprint import same_sections, section_fingerprint
     from agl_bench.data.folds import partly_known
     from agl_bench.data.gene_ids import tell_apart
     from agl_bench.interfaces.spots import Section
@@ -220,7 +221,7 @@ def describe(
     card = dataset_card(part, dataset, root, Preparation(root, cache_of(work)).digests)
     if out is not None:
         make_folder("--out", out)
-    cards, pictures, read = [], [], []
+    cards, pictures, read, fingerprints = [], [], [], {}
     with naming_the_dataset(part):
         donors = dataset.sections(root)
     for section_name in donors:  # one at a time: they may be large
@@ -228,6 +229,7 @@ def describe(
             section = dataset.read(root, section_name)
         check_section(section, has_counts=dataset.has_counts)
         cards.append(vars(section_card(section)))
+        fingerprints[section_name] = section_fingerprint(section)
         read.append(Section(section_name, section.counts[:0].copy(), section.um_per_px))  # names of its genes
         if out is not None:
             from agl_bench.bench.overlay import draw_overlay
@@ -242,7 +244,7 @@ def describe(
         click.echo(json.dumps(card | {"sections": cards, "pictures": [str(p) for p in pictures]}, indent=1))
     else:
         show_card(card, cards)
-        for told in (partly_known(donors), tell_apart(read)):
+        for told in (partly_known(donors), tell_apart(read), same_sections(fingerprints)):
             if told:
                 click.echo(f"Note: {told}.")
         for picture in pictures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.sparse
@@ -39,3 +40,21 @@ def section_fingerprint(section: Section) -> str:
         for part in (np.diff(block.indptr), block.indices, block.data):
             digest.update(part.astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def same_sections(digests: Mapping[str, str]) -> str:
+    """What a person is told of sections that say the same under several names; "" if none do.
+
+    Args:
+        digests: name -> digest of the section, e.g. its fingerprint.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, digest in digests.items():
+        groups.setdefault(digest, []).append(name)
+    same = [" and ".join(f"'{name}'" for name in names) for names in groups.values() if len(names) > 1]
+    if not same:
+        return ""
+    return (
+        f"sections {', '.join(same)} are the same, spot for spot: one tissue under several names trains and tests at "
+        "once, and scores come out too good; keep one of each"
+    )

@@ -42,7 +42,7 @@ from agl_bench.data.gene_ids import COLUMN, ids_of
 from agl_bench.data.patches import Block, blocks_of
 from agl_bench.data.pieces import put_together
 from agl_bench.data.preprocess import canonical
-from agl_bench.digests import Damaged, FileDigests, bytes_digest, opened, read_signed, set_aside, signed
+from agl_bench.digests import Damaged, FileDigests, bytes_digest, opened, read_signed, set_aside, signed, text_digest
 from agl_bench.errors import AglBenchError, BadSection, BadWorkFolder
 from agl_bench.interfaces.spots import PatchSource, Section
 
@@ -175,6 +175,11 @@ class SectionCache:
         if (self.folder / key).is_dir():
             with self.writing(key):
                 shutil.rmtree(self.folder / key)
+
+    def content(self, key: str) -> str:
+        """Digest of what a prepared section says: names, counts and places of its spots, whatever it is called."""
+        files = _manifest(self.folder / key / _MANIFEST)["files"]
+        return text_digest(json.dumps(files, sort_keys=True))
 
     def bytes(self, key: str) -> int:
         """What a prepared section takes on the disk."""

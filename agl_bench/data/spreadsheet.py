@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 
 import pandas as pd
@@ -17,6 +18,8 @@ def as_csv(table: pd.DataFrame) -> str:
         if not pd.api.types.is_numeric_dtype(kind):
             safe.isetitem(place, safe.iloc[:, place].astype(object).map(_quoted))
     text: str = safe.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # which ends a line for readers, and is quoted by no writer that ends its lines otherwise
+        text = safe.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     return text
 
 

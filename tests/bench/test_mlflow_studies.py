@@ -1,13 +1,14 @@
 """What MLflow shows of a study."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from agl_bench.bench.mlflow_studies import EXPERIMENT, history_figure, parallel_figure, show_study
+from agl_bench.bench.mlflow_studies import EXPERIMENT, history_figure, keep_files, parallel_figure, show_study
 from agl_bench.bench.tuned import Entry
 from agl_bench.errors import TrackerUnavailable
 
@@ -47,6 +48,25 @@ def test_a_study_is_one_run_with_its_figures(tmp_path: Path) -> None:
     for name in ("history", "importances", "parallel_coordinates"):
         with Image.open(folder / f"{name}.png") as image:
             assert image.width > 500
+
+
+@pytest.mark.parametrize("place", ["folder:it's", 'folder:"a" b', """folder:'"`%_*\\ \u00e9\u4e2d; --"""])
+def test_a_study_is_found_whatever_quotes_its_name_holds(tmp_path: Path, place: str) -> None:
+    entry = replace(ENTRY, study=f"{place} · inter · flat · cutting · 0a", dataset=place)
+    other = replace(entry, study=f"{place} · intra · flat · cutting · 0a")
+    for one in (entry, other, entry):
+        show_study(tmp_path, None, "cutting", one, IMPORTANCES, HISTORY)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert sorted(run.data.tags["agl.study"] for run in runs) == sorted([entry.study, other.study])
+
+
+def test_files_of_two_studies_are_never_one_folder(tmp_path: Path) -> None:
+    names = ["folder:\u00e9", "folder:\u00e8", "folder:'", 'folder:"', "folder:x"]
+    folders = [
+        keep_files(tmp_path, "cutting", replace(ENTRY, dataset=name), {}, HISTORY).name for name in [*names, names[0]]
+    ]
+    assert len(set(folders)) == 5 and folders[0] == folders[5] and folders[4] == "cutting-folder-x-inter-flat"
 
 
 def test_figures_show_every_trial() -> None:
