@@ -543,7 +543,8 @@ def test_one_section_under_two_names_is_told(agl, sections):
     """Its spots would stand on both sides of a fold."""
     shutil.copytree("mine/A", "mine/C")
     told = "sections 'A' and 'C' are the same, spot for spot"
-    validated, described = agl("validate", "mine"), agl("describe", "folder", "--set", "folder.path=mine", "--data", ".")
+    validated = agl("validate", "mine")
+    described = agl("describe", "folder", "--set", "folder.path=mine", "--data", ".")
     assert validated.status == described.status == 0
     assert validated.out.count(told) == described.out.count(told) == 1
     assert run_folder(agl, "--fold", "C").err.count(f"dataset 'folder': {told}") == 1
