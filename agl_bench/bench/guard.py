@@ -62,7 +62,7 @@ class Guard:
     def trainees(self, spec: RunSpec) -> str:
         """Who takes part in a training: a stranger alone, where one of both is agl-bench's own."""
         both = {"selector": spec.selector.name, "backbone": spec.backbone.name}
-        strange = [(k, n) for k, n in both.items() if not self.plugins.entry(n, k).provider.startswith("agl-bench ")]
+        strange = [(kind, name) for kind, name in both.items() if not self.plugins.entry(name, kind).is_own]
         return " or ".join(f"{kind} '{name}'" for kind, name in strange or both.items())
 
     def _judge(self, who: str, changed: list[str], failure: BaseException | None) -> None:

@@ -31,7 +31,6 @@ from agl_bench.bench.fold_report import FoldReport
 from agl_bench.bench.guard import Guard
 from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
-from agl_bench.bench.loans import Loans
 from agl_bench.bench.planted import selection_scores, utilities
 from agl_bench.bench.prepare import Preparation, fingerprint, seen_by
 from agl_bench.bench.provenance import provenance
@@ -43,6 +42,7 @@ from agl_bench.data.fingerprint import same_sections
 from agl_bench.data.folds import Fold, FoldPlan, make_fold, partly_known
 from agl_bench.data.gene_ids import tell_apart
 from agl_bench.data.gene_split import SCORES, score_genes, split_genes
+from agl_bench.data.loans import Loans
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable, panel, tabulate
 from agl_bench.data.room import Room

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from agl_bench.data.loans import Loans
 from agl_bench.errors import BadSpec, FetchFailed, MissingData
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.spots import Spots
 from agl_bench.interfaces.tunable import tunables
 from agl_bench.testing.moving import OneType, left_behind
+from agl_bench.testing.process import leaves_the_process
 from agl_bench.testing.settings import check_metadata, check_settings, draw, ends
-from agl_bench.testing.states import changed, global_states, said, state_of
+from agl_bench.testing.states import changed, global_states, said, state_of, stirred_states
 from agl_bench.testing.toy import toy_spots
 from agl_bench.testing.verdicts import Contract, Skip, Unavailable, Verdict, listed, repeatable, rule
 
@@ -93,6 +95,20 @@ class BackboneContract(Contract):
         self.make()
 
     @rule(needs=["builds"])
+    def test_leaves_the_process_as_it_is(self) -> None:
+        """Neither the constructor nor `forward` changes a setting of the process or replaces a function."""
+        built: list[Backbone] = []
+
+        def __init__() -> None:
+            built.append(self.backbone(self.spots(4), **self.settings).to(self.device))
+
+        def forward() -> None:
+            for train in (True, False):
+                built[0].train(train)(self.spots(4))
+
+        leaves_the_process((__init__, forward))
+
+    @rule(needs=["builds", "leaves_the_process_as_it_is"])
     def test_attributes_are_of_their_types(self) -> None:
         """`sees`, `width`, `patch_px`, `learning_rate` and the flags are what the door says they are."""
         backbone = self.make()
@@ -154,13 +170,16 @@ class BackboneContract(Contract):
 
     @rule(needs=["width_is_true"])
     def test_leaves_the_spots_as_they_are(self) -> None:
-        """`forward` does not change patches, embeddings or positions: the store gives them to others too."""
+        """Neither building it nor `forward` changes patches, embeddings, positions or sections of the spots."""
         for train in (False, True):
-            backbone, spots = self.make().train(train), self.spots(4)
-            before = {name: t.clone() for name in SIGHTS if (t := getattr(spots, name)) is not None}
-            backbone(spots)
-            touched = [name for name, t in before.items() if not torch.equal(getattr(spots, name), t)]
-            assert not touched, f"it changes spots.{listed(touched)} in place; make new tensors instead"
+            spots, loans = self.spots(4), Loans()
+            for name in (*SIGHTS, "section"):
+                if getattr(spots, name) is not None:
+                    loans.lend(f"spots.{name}", getattr(spots, name))
+            with repeatable():
+                self.backbone(spots, **self.settings).to(self.device).train(train)(spots)
+            touched = loans.changed()
+            assert not touched, f"it changes {listed(touched)} in place; make new tensors instead"
 
     @rule(needs=["width_is_true"])
     def test_sees_what_it_says(self) -> None:
@@ -189,6 +208,7 @@ class BackboneContract(Contract):
         """It seeds no generator, draws from torch's alone, and in evaluation mode from none."""
 
         def built(seed: int) -> dict[str, object]:
+            stirred_states()
             torch.manual_seed(seed)
             before = global_states()
             self.backbone(self.spots(4), **self.settings)
@@ -199,7 +219,7 @@ class BackboneContract(Contract):
 
         assert built(1)["torch"] != built(2)["torch"], "the constructor seeds torch's global generator; leave it alone"
         for train in (True, False):
-            backbone, before = self.make().train(train), global_states()
+            backbone, before = self.make().train(train), stirred_states()
             backbone(self.spots(4))
             after = global_states()
             used = [n for n in before if before[n] != after[n] and not (train and n.startswith("torch"))]

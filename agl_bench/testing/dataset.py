@@ -16,8 +16,9 @@ from agl_bench.data import check as sections_check
 from agl_bench.errors import AglBenchError, FetchFailed, MissingData
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
+from agl_bench.testing.process import leaves_the_process
 from agl_bench.testing.settings import check_settings
-from agl_bench.testing.states import changed, global_states, said
+from agl_bench.testing.states import changed, global_states, said, stirred_states
 from agl_bench.testing.verdicts import Contract, Unavailable, Verdict, listed, rule
 from agl_bench.testing.watch import opened_in
 
@@ -178,10 +179,19 @@ class DatasetContract(Contract):
     @rule(needs=["names_before_loading"])
     def test_randomness_is_not_global(self) -> None:
         """Reading uses no global generator."""
-        before = global_states()
+        before = stirred_states()
         self.load()
         drawn = [name for name, state in global_states().items() if state != before[name]]
         assert not drawn, f"`read` uses the global generator of {listed(drawn)}; make one from a fixed seed"
+
+    @rule()
+    def test_leaves_the_process_as_it_is(self) -> None:
+        """Neither `sections` nor `read` changes a setting of the process or replaces a function."""
+
+        def read() -> None:
+            self.load()
+
+        leaves_the_process((self.sections, read))
 
     @rule(needs=["sections_are_cheap"])
     def test_files_exist(self) -> None:

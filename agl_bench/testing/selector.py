@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
@@ -17,17 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agl_bench.data.loans import Loans
 from agl_bench.errors import AglBenchError, BadSpec
 from agl_bench.interfaces.genes import GeneSplit
 from agl_bench.interfaces.selector import Selector, Step, TrainingView
 from agl_bench.interfaces.tunable import Value, tunables
 from agl_bench.maths.hypergradient import Hypergradient, Implicit
 from agl_bench.maths.losses import LOSSES
-from agl_bench.registry.watch import watched
 from agl_bench.testing.lookahead import LookAhead
 from agl_bench.testing.moving import OneType, left_behind
+from agl_bench.testing.process import leaves_the_process
 from agl_bench.testing.settings import check_metadata, check_settings, draw, ends
-from agl_bench.testing.states import Bits, bits_of, changed, global_states, said, state_of
+from agl_bench.testing.states import Bits, bits_of, changed, global_states, said, state_of, stirred_states
 from agl_bench.testing.toy import (
     AUXILIARY,
     PRIMARY,
@@ -127,12 +129,13 @@ class SelectorContract(Contract):
     @rule(needs=["settings_are_tunable"])
     def test_builds(self) -> None:
         """The constructor takes a training view, calls `super().__init__(view)` and builds with the settings given."""
-        view = self.view()
-        with watched() as seen:
-            selector = self.selector(view, **self.settings)
+        selector = self.selector(self.view(), **self.settings)
         assert "genes" in vars(selector), "the constructor does not call super().__init__(view)"
-        changed = [name for name in seen.changed if "random" not in name]  # that is a rule of its own
-        assert not changed, f"the constructor changes {listed(changed)}, and with it all that runs after it"
+
+    @rule(needs=["builds"])
+    def test_leaves_the_process_as_it_is(self) -> None:
+        """Constructor, `observe`, `forward` and `learn` change no setting of the process and replace no function."""
+        leaves_the_process(self._uses())
 
     @rule(needs=["builds"])
     def test_attributes_are_of_their_types(self) -> None:
@@ -178,7 +181,7 @@ class SelectorContract(Contract):
 
     # What it returns -------------------------------------------------------------------------------------------------
 
-    @rule(needs=["attributes_are_of_their_types"])
+    @rule(needs=["attributes_are_of_their_types", "leaves_the_process_as_it_is"])
     def test_returns_a_finite_scalar_on_the_graph(self) -> None:
         """`forward` returns a finite scalar that depends on the losses."""
         selector = self.make()
@@ -233,16 +236,17 @@ class SelectorContract(Contract):
 
     # What it may change ----------------------------------------------------------------------------------------------
 
-    @rule(needs=["returns_a_finite_scalar_on_the_graph"])
+    @rule(needs=["returns_a_finite_scalar_on_the_graph", "leaves_the_view_as_it_is"])
     def test_forward_is_pure(self) -> None:
         """`forward` changes neither state nor inputs, and gives the same result twice (it also runs in look-aheads)."""
         selector = self.make()
         losses, step = self.step(selector)
         selector.observe(losses, step)
-        before, given, drawn = state_of(selector), losses.detach().clone(), selector.generator.get_state()
+        before, given, drawn = state_of(selector), _given(losses, step), selector.generator.get_state()
         with repeatable():
             first = selector(losses, step)
-        assert torch.equal(losses.detach(), given), "it changes the losses in place; make new tensors instead"
+        altered = given.changed()
+        assert not altered, f"it changes {listed(altered)} in place; make new tensors instead"
         touched = changed(before, state_of(selector))
         assert not touched, f"it changes {listed(touched)}; what changes from batch to batch belongs in `observe`"
         assert torch.equal(selector.generator.get_state(), drawn), (
@@ -261,11 +265,12 @@ class SelectorContract(Contract):
         before, kept = state_of(selector), set(selector.state_dict())
         parameters = {n: p.detach().clone() for n, p in selector.named_parameters()}
         losses, step = self.step(selector)
-        given = losses.detach().clone()
+        given = _given(losses, step)
         selector.observe(losses, step)
         losses_again, step_again = self.step(selector, seed=5)
         selector.observe(losses_again, step_again)
-        assert torch.equal(losses.detach(), given), "it changes the losses in place"
+        altered = given.changed()
+        assert not altered, f"it changes {listed(altered)} in place"
         moved = [n for n, p in selector.named_parameters() if not torch.equal(p.detach(), parameters[n])]
         assert not moved, f"it moves the parameter {listed(moved)}; parameters move in `learn` alone"
         lost = [name for name in changed(before, state_of(selector)) if name not in kept]
@@ -295,13 +300,19 @@ class SelectorContract(Contract):
         assert not broken, f"parameter {listed(broken)} is not finite after two steps"
         assert bool(self.slope(selector).isfinite().all()), "a slope is not finite after two steps"
 
-    @rule(needs=["builds"])
+    @rule(needs=["leaves_the_process_as_it_is"])
     def test_leaves_the_view_as_it_is(self) -> None:
-        """Building a selector does not change the training expression: all selectors of a fold share it."""
-        view = self.view()
-        before = view.expression.clone()
-        self.make(view)
-        assert torch.equal(view.expression, before), "view.expression was changed in place; work on a copy"
+        """Neither building a selector nor using it changes what the view shows: expression, counts, genes, places."""
+        view, loans = self.view(), Loans()
+        for name in ("expression", "position", "section", *(["counts"] if self.selector.needs_counts else [])):
+            loans.lend(f"view.{name}", getattr(view, name))
+        for name in ("primary", "rank", "score"):
+            loans.lend(f"view.genes.{name}", getattr(view.genes, name))
+        for use in self._uses(view):
+            with contextlib.suppress(Exception):  # a matter of other rules
+                use()
+        touched = loans.changed()
+        assert not touched, f"{listed(touched)} was changed in place; work on a copy"
 
     # Randomness ------------------------------------------------------------------------------------------------------
 
@@ -309,21 +320,23 @@ class SelectorContract(Contract):
     def test_randomness_is_not_global(self) -> None:
         """Random numbers come from `view.generator` alone: no global generator is drawn from or seeded."""
         for what in self._uses():
-            untouched = global_states()
+            untouched = stirred_states()
             what()
             drawn = [name for name, state in global_states().items() if state != untouched[name]]
             assert not drawn, (
                 f"it uses the global generator of {listed(drawn)} in `{what.__name__}`; draw from view.generator"
             )
 
-    def _uses(self) -> Iterator[Callable[[], object]]:
+    def _uses(self, view: TrainingView | None = None) -> Iterator[Callable[[], object]]:
         """The constructor, and then each method."""
         built: list[Selector] = []
 
         def __init__() -> None:
-            built.append(self.selector(self.view(), **self.settings).to(self.device))
+            built.append(self.selector(view or self.view(), **self.settings).to(self.device))
 
         yield __init__
+        if not built:
+            return
         selector = built[0]
         losses, step = self.step(selector)
         own = _own(selector)
@@ -343,7 +356,12 @@ class SelectorContract(Contract):
         if own and selector.learns_from == "validation":
             yield learn
 
-    @rule(needs=["unused_genes_have_no_weight", "learn_moves_its_own_parameters", "leaves_the_view_as_it_is"])
+    @rule(
+        needs=[
+            "unused_genes_have_no_weight", "forward_is_pure", "learn_moves_its_own_parameters",
+            "leaves_the_view_as_it_is",
+        ]
+    )  # fmt: skip
     def test_same_seed_same_result(self) -> None:
         """Built twice with equal seeds it is the same, and two trainings are equal bit for bit."""
         first, second = (self.make(self.view(seed=5)) for _ in range(2))
@@ -761,6 +779,15 @@ class _Marked(torch.autograd.Function):
 def check_selector(cls: type, settings: Mapping[str, Any], rules: Iterable[str] = ()) -> list[Verdict]:
     """The verdicts of every rule of the selector door, or of some `rules`, on a class with these settings."""
     return list(SelectorContract.of(cls, settings=dict(settings)).verdicts(rules))
+
+
+def _given(losses: Tensor, step: Step) -> Loans:
+    """What a step is given, noted before the step."""
+    loans = Loans()
+    loans.lend("the losses", losses)
+    for name in ("features", "prediction", "target", "row"):
+        loans.lend(f"step.{name}", getattr(step, name))
+    return loans
 
 
 def _own(selector: Selector) -> dict[str, torch.nn.Parameter]:

@@ -61,6 +61,14 @@ def global_states() -> dict[str, object]:
     return found
 
 
+def stirred_states() -> dict[str, object]:
+    """The same after draws, so that whoever seeds a generator with a number that people like changes it."""
+    torch.rand(7)
+    np.random.random(7)  # noqa: NPY002  (it is what is looked at)
+    random.random()
+    return global_states()
+
+
 def said(error: BaseException) -> str:
     """What an exception says, one line."""
     text = " ".join(str(error).split())

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from agl_bench.errors import AglBenchError, BadPlugin, UnknownName
+from agl_bench.registry.watch import watched
 
 Outcome = Literal["kept", "broken", "known", "skipped"]
 PAGE = "docs/rules.md"  # a heading for each rule
@@ -68,7 +69,8 @@ class Verdict:
 
 
 def rule(*, needs: Sequence[str] = ()) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """A method as a rule: it runs with global generators that nobody else has drawn from.
+    """A method as a rule: it runs with global generators that nobody else has drawn from, and the process is after it
+    what it was before.
 
     Args:
         needs: rules without which this one would say nothing, or the same once more; where one of them is broken, this
@@ -79,8 +81,9 @@ def rule(*, needs: Sequence[str] = ()) -> Callable[[Callable[[Any], None]], Call
         @functools.wraps(method)
         def run(contract: Contract) -> None:
             contract.demand(needs)
-            with repeatable():
+            with watched(is_import=False) as seen, repeatable():
                 method(contract)
+            sys.stderr.write(seen.printed)
 
         return run
 
