@@ -140,6 +140,17 @@ def cut(name: str, share: float) -> Write:
     return write
 
 
+def damaged_tiles(home: Path, pixels: np.ndarray) -> None:
+    """Every second tile begins with other bytes."""
+    rgb(tile=TILE, compression="deflate")(home, pixels)
+    with tifffile.TiffFile(home / "image.tif") as file:
+        starts = file.pages[0].dataoffsets
+    with (home / "image.tif").open("r+b") as stream:
+        for start in starts[::2]:
+            stream.seek(start)
+            stream.write(b"\xff" * 8)
+
+
 def patches(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path, Truth], None]:
     """patches.h5 instead of an image, in a layout of its own."""
 
@@ -206,6 +217,7 @@ IMAGES: dict[str, Write] = {
     "empty": lambda home, _: (home / "image.png").touch(),
     "text named .jpg": lambda home, _: (home / "image.jpg").write_text("no image", encoding="utf-8"),
     **{f"half a {ending}": cut(f"image.{ending}", 0.5) for ending in ("jpg", "png", "tif")},
+    "tiled TIFF, damaged tiles": damaged_tiles,
     "another section's image": lambda home, pixels: rgb()(home, np.full_like(pixels, 240)),
     "half the size": lambda home, pixels: rgb()(home, pixels[::2, ::2].copy()),
     **{

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import re
 import struct
 import warnings
 from abc import ABC, abstractmethod
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 for _library in ("tifffile", "pyvips"):  # what is wrong with a file is said once, by us
     logging.getLogger(_library).addHandler(logging.NullHandler())
     logging.getLogger(_library).propagate = False
+# Where one tile is damaged, zarr lets go of the tasks of the others, and asyncio would print a traceback for each.
+logging.getLogger("asyncio").addFilter(lambda record: not re.search(r"\bzarr\b", record.getMessage()))
 
 _LARGEST_DECODED = 1_000_000_000  # pixels of an image that cannot be read in part; Pillow takes four bytes for each
 _LARGE_TIFF = 100_000_000  # pixels; a larger file is read in part though it has strips and no tiles
@@ -289,23 +293,30 @@ def _open_tiff(path: Path, section: str) -> Iterator[Slide]:
         try:
             file = stack.enter_context(tifffile.TiffFile(path))
             found = file.series
+            if not found:
+                raise EOFError("there is no picture in it")
             page = found[0].keyframe
-            end = max(_end(level.keyframe) for level in found[0].levels)
+            for level in found[0].levels:
+                _check_data(level.keyframe, path.stat().st_size)
         except Exception as error:  # noqa: BLE001  (a damaged file makes tifffile raise nearly anything)
             raise _broken(section, path, error) from None
         if page.compression == _JPEG_2000_YCBCR:
             yield stack.enter_context(_open_openslide(path, section))
             return
         series, layouts = main_series(found, path, section)
-        if end > path.stat().st_size:
-            raise _broken(section, path, EOFError(f"{path.stat().st_size} of at least {end} bytes are there"))
         is_whole = not (page.is_tiled or len(layouts) > 1 or page.imagewidth * page.imagelength > _LARGE_TIFF)
         yield _Tiff(series, layouts, is_whole, path, section)
 
 
-def _end(page: Any) -> int:
-    """Where the last tile or strip of a page ends in its file."""
-    return max((offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
+def _check_data(page: Any, size: int) -> None:
+    """That all tiles or strips of a page are listed, and lie in a file of this many bytes; some may be empty."""
+    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
+    if not (page.imagewidth and page.imagelength and any(ends)):
+        raise EOFError("there are no pixels in it")
+    if len(ends) < math.prod(page.chunked):
+        raise EOFError(f"{len(ends)} of {math.prod(page.chunked)} tiles or strips are listed")
+    if max(ends) > size:
+        raise EOFError(f"{size} of at least {max(ends)} bytes are there")
 
 
 def _is_tiff(path: Path, section: str) -> bool:

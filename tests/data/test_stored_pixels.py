@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -512,3 +514,69 @@ def _long_note() -> Any:
     note = PngInfo()
     note.add_text("Raw profile type 8bim", "x" * 2_000_000, zip=True)
     return note
+
+
+# Damage --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tag", "says"), [(324, "no pixels"), (325, ""), (256, "no pixels")])
+def test_a_lost_tag(tmp_path: Path, tag: int, says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tiff(tmp_path / "image.tif", PIXELS, tile=TILE)
+    with tifffile.TiffFile(path) as file:
+        at = file.pages[0].tags[tag].offset
+    raw = bytearray(path.read_bytes())
+    raw[at : at + 2] = (65_000).to_bytes(2, "little")
+    path.write_bytes(raw)
+    is_refused(path, f"cannot be read as an image .*{says}", capfd)
+
+
+READ = """
+import sys, numpy as np
+from pathlib import Path
+from agl_bench import BadSection, ImagePatches
+try:
+    ImagePatches(Path(sys.argv[1]), np.array([[40.0, 30]]), 1.0).read(np.array([0]), 8, 60.0)
+except BadSection as error:
+    print(error)
+"""
+
+
+def test_damaged_tiles_leave_no_tracebacks_behind(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "image.tif", PIXELS, tile=TILE, compression="deflate")
+    with tifffile.TiffFile(path) as file:
+        starts = file.pages[0].dataoffsets
+    with path.open("r+b") as raw:
+        for start in starts:
+            raw.seek(start)
+            raw.write(b"\xff\xff\xff\xff")
+    ended = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
+    assert "image.tif cannot be read as an image" in ended.stdout and ended.stderr == ""
+
+
+@pytest.mark.parametrize("ending", ["tif", "png", "jpg"])
+def test_a_flipped_bit_is_never_a_traceback(tmp_path: Path, ending: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path, rng, refused = tmp_path / f"image.{ending}", np.random.default_rng(0), 0
+    if ending == "tif":
+        tiff(path, PIXELS, tile=TILE, compression="deflate")
+    else:
+        Image.fromarray(PIXELS).save(path)
+    sound = path.read_bytes()
+    for _ in range(60):
+        damaged = bytearray(sound)
+        damaged[rng.integers(0, 600)] ^= 1 << rng.integers(0, 8)
+        path.write_bytes(damaged)
+        try:
+            patches = ImagePatches(path, np.array([[8.0, 8], [40, 30]]), 1.0, section="S").read(np.arange(2), 8, 8.0)
+            assert patches.shape == (2, 3, 8, 8)
+        except BadSection:
+            refused += 1
+    assert refused and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "magic", [b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"BM"]
+)
+def test_a_good_beginning_is_not_enough(tmp_path: Path, magic: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    rest = np.random.default_rng(1).integers(0, 256, 2000, dtype=np.uint8).tobytes()
+    (tmp_path / "image.tif").write_bytes(magic + rest)
+    is_refused(tmp_path / "image.tif", "cannot be read as an image", capfd)
