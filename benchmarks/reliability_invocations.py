@@ -14,6 +14,7 @@ finished cells of the work folder must be as before.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import sys
@@ -290,11 +291,15 @@ def sound(command: str, place: Place, without: click.Parameter | None = None) ->
 
 def invocations(place: Place) -> Iterator[tuple[str, str, list[str | bytes], bool]]:
     """Kind, name, words, and whether they are right."""
-    for command, group in sorted(cli.commands.items()):
-        for option in group.params:
+    seen = set[str]()
+    for command, group in sorted(cli.commands.items(), key=lambda one: (one[0] != "run", one[0])):
+        for place_of, option in enumerate(group.params):
             if isinstance(option, click.Option) and not option.is_flag:
-                for value in values_of(command, option):
-                    flag = max(option.opts, key=len)
+                flag, values = max(option.opts, key=len), values_of(command, option)
+                if flag in seen:  # the same option of a second command: some of them
+                    values = values[(place_of + len(command)) % 4 :: 4]
+                seen.add(flag)
+                for value in values:
                     # with =, since a value may begin with a hyphen
                     words = [command, *sound(command, place, option), f"{flag}={value}"]
                     yield f"{flag}", f"{command} {flag}={value}", list(words), False
@@ -339,19 +344,27 @@ def judge(kind: str, name: str, answer: reliability.Answer, *, is_right: bool, p
 
 def trials(options: Any) -> list[Trial]:
     """Every invocation, judged."""
+    shares = len(os.sched_getaffinity(0))
+    with multiprocessing.get_context("fork").Pool(shares) as pool:
+        parts = pool.starmap(share, [(number, shares, options) for number in range(shares)])
+    found = {number: trial for part in parts for number, trial in part}
+    return [found[number] for number in sorted(found)]
+
+
+def share(mine: int, shares: int, options: Any) -> list[tuple[int, Trial]]:
+    """Some of the invocations, by number, in a folder of their own."""
+    found = []
     with tempfile.TemporaryDirectory(prefix="agl-bench-") as folder:
         place = Place(Path(folder))
         place.make()
-        every = list(invocations(place))
-        chosen = every[:: max(1, len(every) // options.most)] if options.most else every
-        if options.only:
-            chosen = [one for one in every if options.only in one[1]]
-        found = []
-        for kind, name, words, is_right in chosen:
-            found.append(judge(kind, name, invoke(place.folder, words), is_right=is_right, place=place))
-            if found[-1].verdict not in reliability.CLEAN:
-                print(f"{found[-1].verdict}: {found[-1].name}: {found[-1].said}", file=sys.stderr, flush=True)
-        return found
+        every = [(number, one) for number, one in enumerate(invocations(place)) if options.only in one[1]]
+        for number, one in every[:: max(1, len(every) // options.most) if options.most else 1][mine::shares]:
+            kind, name, words, is_right = one
+            trial = judge(kind, name, invoke(place.folder, words), is_right=is_right, place=place)
+            if trial.verdict not in reliability.CLEAN:
+                print(f"{trial.verdict}: {trial.name}: {trial.said}", file=sys.stderr, flush=True)
+            found.append((number, trial))
+    return found
 
 
 INTRODUCTION = """
