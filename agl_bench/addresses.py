@@ -24,9 +24,9 @@ def masked(text: object) -> str:
 
     Masked are user and password before a host, also where separators in them were not escaped; values of a query,
     but for a few that are known to tell nothing; and what is assigned to a name such as password, token or access_key.
-    Rather too much is masked than too little.
+    Rather too much is masked than too little. Bytes of a file name that are no UTF-8 are escaped.
     """
-    shown = _ADDRESS.sub(_masked_address, str(text))
+    shown = _ADDRESS.sub(_masked_address, str(text).encode(errors="backslashreplace").decode())
     shown = _BARE.sub(f"{MASK}@", shown)
     shown = _BEARER.sub(rf"\g<kind> {MASK}", shown)
     return _ASSIGNED.sub(rf"\g<name>{MASK}", shown)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agl_bench.addresses import masked
+
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
     import pandas as pd
     from rich.console import Console
@@ -180,7 +182,7 @@ def _line(event: Event) -> tuple[str, bool]:
         return f"{event.spec.title}: SKIPPED, {event.reason}", True
     if isinstance(event, Failed):
         how = f"{event.status} before and not tried again" if event.kept else event.status.upper()
-        return f"{event.spec.title}: {how}, {event.sentence}", True
+        return f"{event.spec.title}: {how}, {masked(event.sentence)}", True
     if isinstance(event, Stopped):
         return f"{event.spec.title}: INTERRUPTED, {event.why}", True
     if isinstance(event, Noted):
@@ -714,7 +716,7 @@ def show_end(work: Path, tracking: str | None, recorder: Recorder, failures: lis
     """What failed, and where the results are."""
     for failure in failures:
         where = f" (details: {failure.details})" if failure.details else ""
-        click.echo(f"agl-bench: {failure.status}: {failure.spec.title}: {failure.sentence}{where}", err=True)
+        click.echo(f"agl-bench: {failure.status}: {failure.spec.title}: {masked(failure.sentence)}{where}", err=True)
     if failures:
         click.echo("agl-bench: --retry-failed tries failed cells again", err=True)
     if recorder.dead:

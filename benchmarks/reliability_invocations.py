@@ -364,6 +364,8 @@ def share(mine: int, shares: int, options: Any) -> list[tuple[int, Trial]]:
             if trial.verdict not in reliability.CLEAN:
                 print(f"{trial.verdict}: {trial.name}: {trial.said}", file=sys.stderr, flush=True)
             found.append((number, trial))
+            if len(found) % 25 == 0:
+                print(f"{len(found)} judged", file=sys.stderr, flush=True)
     return found
 
 

@@ -66,3 +66,7 @@ def test_other_texts_stay(text: str) -> None:
 )
 def test_addresses_that_no_library_reads_right(address: str) -> None:
     assert is_ambiguous(address)
+
+
+def test_what_no_file_can_hold_is_escaped() -> None:
+    assert masked("folder/\udcff of http://me:s3cr@host") == "folder/\\udcff of http://***@host"

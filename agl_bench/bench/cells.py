@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import pandas as pd
 import torch
 
+from agl_bench.addresses import masked
 from agl_bench.bench.checkpoints import Partial, flush, read_spec, replace_text
 from agl_bench.bench.finished import (
     KEPT,
@@ -334,7 +335,8 @@ class CellStore:
         partial.replace(path)
 
     def write_failure(self, spec: RunSpec, sentence: str, trace: str, status: Status = "failed") -> Path:
-        """Keep what is known of a failed cell."""
+        """Keep what is known of a failed cell, without the secrets of addresses in it."""
+        sentence, trace = masked(sentence), masked(trace)
         folder = self.failed / spec.key
         folder.mkdir(exist_ok=True)
         (folder / "spec.json").write_text(json.dumps(spec.as_json(), indent=1), encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agl_bench.addresses import masked
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import discover, say_left_out
 from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK, words
@@ -224,6 +225,6 @@ def doctor(files: tuple[Path, ...], root: Path, work: Path) -> None:
     findings = diagnose(discover(files, warn=False), root, work)
     for finding in findings:
         mark = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "problem": ("FAIL", "red")}[finding.level]
-        console.print(styled(mark, " ", (finding.subject, "bold"), f": {finding.text}"))
+        console.print(styled(mark, " ", (finding.subject, "bold"), f": {masked(finding.text)}"))
     if any(f.level == "problem" for f in findings):
         sys.exit(1)

@@ -10,8 +10,21 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     pass
 
 
+class _Command(click.Command):
+    """Takes no empty text, which would count as left out."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            if parameter.name and ctx.params.get(parameter.name) == "":
+                raise click.BadParameter("it is empty; give it a value, or leave it out", ctx, parameter)
+        return rest
+
+
 class _Commands(click.Group):
     """Suggests the nearest command."""
+
+    command_class = _Command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         import difflib
