@@ -24,6 +24,7 @@ from agl_bench.data.fingerprint import section_fingerprint
 from agl_bench.registry.plugins import Plugins
 from agl_bench.testing import check_dataset
 from agl_bench_plugins.datasets.folder import Folder
+from agl_bench_plugins.datasets.her2st import Her2st
 from agl_bench_plugins.datasets.hest import Hest
 from agl_bench_plugins.datasets.spatialdata import SpatialDataStores
 from agl_bench_plugins.datasets.visium import Visium
@@ -332,6 +333,20 @@ def test_spot_diameter_of_visium_is_on_the_card(measured, tmp_path: Path) -> Non
     card = section_card(Visium(path=root).read(NOWHERE, "S1"))
     assert card.spot_um == pytest.approx(scales["spot_diameter_fullres"] * card.um_per_px) == pytest.approx(55)
     assert card.facts == {"matrix": "filtered_feature_bc_matrix.h5", "image": "slide.tif"}
+
+
+def test_image_of_her2st_has_the_size_of_its_positions(measured, tmp_path: Path) -> None:
+    root = measured.folder(tmp_path / "her2st")
+    dataset, path = Her2st(sections=("S1",)), root / "S1" / "counts.h5ad"
+    height, width = measured.pixels.shape[:2]
+    for stated in ((), (width, height), (width * 2, height * 2), (height, width)):
+        sizes = dict(zip(("image_width", "image_height"), stated, strict=False))
+        measured.table(um_per_px=7.0, **sizes).write_h5ad(path)
+        if stated in ((), (width, height)):
+            check_section(dataset.read(tmp_path, "S1"))
+        else:
+            with pytest.raises(BadSection, match=f"image.png is {width} × {height} px, .* an image of {stated[0]} × "):
+                dataset.read(tmp_path, "S1")
 
 
 def test_hest_facts_and_donor_column(measured, tmp_path: Path) -> None:

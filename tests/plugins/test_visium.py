@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from agl_bench import AglBenchError, BadSection, MissingData
+from agl_bench import AglBenchError, BadSection, BadSpec, MissingData
 from agl_bench.bench.validate import find_dataset
 from agl_bench.data.check import check_section
 from agl_bench.registry.plugins import Plugins
@@ -284,6 +284,17 @@ def test_positions_of_another_image_than_the_spots(measured, tmp_path: Path, fac
     assert f"spot_diameter_fullres in scalefactors_json.json is {55 / factor:.3g}"[:-1] in said(root)
 
 
+@pytest.mark.parametrize("stated", [7.0, None])
+def test_spot_without_a_place_is_told(measured, tmp_path: Path, stated: float | None) -> None:
+    root = measured.visium_h5(tmp_path)
+    picture(root, measured, 0.5)
+    table = table_of(root).astype(dict.fromkeys(PLACES, float))
+    table.loc[3, PLACES] = np.nan
+    write_table(root, table)
+    state(root, microns_per_pixel=stated, tissue_hires_scalef=0.5)
+    assert "spot 'TA0003-1' has no finite position (1 spots)" in said(root)
+
+
 def test_few_spots_are_placed_by_the_whole_array(measured, tmp_path: Path) -> None:
     root = measured.visium_h5(tmp_path)
     table = table_of(root)
@@ -350,6 +361,16 @@ def test_reduced_picture_is_not_taken_for_the_image(measured, tmp_path: Path, na
     assert "is a reduced picture that Space Ranger made" in said(root)
 
 
+def test_picture_of_the_instrument_is_taken_only_if_named(measured, tmp_path: Path) -> None:
+    root = measured.visium_h5(tmp_path)
+    measured.write_image(root / "S1" / "outs" / "cytassist_image.tiff")
+    assert said(root) == said(root, image="cytassist_image.tiff") == ""
+    (root / "S1" / "slide.tif").rename(root / "S1" / "slide.OME.TIF")
+    assert said(root) == ""
+    (root / "S1" / "slide.OME.TIF").unlink()
+    assert "there is no full-resolution image" in said(root)
+
+
 # --- Visium HD -------------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +426,10 @@ def test_visium_hd_says_what_to_give(measured, tmp_path: Path) -> None:
         Visium(path=str(outs)).read(NOWHERE, "mine")
     with pytest.raises(MissingData, match=r"no folder .*square_008um \(there is: square_016um\)"):
         Visium(path=str(outs), bins=8).read(NOWHERE, "mine")
+    with pytest.raises(BadSpec, match=r"visium\.bins is 8, but section 'mine' has bins of 16 µm"):
+        Visium(path=str(bins), bins=8).read(NOWHERE, "mine")
+    with pytest.raises(BadSpec, match=r"visium\.bins is 16, but section 'S1' has spots"):
+        Visium(path=str(measured.visium_h5(tmp_path / "spots")), bins=16).read(NOWHERE, "S1")
     for fine in (Visium(path=str(outs), bins=2), Visium(path=str(write_bins(tmp_path / "fine", measured, 2)))):
         with pytest.raises(BadSection, match=r"bins of 2 µm of Visium HD .* take those of 8 or 16 µm"):
             fine.read(NOWHERE, "mine")

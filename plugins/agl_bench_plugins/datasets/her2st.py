@@ -7,6 +7,9 @@ sections in the folder (B4, of patient B, has few counts) are chosen with `--set
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from agl_bench import BadSection, ImagePatches, Section
 from agl_bench_plugins.datasets.folder import Folder
 
 
@@ -26,6 +29,20 @@ class Her2st(Folder):
 
     def __init__(self, *, sections: tuple[str, ...] = ("C2", "C3", "C4", "C5")) -> None:
         super().__init__(path="her2st", sections=sections)
+
+    def read(self, root: Path, name: str) -> Section:
+        """A section whose image has the size that its positions refer to."""
+        section = super().read(root, name)
+        stated, image = section.counts.uns, section.patches
+        if {"image_width", "image_height"} <= set(stated) and isinstance(image, ImagePatches):
+            meant = stated["image_width"], stated["image_height"]
+            if meant != (image.width, image.height):
+                raise BadSection(
+                    name,
+                    f"{image.source} is {image.width} × {image.height} px, but its positions are in pixels of an image "
+                    f"of {meant[0]} × {meant[1]} px; put that image there",
+                )
+        return section
 
     def remedy(self) -> str:
         """What to do about absent files."""

@@ -9,8 +9,8 @@ spatial/tissue_positions.csv          or .parquet, or tissue_positions_list.csv 
                                       columns are found by name
 spatial/scalefactors_json.json        microns_per_pixel is used where it is there; else the size of a pixel follows from
                                       the array, whose neighbouring spots are 100 µm apart
-<image>.tif                           the full-resolution image that Space Ranger was given (.tif, .tiff, .btf, .jpg,
-                                      .jpeg, .png); Space Ranger does not copy it, so that it has to be put here or
+<image>.tif                           the full-resolution image that Space Ranger was given (.tif, .btf, .jpg, .png,
+                                      .svs, .ndpi, …); Space Ranger does not copy it, so that it has to be put here or
                                       named. `visium.image=hires` takes spatial/tissue_hires_image.png instead, whose
                                       pixels are too coarse for nuclei
 
@@ -49,7 +49,7 @@ _TRIPLE = (("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",))
 _TABLES = ("tissue_positions.csv", "tissue_positions.parquet", "tissue_positions_list.csv")
 _BINNED = "binned_outputs"  # of Visium HD, with a folder for each width of bins
 _FINEST_UM = 8.0
-_IMAGES = (".tif", ".tiff", ".btf", ".jpg", ".jpeg", ".png")
+_CYTASSIST = "cytassist_image"  # what the instrument took, coarse and of eosin; taken only if it is named
 _REDUCED = (
     *(HIRES, "tissue_lowres_image.png", "aligned_fiducials.jpg", "aligned_tissue_image.jpg"),
     "detected_tissue_image.jpg",
@@ -124,6 +124,9 @@ class Visium(Dataset):
         counts = read_matrix(sample.matrix, name)
         bin_um = bin_width(scales, counts.obs_names, name)
         _require_width(bin_um, name)
+        if self.bins not in (0, bin_um):
+            what = f"bins of {bin_um:g} µm" if bin_um else "spots, not bins of Visium HD"
+            raise BadSpec(f"visium.bins is {self.bins}, but section '{name}' has {what}; leave the setting out")
         table, whole = read_table(sample.tables, counts.obs_names, name)
         um_per_px = array_scale(scales, table, whole, sample.tables[0], bin_um, self.mirrored, name)
         spot_um = check_spots(scales, um_per_px, bin_um, name)
@@ -239,7 +242,10 @@ class Visium(Dataset):
         if self.image:
             return [_no_picture(_one_of([place / Path(self.image).expanduser() for place in places], name), name)]
         found = sorted(
-            path for place in places for path in entries(place) if path.suffix.lower() in _IMAGES and path.is_file()
+            path
+            for place in places
+            for path in entries(place)
+            if path.suffix.lower() in ImagePatches.SUFFIXES and path.is_file() and path.stem != _CYTASSIST
         )
         if len(found) > 1:
             listing = ", ".join(path.name for path in found)
