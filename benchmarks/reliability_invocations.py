@@ -180,7 +180,7 @@ class Place:
 
     folder: Path
     key: str = ""
-    _before: list[tuple[str, int, int]] = field(default_factory=list)
+    before: list[tuple[str, int, int]] = field(default_factory=list)
 
     def make(self) -> None:
         """Fill it."""
@@ -199,7 +199,7 @@ class Place:
         for name in ("w[/b]:cat:", b"w\xff"):
             shutil.copytree(self.folder / "work", self.folder / os.fsdecode(name))
         self.key = sorted(p.name for p in (self.folder / "work" / "cells").iterdir())[0]
-        self._before = self.cells()
+        self.before = self.cells()
 
     def cells(self) -> list[tuple[str, int, int]]:
         """Name, size and time of every file of the finished cells."""
@@ -208,7 +208,7 @@ class Place:
 
     def is_harmed(self) -> bool:
         """Whether the finished cells have changed."""
-        return self.cells() != self._before
+        return self.cells() != self.before
 
 
 def invoke(folder: Path, words: Sequence[str | bytes]) -> reliability.Answer:
@@ -333,7 +333,7 @@ def judge(kind: str, name: str, answer: reliability.Answer, *, is_right: bool, p
     elif SECRET in said:
         return Trial(kind, short, WRONG, "a secret is shown")
     elif place.is_harmed():
-        verdict = HARMED
+        verdict, place.before = HARMED, place.cells()
     elif is_right:
         verdict = RIGHT if answer.status == 0 else WRONG
     else:

@@ -67,6 +67,12 @@ class Tracker:
                 "HOST:5000, and in a password %40 for @, %3A for :, %2F for /, %3F for ? and %23 for #"
             )
         if scheme == "sqlite":
+            own = work / "mlflow.db"
+            if uri == f"sqlite:///{own}" and not (_is_utf8(own) and database_of(uri) == own):
+                raise TrackerUnavailable(
+                    f"MLflow opens no database in {work}, since ?, % and bytes that are no UTF-8 have no place in its "
+                    "addresses; name another folder, or track elsewhere or not at all (--tracking none)"
+                )
             return cls(uri, database_of(uri).parent / "mlartifacts", work)
         if scheme in ("http", "https", "databricks"):
             return cls(uri, None, work)
@@ -137,8 +143,28 @@ class Tracker:
 
 
 def database_of(uri: str) -> Path:
-    """File of a sqlite address."""
-    return Path(uri.partition(":///")[2].partition("?")[0]).absolute()
+    """File of a sqlite address.
+
+    Raises:
+        TrackerUnavailable: if it names none.
+    """
+    import sqlalchemy
+
+    try:
+        name = sqlalchemy.make_url(uri).database
+    except sqlalchemy.exc.ArgumentError:
+        name = None
+    if not name or name == ":memory:" or name.startswith("file:"):
+        raise TrackerUnavailable(f"'{masked(uri)}' names no file; use sqlite:///PATH/mlflow.db")
+    return Path(name).absolute()
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -76,8 +76,16 @@ def apart_from(files: Sequence[Path]) -> Apart | None:
 
 
 def cache_of(work: Path) -> Path:
-    """Folder of prepared sections."""
-    return Path(os.environ.get("AGL_BENCH_CACHE") or work / "cache")
+    """Folder of prepared sections.
+
+    Raises:
+        BadSpec: if there can be none.
+    """
+    cache = Path(os.environ.get("AGL_BENCH_CACHE") or work / "cache")
+    there = next((path for path in (cache, *cache.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise BadSpec(f"{cache} cannot be made, since {there} is no folder; choose another with --work")
+    return cache
 
 
 def existing(work: Path) -> CellStore:

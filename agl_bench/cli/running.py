@@ -321,6 +321,7 @@ def plan(
     """
     from agl_bench.bench.spec import Campaign
 
+    _check_ignored(words, workers, device)
     plugins = discover(files)
     if precision is not None:
         assignments = (*assignments, f"protocol.precision={precision}")
@@ -455,6 +456,15 @@ def rerun(
         console.print("Nothing was added to the kept cell; --replace puts the new one in its place.")
     if not found.is_identical:
         sys.exit(1)
+
+
+def _check_ignored(words: dict[str, Any], workers: int, device: str) -> None:
+    """Words of `run` that change no cost may not be wrong either."""
+    given = {n: words[n] for n in ("executor", "ray_address", "gpus_per_cell", "slurm_partition")}
+    times = ((n, words[n]) for n in ("time_limit", "slurm_time") if words[n] is not None)
+    limits = {name: seconds(text, f"--{name.replace('_', '-')}") for name, text in times}
+    own = None if words["executor"] == "serial" else workers
+    Options(**given, workers=own, slurm_time=limits.get("slurm_time")).check(device)
 
 
 def _with_tuned(cells: list[Any], campaign: Campaign, plugins: Plugins, folder: Path | None, *, transfer: bool) -> Any:

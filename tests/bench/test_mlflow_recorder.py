@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
@@ -314,6 +315,22 @@ def test_an_address_that_cannot_be_read(address: str, work: Path) -> None:
     with pytest.raises(TrackerUnavailable, match="port is no number") as caught:
         MlflowRecorder.connect(work, address)
     assert "ret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:x?mode=ro"])
+def test_a_database_without_a_file(address: str, work: Path) -> None:
+    with pytest.raises(TrackerUnavailable, match="names no file"):
+        MlflowRecorder.connect(work, address)
+
+
+@pytest.mark.parametrize("name", ["w?x", "w%20x", os.fsdecode(b"w\xff")])
+def test_a_folder_that_no_address_can_hold(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    if name == "w%20x" and sqlalchemy.make_url("sqlite:///%20").database == "%20":
+        pytest.skip("this SQLAlchemy takes it as it is")
+    with pytest.raises(TrackerUnavailable, match="--tracking none"):
+        MlflowRecorder.connect(tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_a_server_ends_with_who_started_it() -> None:
