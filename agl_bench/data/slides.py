@@ -311,7 +311,7 @@ def _open_tiff(path: Path, section: str) -> Iterator[Slide]:
 def _check_data(page: Any, size: int) -> None:
     """That all tiles or strips of a page are listed, and lie in a file of this many bytes; some may be empty."""
     ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
-    if not (page.imagewidth and page.imagelength and any(ends)):
+    if not (page.imagewidth and page.imagelength and any(page.databytecounts[: len(page.dataoffsets)])):
         raise EOFError("there are no pixels in it")
     if len(ends) < math.prod(page.chunked):
         raise EOFError(f"{len(ends)} of {math.prod(page.chunked)} tiles or strips are listed")

@@ -474,6 +474,17 @@ def test_profiles(tmp_path: Path, stated: bytes, named: bool, form: str, capfd: 
         assert np.abs(whole(path).astype(int) - PIXELS).mean() < 3
 
 
+def test_openslide_follows_the_same_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openslide")
+    monkeypatch.setattr(slides, "_OPENSLIDE_ONLY", (".tif",))
+    for stated in (None, profile(), profile(1.0, kind=b"scnr")):
+        path = tiff(tmp_path / "image.tif", PIXELS, tile=TILE, compression="deflate", iccprofile=stated)
+        np.testing.assert_array_equal(whole(path), PIXELS)
+    path = tiff(tmp_path / "image.tif", PIXELS, tile=TILE, compression="deflate", iccprofile=profile(swapped=True))
+    with pytest.raises(BadSection, match="convert them to sRGB"):
+        whole(path)
+
+
 @pytest.mark.parametrize(("gamma", "is_fine"), [(45455, True), (47000, True), (100000, False), (55556, False)])
 def test_gamma_of_a_png(tmp_path: Path, gamma: int, is_fine: bool, capfd: pytest.CaptureFixture[str]) -> None:
     write_png(tmp_path / "image.png", 8, 2, png_rows(PIXELS), (b"gAMA", gamma.to_bytes(4)))
