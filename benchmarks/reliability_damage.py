@@ -41,6 +41,7 @@ from agl_bench.registry.plugins import Plugins
 
 Words = tuple[str, ...]
 Outcome = Any  # what can be compared
+TIMES = 6  # trials of a kind of weight one
 SHOWN: Words = ("--tracking", "none", "--json", "table.json")
 RUN: Words = ("run", "--selectors", "pgl,hvg_k", *SMALL, "--keep", "model", *SHOWN)
 ONE: Words = ("run", "--selectors", "pgl", *SMALL, "--fold", "D1", *SHOWN)
@@ -60,15 +61,17 @@ from agl_bench import Backbone, Spots, hookimpl
 class Still(Backbone):
     """Frozen: means of colours through a fixed layer."""
 
-    sees, patch_px, frozen, late_prefixes = "patches", 16, True, ()
+    sees, patch_px, frozen, width, late_prefixes = "patches", 16, True, 6, ("mix.",)
 
     def __init__(self, example: Spots) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(3, 6)
-        self.width = 6
+        super().__init__(example)
+        self.layer, self.mix = torch.nn.Linear(3, 6), torch.nn.Linear(6, 6)
 
-    def forward(self, spots: Spots) -> torch.Tensor:
+    def encode(self, spots: Spots) -> torch.Tensor:
         return self.layer(spots.patches.mean((2, 3)))
+
+    def late(self, features: torch.Tensor) -> torch.Tensor:
+        return self.mix(features)
 
 
 @hookimpl
@@ -154,8 +157,7 @@ USES: Mapping[str, Use] = {
     ),
     "plan": Use([("plan", "--selectors", "pgl,hvg_k", *SMALL, "--json", "--work", "work")], nothing),
     "export": Use(
-        [("export", "out.h5ad", "--dataset", "synthetic", "--section", "S1", "--evaluation", "inter", "--work", "work")],
-        exported,
+        [("export", "out.h5ad", "--dataset", "synthetic", "--section", "S1", "--evaluation", "inter")], exported
     ),
     "report": Use([("report", "--work", "work", "--tracking", "none", "--partial")], tables),
     "sync": Use([("sync", "--work", "work")], nothing),
@@ -323,7 +325,7 @@ def plan(chance: random.Random, *, quick: bool) -> list[tuple[str, str, str]]:
         is_text = pattern.endswith(("json", "csv", "toml", "log")) or kind == "checkpoints"
         ways = [*ANY, *(OF_TEXT if is_text else ())]
         chance.shuffle(ways)
-        times = 2 if quick else weight * 6
+        times = 2 if quick else weight * TIMES
         found.append([(kind, ways[i % len(ways)], readers[0 if quick else i % len(readers)]) for i in range(times)])
     return [trial for row in itertools.zip_longest(*found) for trial in row if trial is not None]
 
@@ -349,6 +351,7 @@ def trials(folder: Path, chance: random.Random, *, quick: bool) -> list[Trial]:
         harm(path, how, [p for p in files if p != path and p.is_file()], chance)
         answer, outcome = use(here, name)
         verdict = judged(answer, outcome, sound[name])
+        print(f"{number}: {kind}: {how}, {name}: {verdict}", file=sys.stderr, flush=True)
         said = answer.last_line if not answer.has_traceback else answer.err.strip().splitlines()[-1][:200]
         what = f"{path.relative_to(here / 'work')}: {how}, {name}".replace(path.parent.name, "KEY")
         found.append(Trial(kind, f"{number}, {what}", verdict, said or f"status {answer.status}"))

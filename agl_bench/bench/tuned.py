@@ -133,6 +133,7 @@ def _text(selector: str, entries: Sequence[Entry]) -> str:
     for one in entries:
         content = asdict(one)
         settings = content.pop("settings")
+        content["digest"] = _digest(one)
         lines += ["", "[[studies]]", *(f"{key} = {_toml(value)}" for key, value in content.items())]
         lines += ["[studies.settings]", *(f"{_toml(key)} = {_toml(value)}" for key, value in settings.items())]
     return "\n".join(lines) + "\n"
@@ -155,7 +156,13 @@ def check_writable(folder: Path) -> None:
 
 def _toml(value: object) -> str:
     """A value as TOML writes it: text, numbers, switches and lists of these look as in JSON."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")  # which JSON lets stand
+
+
+def _digest(entry: Entry) -> str:
+    """Of what a file says of a study."""
+    return text_digest(json.dumps(asdict(entry), sort_keys=True))
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -170,10 +177,28 @@ def read_entries(path: Path) -> list[Entry]:
     names = {f.name for f in fields(Entry)}
     entries = []
     for number, study in enumerate(table.get("studies", []), start=1):
-        if not isinstance(study, dict) or set(study) != names or not isinstance(study["settings"], dict):
+        digest = study.pop("digest", None) if isinstance(study, dict) else None
+        if not isinstance(study, dict) or set(study) != names or not _is_typed(study):
             raise BadSpec(f"{path}: study {number} is incomplete; write the file anew with `agl-bench tune`")
         entries.append(Entry(**study | {name: tuple(study[name]) for name in ("folds", "seeds")}))
+        if digest not in (None, _digest(entries[-1])):
+            raise BadSpec(
+                f"{path}: study {number} says something else than `agl-bench tune` has written; write it anew with the "
+                "same command, which keeps finished trials, or delete its line 'digest' if the change is meant"
+            )
     return entries
+
+
+def _is_typed(study: Mapping[str, Any]) -> bool:
+    """Whether a study has texts, numbers and lists where they belong."""
+    kinds = {"int": int, "float": float, "str": str, "tuple[str, ...]": list, "tuple[int, ...]": list}
+    is_typed = all(type(study[f.name]) is kinds.get(str(f.type), dict) for f in fields(Entry))
+    return (
+        is_typed
+        and all(type(fold) is str for fold in study["folds"])
+        and all(type(seed) is int for seed in study["seeds"])
+        and all(isinstance(value, bool | int | float | str | list) for value in study["settings"].values())
+    )
 
 
 def tuned_cells(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def assemble(
     ]
     parts = [_with_figures(part, drawn) for part in parts]
     parts.append(_quality_section(found))
-    parts.append(Section("tuning", "Tuning", _TUNING, _tuning(work), _tuning_figures(work)))
+    parts.append(Section("tuning", "Tuning", _TUNING, _tuning(work, gathered.store.warn), _tuning_figures(work)))
     rest = [d for d in drawn if _home(d) == "further"]
     parts.append(_split("further", "Further figures", "", [], rest))
     parts.append(Section("provenance", "Where it is from", _PROVENANCE, _provenance(gathered)))
@@ -362,11 +362,14 @@ def _quality_section(found: Quality) -> Section:
     return Section("quality", "What is missing or odd", "", own, (), sentences)
 
 
-def _tuning(work: Path) -> list[Table]:
-    """Settings that `tune` has written, one table for all and one for the budgets."""
+def _tuning(work: Path, warn: Callable[[str], None]) -> list[Table]:
+    """Settings that `tune` has written, one table for all and one for the budgets; `warn` hears what is damaged."""
     entries: list[tuple[str, Entry]] = []
     for path in sorted((work / "tuned").glob("*.toml")):
-        entries += [(path.stem, entry) for entry in read_entries(path)]
+        try:
+            entries += [(path.stem, entry) for entry in read_entries(path)]
+        except BadSpec as error:
+            warn(f"tuned settings are left out: {error}")
     if not entries:
         return []
     budget = pd.DataFrame(

@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -752,13 +753,34 @@ def test_unequal_budgets_are_refused(make, entry, tmp_path):
 )
 def test_damaged_files(make, entry, tmp_path, old, new, words):
     path = write_entry(tmp_path, "amal", entry)
-    text = path.read_text()
+    text = re.sub("digest = .*", "", path.read_text())  # as who means a change
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(BadSpec) as caught:
         tuned_cells(make("amal")[0].cells, Plugins.discover((), strict=True), tmp_path, transfer=True)
     for word in (*words, "amal.toml"):
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"amal.temperature" = 0.05', '"amal.temperature" = 0.07', "something else than `agl-bench tune` has written"),
+        ("trials = 5", "trials = 6", "something else"),
+        ("trials = 5", 'trials = "5"', "study 1 is incomplete"),
+        ("seeds = [0]", 'seeds = ["0"]', "study 1 is incomplete"),
+        ('evaluation = "inter"', "evaluation = 3", "study 1 is incomplete"),
+    ],
+)
+def test_tuned_settings_that_nobody_has_written(entry, tmp_path, old, new, words):
+    path = write_entry(tmp_path, "amal", entry)
+    (read,) = read_entries(path)
+    assert read == entry
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(AglBenchError, match=words):
+        read_entries(path)
 
 
 def test_no_folder(make, tmp_path):
