@@ -15,7 +15,7 @@ from pathlib import Path
 import measure
 import reliability
 
-PARTS = ("reliability_images", "reliability_formats")  # each has trials(folder, quick)
+PARTS = ("reliability_images", "reliability_formats", "reliability_tables")  # each has trials(folder, quick)
 INTRODUCTION = """
 Each trial writes a small section in a bad or odd form: spots with a disc of their own colour around them, and known
 counts. `validate` and `prepare` run on it, and names, counts and the colour of each patch are compared with the truth.

@@ -126,12 +126,20 @@ def forked(words: Sequence[object]) -> Answer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` has stored of a section: names, counts (spots, genes), patches (spots, 3, PX, PX), if any."""
+    """What `prepare` has stored of a section.
+
+    Attributes:
+        spots, genes: names.
+        counts: (spots, genes).
+        patches: (spots, 3, PX, PX), if any.
+        donor: "" where it is not known.
+    """
 
     spots: list[str]
     genes: list[str]
     counts: np.ndarray
     patches: np.ndarray | None
+    donor: str = ""
 
 
 def prepared_in(work: Path) -> dict[str, Prepared]:
@@ -143,10 +151,9 @@ def prepared_in(work: Path) -> dict[str, Prepared]:
         parts = [np.load(folder / f"counts.{part}.npy") for part in ("data", "indices", "indptr")]
         shape = len(names["spots"]), len(names["genes"])
         patches = [np.load(path) for path in folder.glob("patches-*.npy")]
-        name = json.loads(manifest.read_text(encoding="utf-8"))["name"]
-        found[name] = Prepared(
-            names["spots"], names["genes"], sparse.csr_matrix(tuple(parts), shape=shape).toarray(), (*patches, None)[0]
-        )
+        stated = json.loads(manifest.read_text(encoding="utf-8"))
+        counts = sparse.csr_matrix(tuple(parts), shape=shape).toarray()
+        found[stated["name"]] = Prepared(names["spots"], names["genes"], counts, (*patches, None)[0], stated["donor"])
     return found
 
 

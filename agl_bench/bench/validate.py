@@ -124,22 +124,22 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _look_at(name: str, dataset: Dataset, root: Path) -> tuple[Verdict, Section | None]:
-    """What was found, and the section without its spots where it could be read."""
+    """What was found, and the section without its spots where it is sound."""
     try:
         section = dataset.read(root, name)
     except AglBenchError as error:
         return Verdict(name, "", (str(error),)), None
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a plug-in may raise anything; others are to be read)
         return Verdict(name, "", (str(BadSection(name, f"its reader fails with {told(error)}")),)), None
-    # Gene names are all that sections are compared by; their counts are let go before the next is read.
-    bare = Section(name, section.counts[:0].copy(), section.um_per_px)
     found = list(problems(section, has_counts=dataset.has_counts)) or list(pixel_problems(section))
     if found:
-        return Verdict(name, "", tuple(str(BadSection(name, problem)) for problem in found)), bare
+        return Verdict(name, "", tuple(str(BadSection(name, problem)) for problem in found)), None
     spots, genes = section.counts.shape
     facts = [f"{spots:,} spots", f"{genes:,} genes", f"{section.um_per_px:.4g} µm per pixel"]
     if section.dropped_spots:
         facts.append(f"{section.dropped_spots:,} spots left out")
     fingerprint = section_fingerprint(section)
     facts += [f"donor {section.donor or 'not known'}", f"fingerprint {fingerprint}"]
+    # Gene names are all that sections are compared by; their counts are let go before the next is read.
+    bare = Section(name, section.counts[:0].copy(), section.um_per_px)
     return Verdict(name, ", ".join(facts), fingerprint=fingerprint), bare

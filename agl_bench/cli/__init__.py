@@ -13,6 +13,7 @@ import click
 from agl_bench.cli import checking, comparing, data, plugins, running, scaffolding, tracking, tuning
 from agl_bench.cli.ending import INTERRUPTED, interrupted, never_fail_to_print, stop_with
 from agl_bench.cli.group import cli
+from agl_bench.cli.library_warnings import hide_library_warnings
 from agl_bench.cli.opening import LoadingNotice
 from agl_bench.cli.supervision import SUPERVISION
 from agl_bench.errors import AglBenchError, BadPlugin, told
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: one sentence and status 2 for bad input, never a traceback for it."""
     signal.signal(signal.SIGTERM, interrupted)
     if arguments is None:  # else the process is not ours alone
+        hide_library_warnings()
         SUPERVISION.is_allowed = hasattr(os, "fork")
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupted)
