@@ -58,6 +58,7 @@ class Job:
         cells: all that may be run.
         groups: positions in `cells` of such as share data.
         old: key -> stamp of a result or failure that does not count, since the cell is to be run anew.
+        apart: whether cells with plug-ins of others run in processes of their own, see `bench.apart`.
     """
 
     work: Path
@@ -71,10 +72,12 @@ class Job:
     cells: list[Cell] = field(default_factory=list)
     groups: list[list[int]] = field(default_factory=list)
     old: dict[str, str] = field(default_factory=dict)
+    apart: bool = False
 
     def write(self, folder: Path) -> None:
         """Into `job.json` of a folder."""
-        plain = {n: getattr(self, n) for n in ("device", "checkpoint_every", "time_limit", "keep", "groups", "old")}
+        names = ("device", "checkpoint_every", "time_limit", "keep", "groups", "old", "apart")
+        plain = {name: getattr(self, name) for name in names}
         paths = {n: str(getattr(self, n).absolute()) for n in ("work", "root", "cache")}
         cells = [{"spec": spec.as_json(), "plan": asdict(plan)} for spec, plan in self.cells]
         content = plain | paths | {"files": [str(f.absolute()) for f in self.files], "cells": cells}

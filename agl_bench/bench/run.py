@@ -57,6 +57,7 @@ from agl_bench.interfaces.selector import Selector, TrainingView
 from agl_bench.interfaces.spots import Section, Spots
 from agl_bench.maths.seeds import generator_for
 from agl_bench.registry.plugins import Plugins
+from agl_bench.registry.strangers import raise_if_ours
 from agl_bench.training.evaluate import Scores, evaluate
 from agl_bench.training.model import Model, build_model, on_device
 from agl_bench.training.records import EpochRecord
@@ -749,7 +750,8 @@ def run_cell(
         yield Stopped(spec, str(why))
     except TakenOver:
         yield Lost()
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (a plug-in may raise anything, at its own cost only)
+    except BaseException as error:  # noqa: BLE001  (a plug-in may raise anything, at its own cost only)
+        raise_if_ours(error)
         yield failure(spec, error, store, keeper.partial)
 
 
@@ -842,7 +844,8 @@ def preflight(
         built.add(combination)
         try:
             bench.build(spec, setting)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            raise_if_ours(error)
             if isinstance(error, AglBenchError) and not isinstance(error, BadPlugin | CannotRun):
                 raise
 

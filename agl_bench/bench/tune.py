@@ -62,6 +62,7 @@ from agl_bench.interfaces.tunable import LogRange, Range, Tunable, Value, tunabl
 from agl_bench.maths.seeds import seed_for
 from agl_bench.protocol import TRAINING, Protocol, read_toml
 from agl_bench.registry.plugins import Plugins
+from agl_bench.registry.strangers import raise_if_ours
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("none", "median", "hyperband", "wilcoxon")
@@ -496,10 +497,12 @@ def _one_trial(handle: optuna.Study, study: Study, bench: Bench, before: int) ->
         reason = f"diverged: {error}"
     except TooLittleMemory as error:  # like a rate that diverges: bad luck with its point
         reason = str(error)
-    except (KeyboardInterrupt, GeneratorExit):
-        _again(handle, study, trial.number)
-        raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        try:
+            raise_if_ours(error)
+        except BaseException:
+            _again(handle, study, trial.number)
+            raise
         sentence = told(error)
         trial.set_user_attr("error", sentence)
         handle.tell(trial, state=TrialState.FAIL)

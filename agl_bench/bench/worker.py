@@ -8,12 +8,14 @@ from __future__ import annotations
 import _thread
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
+from agl_bench.bench.apart import Apart
 from agl_bench.bench.fitness import Skipped
 from agl_bench.bench.jobs import Cell, Job, StoreAnew, is_wanted
 from agl_bench.bench.leases import Owner
@@ -106,6 +108,9 @@ class _Worker:
         """
         self.folder = folder
         self.job = job = Job.read(folder)
+        # A worker is born for its job. One without threads has computed nothing, and can be forked.
+        is_fresh = sys.platform == "linux" and threading.active_count() == 1
+        self.apart = Apart(fork=is_fresh) if job.apart else None
         plugins = Plugins.discover(job.files)
         self.note = _Notes(folder)
         prepared = Preparation(job.root, job.cache, self._say)
@@ -136,7 +141,7 @@ class _Worker:
                 continue
             events = run_cells(
                 cells, self.bench, self.store, NoRecorder(), checkpoint_every=self.job.checkpoint_every,
-                time_limit=self.job.time_limit, stop=why, keep=self.job.keep,
+                time_limit=self.job.time_limit, stop=why, keep=self.job.keep, apart=self.apart,
             )  # fmt: skip
             with contextlib.closing(events):
                 for event in events:

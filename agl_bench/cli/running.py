@@ -200,7 +200,9 @@ def run(
             )  # fmt: skip
         else:
             del bench  # workers have their own
-            job = Job(work, root, cache_of(work), files, on, checkpoint_every, limit, keep)
+            job = Job(
+                work, root, cache_of(work), files, on, checkpoint_every, limit, keep, apart=apart is not None
+            )  # fmt: skip
             events = run_on(
                 engine, cells, job, store, recorder, again=bool(again), retry_failed=retry_failed, stop=signals.asked
             )

@@ -134,8 +134,9 @@ def serial(cells, tmp_path_factory):
 def start(cells, selectors, tmp_path):
     """Run cells on an engine; returns the events."""
 
-    def start(engine, store, recorder=None, of=cells, checkpoint_every=0, time_limit=None, **options):
+    def start(engine, store, recorder=None, of=cells, checkpoint_every=0, time_limit=None, apart=False, **options):
         job = Job(store.work, of[1].root, tmp_path / "cache", (selectors,), "cpu", checkpoint_every, time_limit)
+        job.apart = apart
         return list(run_on(engine, of[0], job, store, recorder or NoRecorder(), **options))
 
     return start
@@ -405,6 +406,21 @@ def test_a_cell_that_takes_its_workers_with_it_fails_alone(start, grid, selector
         f"{DEATHS} workers died while they ran it, e.g. for want of memory"
     }
     assert len(of_kind(events, Failed)) == 2 and len(of_kind(events, Finished)) == 2
+
+
+def test_a_worker_runs_cells_with_plugins_of_others_apart(arm, start, grid, selectors, serial, tmp_path):
+    """What ends their process ends none of the worker, which goes on; the others are those of one process."""
+    arm(signal.SIGKILL)
+    store = CellStore(tmp_path / "work")
+    of = grid("pgl", "struck", "leaving", files=[selectors], more=EPOCHS)
+    events = start(Options("local", workers=1).engine("cpu"), store, of=of, apart=True)
+    struck, *left = (e.sentence for e in of_kind(events, Failed))
+    assert struck == "selector 'struck' of ours.py had its process killed by SIGKILL, e.g. for want of memory"
+    assert left == ["KeyboardInterrupt"] * 2 and of_kind(events, Noted) == []
+    expected = {r.spec.key: r.scores for r in CellStore(serial)}
+    found = {e.result.spec.key: e.result.scores for e in of_kind(events, Finished)}
+    assert len(found) == 3 and found.items() <= expected.items()
+    nothing_is_left(store)
 
 
 def test_a_worker_that_must_go_leaves_the_rest_to_others(start, serial, tmp_path):
