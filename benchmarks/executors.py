@@ -15,8 +15,13 @@ without MLflow unless --tracking is given. All executors run the same cells with
     wall_s       of the command
     equal        that every result is that of `serial`, bit for bit
 
-The last line is `serial` once more with up to 200 cells, in CPU time of the process: what other programs on the machine
-do not change, and waiting for the disk does not count.
+A line is `serial` once more with up to 200 cells, in CPU time of the process: what other programs on the machine do
+not change, and waiting for the disk does not count.
+
+    python benchmarks/executors.py --apart       # what a cell costs more in a process of its own (`bench.apart`)
+
+runs the same cells of a plug-in of others twice, in one process and each in its own, in CPU time of all processes:
+`cell_ms` a cell, `more_ms` the difference, and `equal`. With --words (any) they are cells of real size, of her2st.
 
 Where other programs share the cores, all times but that grow; `idle_share` says how much of them was left over before.
 """
@@ -33,14 +38,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import measure
+import torch
 
+from agl_bench.bench.apart import Apart
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.checkpoints import Keeper
+from agl_bench.bench.prepare import Preparation
 from agl_bench.bench.recorder import NoRecorder
 from agl_bench.bench.result import Result
-from agl_bench.bench.run import Bench, Setting, choose_device, fingerprints, run_cells
+from agl_bench.bench.run import Bench, Keep, Setting, choose_device, fingerprints, run_cells
 from agl_bench.bench.spec import Campaign, RunSpec
 from agl_bench.data.folds import FoldPlan
 from agl_bench.registry.plugins import Plugins
@@ -115,10 +124,12 @@ class Clocked(Bench):
         finally:
             self.inside += time.process_time() - began
 
-    def train(self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None) -> Iterator[EpochRecord | Result]:
+    def train(
+        self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None, *, keep: Keep = "predictions"
+    ) -> Iterator[EpochRecord | Result | str]:
         """As of `Bench`."""
         self.setting(spec, plan)  # counted there
-        steps = super().train(spec, plan, keeper)
+        steps = super().train(spec, plan, keeper, keep=keep)
         while True:
             began = time.process_time()
             item = next(steps, None)
@@ -151,6 +162,69 @@ def in_cpu_time(options: argparse.Namespace) -> measure.Row:
     }  # fmt: skip
 
 
+STRANGER = """
+from agl_bench import Selector, hookimpl
+
+class Stranger(Selector):
+    '''Trains primary genes, as pgl does.'''
+    reference = "benchmark"
+
+    def forward(self, losses, step):
+        return losses[self.is_primary].mean()
+
+@hookimpl
+def register_selectors():
+    return {"stranger": Stranger}
+"""
+
+
+def apart_rows(options: argparse.Namespace, nursery: int, apart: Apart) -> list[measure.Row]:
+    """Cells of a plug-in of others in this process, and each in its own; CPU time of all processes.
+
+    Args:
+        options: of the command line.
+        nursery: number of the process that `apart` has made.
+        apart: made before this process has computed anything.
+    """
+    found: list[measure.Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "stranger.py")
+        file.write_text(STRANGER, encoding="utf-8")
+        plugins, root = Plugins.discover([file]), Path(os.environ.get("AGL_BENCH_DATA", os.devnull))
+        small: dict[str, Any] = {
+            "datasets": ["synthetic"], "evaluation": ["inter"], "preset": "smoke",
+            "seeds": [str(seed) for seed in range(max(1, min(options.cells, 200) // 2))],
+            "assignments": [f"{k}={v}" for k, v in MICRO.items() if k.partition("_")[0] not in ("hvg", "random")],
+        }  # fmt: skip
+        large = {"datasets": ["her2st"], "evaluation": ["intra"], "fold": ["C2.0", "C3.0"], "seeds": ["0", "1"]}
+        campaign = Campaign.of(plugins, selectors=["stranger"], **(large if options.words else small))
+        cells = campaign.cells(plugins, root, device="cpu", fingerprint=fingerprints(campaign, plugins, root))
+        bench = Bench(plugins, root, torch.device("cpu"), Preparation(root, Path(scratch, "cache")))
+        outcomes = []
+        for name, where in (("one process", None), ("each its own", apart)):
+            store = CellStore(Path(scratch, name))
+            list(run_cells(cells[:1], bench, store, NoRecorder(), apart=where))  # imports and prepares
+            began, wall = time.process_time() + cpu_of(nursery), time.perf_counter()
+            list(run_cells(cells[1:], bench, store, NoRecorder(), apart=where))
+            total = time.process_time() + cpu_of(nursery) - began
+            number = len(cells) - 1
+            outcomes.append(list(outcome(store.work)))
+            row = {"executor": name, "cells": number, "cell_ms": 1000 * total / number}
+            found.append(row | {"cell_wall_ms": 1000 * (time.perf_counter() - wall) / number})
+            print(measure.table(found[-1:]), file=sys.stderr, flush=True)
+        found[1] |= {
+            "more_ms": found[1]["cell_ms"] - found[0]["cell_ms"],
+            "equal": str(outcomes[0] == outcomes[1] and len(outcomes[0]) > 0),
+        }
+    return found
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds of a process and of its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 def rows(options: argparse.Namespace) -> list[measure.Row]:
     """The same cells with every executor."""
     words = options.words.split()
@@ -181,6 +255,13 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=1000, help="that take milliseconds, in steps of ten")
     parser.add_argument("--words", default="", help="options of `agl-bench run` for other cells, of real size")
     parser.add_argument("--tracking", default="none", help="none, or e.g. sqlite:///PATH/mlflow.db")
+    parser.add_argument("--apart", action="store_true", help="what a process of its own costs a cell")
+    if "--apart" in sys.argv:  # before anything is computed
+        apart = Apart(fork=True)
+        (nursery,) = map(int, Path("/proc/self/task", str(os.getpid()), "children").read_text().split())
+        options = measure.options(parser, quick={"cells": 4})
+        measure.report("executors_apart", apart_rows(options, nursery, apart), options)
+        return
     options = measure.options(parser, quick={"cells": 10, "executors": "serial,local"})
     measure.report("executors", rows(options), options)
 
