@@ -9,7 +9,9 @@ prepare` on it, and compares what was prepared with what is true.
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import measure
@@ -27,13 +29,21 @@ status 2. A warning of a library counts as a traceback.
 def main() -> None:
     """Try all, print the table, and write it if asked to."""
     options = measure.options(reliability.parser(__doc__), quick={})
-    trials: list[reliability.Trial] = []
-    with tempfile.TemporaryDirectory(prefix="reliability-files-") as folder:
-        for part in PARTS:
-            place = Path(folder) / part
-            place.mkdir()
-            trials += importlib.import_module(part).trials(place, options.quick)
+    parts = [importlib.import_module(part) for part in PARTS]
+    forks = multiprocessing.get_context("fork")
+    with (
+        tempfile.TemporaryDirectory(prefix="reliability-files-") as folder,
+        ProcessPoolExecutor(len(parts), mp_context=forks) as pool,
+    ):
+        waiting = [pool.submit(part.trials, _place(folder, part.__name__), options.quick) for part in parts]
+        trials = [trial for found in waiting for trial in found.result()]
     reliability.report("files", "Bad files", INTRODUCTION, trials, options)
+
+
+def _place(folder: str, name: str) -> Path:
+    made = Path(folder) / name
+    made.mkdir()
+    return made
 
 
 if __name__ == "__main__":
