@@ -259,6 +259,9 @@ def show_card(card: dict[str, Any], sections: list[dict[str, Any]]) -> None:
     for section, text in facts:
         if text:
             console.print(f"{section}  {text}")
+    for line in sections:
+        for caution in line["cautions"]:
+            console.print(f"{line['section']}: {caution}.")
 
 
 def show_table(

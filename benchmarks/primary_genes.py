@@ -6,9 +6,10 @@ Genes: of each section, and of the sections of all donors but one, the 50 primar
 (Jaccard index) when 5 % of the spots are dropped at random (mean of three draws), when the 5 % of a section with the
 fewest counts are dropped, and when five spots of each section are thinned to about 60 genes, which a floor of 50 lets
 pass. Beside it the share of spots in which the chosen are detected (median of the 50), and their Moran's I (mean),
-which no rule looks at. Rules that are no setting of the protocol are made here: `seurat` where only spots with a
-quarter of the section's median count have a say, `seurat` with the largest 2 % of each gene's values cut down to the
-next, and Pearson residuals with θ = 100.
+which no rule looks at; `carried` are those that owe more than half of their score to 1 % of the spots, or three.
+Rules that are no setting of the protocol are made here: `seurat` where only spots with a quarter of the section's
+median count have a say, `seurat` with the largest 2 % of each gene's values cut down to the next, and Pearson residuals
+with θ = 100.
 
 Planted: the generated tissue of the plug-in `synthetic`; of the primary genes, and of the first k* auxiliary ones, the
 share that follow the tissue, which is what the generator means them to do.
@@ -31,6 +32,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
+import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -39,6 +43,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import measure
 import numpy as np
@@ -53,6 +58,7 @@ from agl_bench.bench.spec import Campaign, Part, make_dataset, one_part
 from agl_bench.data.gene_split import detection, score_genes, split_genes
 from agl_bench.data.prepared import PatchSize
 from agl_bench.data.preprocess import SpotTable, tabulate
+from agl_bench.data.support import support_of
 from agl_bench.interfaces.genes import order_of
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol, load_preset
@@ -211,16 +217,26 @@ def genes_of(job: tuple[str, Path, tuple[str, ...], tuple[str, ...], int]) -> li
                 "detected in": float(np.median(share)),
                 "Moran's I": float(np.nanmean(score_genes("moran", table, every, np.asarray(own)))),
                 "left out": int(table.dropped_spots),
+                **_carried(table, every, rule, mads, genes),
             }
         )
     return rows
+
+
+def _carried(table: SpotTable, rows: np.ndarray, rule: str, mads: float, genes: int) -> measure.Row:
+    """How many primary genes owe more than half of their score to few spots, for rules that are presets."""
+    if rule not in (BEFORE, AFTER):
+        return {}
+    score = "seurat" if rule == BEFORE else "pearson_residuals"
+    protocol = Protocol.of({"spot_mads": mads, "primary_score": score, "ranking": score, "primary_genes": genes})
+    return {"carried": len(support_of(table, rows, split_genes(table, rows, protocol)[0], protocol).carried)}
 
 
 def _without_thinnest(table: SpotTable, rows: np.ndarray) -> np.ndarray:
     return rows[np.argsort(table.total[rows], kind="stable")[int(np.ceil(DROPPED * len(rows))) :]]
 
 
-def planted_of(job: tuple[str, int, bool, tuple[str, ...]]) -> measure.Row:
+def planted_of(job: tuple[str, int, bool, tuple[str, ...]]) -> list[measure.Row]:
     """Whether the genes of generated tissue are what they are meant to be."""
     preset, seed, spoil, settings = job
     plugins, root = Plugins.discover(), Path("/does/not/exist")
@@ -237,12 +253,13 @@ def planted_of(job: tuple[str, int, bool, tuple[str, ...]]) -> measure.Row:
     worth = np.array([truth[name] for name in genes.names])
     rank, primary = genes.rank.numpy(), genes.primary.numpy()
     best = int(((worth > 0) & ~primary).sum())
-    return {
+    found = {
         "data": "thin spots planted" if spoil else "as generated",
         "preset": preset,
         "primary genes of the tissue": float((worth[primary] > 0).mean()),
         "of the first k* auxiliary genes": float((worth[(rank >= 0) & (rank < best)] > 0).mean()),
     }
+    return [found]
 
 
 # ---- Scores ----------------------------------------------------------------------------------------------------------
@@ -333,7 +350,7 @@ def document(
         for rule, word in ((BEFORE, "before"), (AFTER, "after")):
             (own,) = (r for r in genes if (r["unit"], r["rule"]) == (unit, rule))
             row |= {f"{column}, {word}": f"{own[column]:.2f}" for column in kept}
-            row |= {f"left out, {word}": own["left out"]}
+            row |= {f"left out, {word}": own["left out"], f"carried, {word}": own["carried"]}
         each.append(row)
     asked = f"--processes {options.processes} --seeds {options.seeds} --write"
     parts = [
@@ -341,17 +358,18 @@ def document(
         f"`python benchmarks/primary_genes.py {asked}`",
         (__doc__ or "").partition("\n\n    ")[2].partition("\n\n")[2].strip(),
         f"{here['processor']}, {here['cores']} cores, {options.processes} processes, {here['threads']} threads, "
-        f"device {here['device']}, torch {here['torch']}, commit {here['commit'] or 'unknown'}: {options.took:.0f} s.",
+        f"device {here['device']}, torch {here['torch']}, commit {here['commit'] or 'unknown'}: {options.took:.0f} s."
+        + (f" {options.missing} parts were not measured." if options.missing else ""),
         f"## {options.real}: rules, mean of {len({r['unit'] for r in alone})} sections one by one",
         measure.table(averaged(alone, ["rule"], [*kept, "detected in", "Moran's I", "left out"]), markdown=True),
         f"## {options.real}: before ({BEFORE}) and after ({AFTER})",
         measure.table(each, markdown=True),
         "## Planted tissue",
         measure.table(averaged(planted, ["data", "preset"], list(planted[0])[2:]), markdown=True),
-        f"## PCC on {options.real}, {options.seeds} seeds",
-        "Mean and standard deviation over folds and seeds. The genes differ between the presets, so that a higher PCC "
-        "alone is no better method: compare with the controls beside it.",
-        measure.table(pcc_table(pcc), markdown=True),
+        f"## PCC on {options.real}",
+        f"{len(pcc):,} cells; mean and standard deviation over folds and seeds. The genes differ between the presets, "
+        "so that a higher PCC alone is no better method: compare with the controls beside it.",
+        measure.table(pcc_table(pcc), markdown=True) if pcc else "Not measured.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -364,6 +382,8 @@ def main() -> None:
     made.add_argument("--seeds", type=int, default=2)
     made.add_argument("--planted-seeds", type=int, default=3)
     made.add_argument("--processes", type=int, default=1)
+    made.add_argument("--parts", type=Path, help="folder that keeps what is done, for the next time")
+    made.add_argument("--seconds", type=float, default=math.inf, help="after which nothing more is begun")
     made.add_argument("--write", action="store_true", help="write benchmarks/primary_genes.md")
     options = measure.options(made, quick={"real": "synthetic", "seeds": 1, "planted_seeds": 1, "write": False})
     torch.set_num_threads(1)
@@ -377,27 +397,57 @@ def main() -> None:
     of_planted = [
         (p, s, t, settings) for s in range(options.planted_seeds) for t in (False, True) for p in ("clean_v1", "clean")
     ]
-    presets, job = ("clean_v1", "clean"), (options.real, options.data, settings)
     every = ("pgl", "shuffled patches") if options.quick else tuple(LINES)
-    within = tuple(line for line in LINES if line != "hvg_k")
-    of_pcc = [(*job, p, "inter", False, s, every) for s in range(options.seeds) for p in presets]
-    if not options.quick:
-        of_pcc += [(*job, p, "inter", True, s, ("pgl",)) for s in range(options.seeds) for p in presets]
-        of_pcc += [(*job[:2], (*settings, "protocol.folds=2"), p, "intra", False, 0, within) for p in presets]
-    began = time.perf_counter()
-    work = [(genes_of, of_genes), (planted_of, of_planted), (scores_of, of_pcc)]
+    presets, job = ("clean_v1", "clean"), (options.real, options.data, settings)
+    folds = (options.real, options.data, (*settings, "protocol.folds=2"))
+    of_pcc = []
+    for seed in range(options.seeds):
+        of_pcc += [(*job, preset, "inter", False, seed, (line,)) for line in every for preset in presets]
+        of_pcc += [(*job, preset, "inter", True, seed, ("pgl",)) for preset in presets if not options.quick]
+        of_pcc += [
+            (*folds, preset, "intra", False, seed, (line,))
+            for line in every
+            for preset in presets
+            if not (options.quick or seed or line == "hvg_k")
+        ]
+    began = time.monotonic()
+    work = [
+        (task, one) for task, of in ((genes_of, of_genes), (planted_of, of_planted), (scores_of, of_pcc)) for one in of
+    ]
+    run = functools.partial(part, folder=options.parts, end=began + options.seconds)
     if options.processes == 1:
-        by_genes, planted, pcc = ([task(one) for one in given] for task, given in work)
+        found = [run(task, one) for task, one in work]
     else:
         with ProcessPoolExecutor(
             options.processes, multiprocessing.get_context("spawn"), initializer=measure.start, initargs=("cpu", 1)
         ) as pool:
-            by_genes, planted, pcc = map(list, [pool.map(task, given) for task, given in work])
-    options.took = time.perf_counter() - began
-    rows = [[row for part in parts for row in part] for parts in (by_genes, pcc)]
-    measure.publish(
-        "primary_genes", document(rows[0], planted, rows[1], options), [*rows[0], *planted, *rows[1]], options
+            found = list(pool.map(run, *zip(*work, strict=True)))
+    options.took = time.monotonic() - began
+    options.missing = sum(rows is None for rows in found)
+    genes_rows, planted, pcc = (
+        [row for (task, _), rows in zip(work, found, strict=True) if task is which for row in rows or ()]
+        for which in (genes_of, planted_of, scores_of)
     )
+    text = document(genes_rows, planted, pcc, options)
+    measure.publish("primary_genes", text, [*genes_rows, *planted, *pcc], options)
+
+
+def part(
+    task: Callable[[Any], list[measure.Row]], job: tuple[object, ...], folder: Path | None, end: float
+) -> list[measure.Row] | None:
+    """The rows of a job, those kept in a folder if it was done before; None if there is no time left to begin it."""
+    name = hashlib.blake2b(repr((task.__name__, job)).encode(), digest_size=8).hexdigest()
+    path = folder and folder / f"{name}.json"
+    if path and path.exists():
+        kept: list[measure.Row] = json.loads(path.read_text())
+        return kept
+    if time.monotonic() > end:
+        return None
+    rows = task(job)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows))
+    return rows
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ SCRIPTS = {  # what the table must show
     "executors": ["overhead_ms", "speed_up", "serial", "local", "True"],
     "planted": ["best k of the sweep is at k* =", "pgl, k = 0 > agl, k = all", "amal ≤ pgl, k = 0", "Regime harmful"],
     "priors": ["hvg_k, seurat_v3", "Δ random", "shared", "Planted, misleading", "oracle"],
+    "primary_genes": ["seurat, winsorised", "carried, before", "of the first k* auxiliary genes", "shuffled patches"],
     "campaign": ["lost cells", "JSON table, the same", "12 cells, ", "where it hit"],
     "report": ["gather_s", "report_s", "page_MiB"],
     "agreement": ["compared with all", "next batch", "features"],

@@ -13,13 +13,17 @@ from scipy import sparse
 
 from agl_bench.bench.prepare import fingerprint
 from agl_bench.bench.spec import Part
+from agl_bench.data.gene_split import split_genes
 from agl_bench.data.neighbours import pitch
-from agl_bench.data.preprocess import computable
+from agl_bench.data.preprocess import computable, tabulate
+from agl_bench.data.support import support_of
 from agl_bench.digests import FileDigests
+from agl_bench.errors import BadSection, BadSpec
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 
+_LOOKED_AT = 5000  # spots of a section, evenly chosen, that say what its primary genes rest on
 _UNKNOWN = 0.55  # of the pitch: the diameter of a spot where it is not known, as for Visium
 
 
@@ -93,6 +97,24 @@ def section_card(section: Section) -> SectionCard:
         sees=(*(name for name, there in seen.items() if there is not None), "position"),
         facts=dict(section.facts),
     )
+
+
+def cautions(section: Section, *, has_counts: bool = True) -> list[str]:
+    """Sentences on the genes that the default protocol would make primary in a section alone, or why it cannot.
+
+    Args:
+        section: that has passed its checks.
+        has_counts: as the dataset says.
+    """
+    of_values = {"normalisation": "none", "primary_score": "seurat", "ranking": "seurat"}
+    protocol = Protocol.of({} if has_counts else of_values)
+    try:
+        table = tabulate([section], protocol)
+        rows = np.unique(np.linspace(0, len(table) - 1, _LOOKED_AT).astype(np.int64))
+        genes, _ = split_genes(table, rows, protocol)
+    except (BadSection, BadSpec) as error:
+        return [f"the default protocol cannot choose primary genes in it: {error}"]
+    return support_of(table, rows, genes, protocol).sentences
 
 
 def umi_of(section: Section) -> np.ndarray:

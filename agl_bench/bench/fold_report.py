@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from agl_bench.data.folds import Fold, FoldPlan, fold_table, make_fold, plan_folds, separation
+from agl_bench.data.gene_split import split_genes
 from agl_bench.data.preprocess import SpotTable, tabulate
 from agl_bench.data.spreadsheet import as_csv
+from agl_bench.data.support import support_of
 from agl_bench.digests import text_digest
+from agl_bench.errors import BadSpec
 from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 
@@ -25,6 +28,7 @@ class FoldReport:
         counts: spots in each set, within a buffer, and not listed.
         record: digest of `csv`, and the distances between test and training spots (`data.folds.Separation`).
         evaluation, seed: what it belongs to.
+        cautions: sentences on its primary genes, where they were looked at (`data.support.Support`).
     """
 
     label: str
@@ -33,6 +37,7 @@ class FoldReport:
     record: dict[str, Any]
     evaluation: str
     seed: int
+    cautions: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -58,11 +63,18 @@ class FoldReport:
 
 
 def report_folds(
-    sections: Sequence[Section], protocol: Protocol, *, dataset: str, evaluations: Sequence[str], seeds: Sequence[int]
+    sections: Sequence[Section],
+    protocol: Protocol,
+    *,
+    dataset: str,
+    evaluations: Sequence[str],
+    seeds: Sequence[int],
+    genes: bool = False,
 ) -> Iterator[FoldReport]:
     """Make every fold of a dataset without training anything.
 
-    A dataset of one section has no inter-batch folds; beside intra-batch ones that is no error.
+    A dataset of one section has no inter-batch folds; beside intra-batch ones that is no error. With `genes` the
+    primary genes of each fold are chosen and looked at, too.
 
     Raises:
         BadSpec: if a fold cannot be made.
@@ -81,7 +93,17 @@ def report_folds(
                 taken = plan.sections, decide
             for seed in seeds:
                 fold = make_fold(plan, table, protocol, seed)
-                yield FoldReport.of(plan, fold, table, protocol, evaluation=evaluation, seed=seed)
+                report = FoldReport.of(plan, fold, table, protocol, evaluation=evaluation, seed=seed)
+                yield replace(report, cautions=_about_genes(table, fold, protocol)) if genes else report
+
+
+def _about_genes(table: SpotTable, fold: Fold, protocol: Protocol) -> tuple[str, ...]:
+    """Sentences on the primary genes of a fold, or why there are none."""
+    try:
+        split, _ = split_genes(table, fold.train, protocol)
+    except BadSpec as error:
+        return (f"no run is possible: {error}",)
+    return tuple(support_of(table, fold.train, split, protocol).sentences)
 
 
 def fold_line(folds: Sequence[tuple[Mapping[str, int], Mapping[str, Any]]]) -> str:

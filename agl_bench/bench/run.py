@@ -48,6 +48,7 @@ from agl_bench.data.preprocess import SpotTable, panel, tabulate
 from agl_bench.data.room import Room
 from agl_bench.data.shuffled import shuffle_patches
 from agl_bench.data.store import MEMORY, SpotStore, budget, fit
+from agl_bench.data.support import support_of
 from agl_bench.data.targets import fit_targets
 from agl_bench.digests import FileDigests
 from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, CannotRun, Diverged, UnknownName, printable, told
@@ -373,7 +374,7 @@ class Bench:
             provenance=provenance(self.device)
             | {"hypergradient": trainer.fit.hypergradient}
             | ({"micro_batch": trainer.rooms} if trainer.rooms else {}),
-            fold=setting.report.record,
+            fold=setting.report.record | ({"cautions": list(c)} if (c := setting.report.cautions) else {}),
             predictions=predictions,
             model=kept_model,
         )
@@ -522,8 +523,11 @@ def _setting(
     split: tuple[GeneSplit, np.ndarray] | None,
 ) -> Setting:
     fold = make_fold(plan, table, spec.protocol, spec.seed)
-    report = FoldReport.of(plan, fold, table, spec.protocol, evaluation=spec.evaluation, seed=spec.seed)
     genes, columns = split or split_genes(table, fold.train, spec.protocol)
+    report = replace(
+        FoldReport.of(plan, fold, table, spec.protocol, evaluation=spec.evaluation, seed=spec.seed),
+        cautions=tuple(support_of(table, fold.train, genes, spec.protocol).sentences),
+    )
     for index, name in enumerate(s.name for s in table.sections):
         if (table.source_columns[index, columns[genes.primary.numpy()]] < 0).all():
             raise BadSpec(

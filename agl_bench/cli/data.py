@@ -83,7 +83,7 @@ def folds(
     from agl_bench.bench.run import Bench
 
     sections = Bench(plugins, root, torch.device("cpu")).sections(part)
-    reports = list(report_folds(sections, protocol, dataset=dataset, evaluations=evaluations, seeds=roots))
+    reports = list(report_folds(sections, protocol, dataset=dataset, evaluations=evaluations, seeds=roots, genes=True))
     if not reports:
         raise BadSpec(f"protocol.fold_file = '{protocol.fold_file}' has no fold for --evaluation {evaluations[0]}")
     console = make_console()
@@ -106,6 +106,9 @@ def folds(
             )
         console.print(table)
         console.print(f"{fold_line([(r.counts, r.record) for r in here])}.")
+        for report in here:
+            for caution in report.cautions:
+                console.print(f"Fold {report.label}, seed {report.seed}: {caution}.")
         planned = name == "inter" and protocol.leave_out == "auto" and not protocol.fold_file
         if planned and not any(section.donor for section in sections):
             console.print("No donor is known, so that sections are left out one by one.")
@@ -206,7 +209,7 @@ def describe(
     work: Path,
 ) -> None:
     """Show what a dataset is: source, tissue, and the numbers of each section. Reads it, writes --out only."""
-    from agl_bench.bench.describe import dataset_card, section_card
+    from agl_bench.bench.describe import cautions, dataset_card, section_card
     from agl_bench.bench.prepare import Preparation
     from agl_bench.bench.spec import make_dataset, naming_the_dataset, one_part
     from agl_bench.data.check import check_section
@@ -228,7 +231,8 @@ def describe(
         with naming_the_dataset(part):
             section = dataset.read(root, section_name)
         check_section(section, has_counts=dataset.has_counts)
-        cards.append(vars(section_card(section)))
+        about = cautions(section, has_counts=dataset.has_counts)
+        cards.append(vars(section_card(section)) | {"cautions": about})
         fingerprints[section_name] = section_fingerprint(section)
         read.append(Section(section_name, section.counts[:0].copy(), section.um_per_px))  # names of its genes
         if out is not None:

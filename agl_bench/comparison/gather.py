@@ -31,7 +31,8 @@ class Gathered:
             selector apart); name (of the selector, plain); fold, seed; shuffled (a control: patches of wrong spots);
             pcc (mean over primary genes, then over test sections); every other test score; selected (auxiliary genes
             with more than half the weight of a primary one), auxiliary_genes, primary_genes, train_spots, test_spots;
-            best_epoch, epochs; seconds, peak_memory_mb; data, device, version, commit, machine.
+            best_epoch, epochs; seconds, peak_memory_mb; data, device, version, commit, machine; cautions (on what the
+            primary genes of the fold rest on).
         failed: one row per cell that failed: key, the same place and unit, status ("failed" or "diverged") and
             sentence.
         skipped: one row per cell that could not run: the same with reason in place of status and sentence.
@@ -115,6 +116,7 @@ def _row(glance: Mapping[str, Any]) -> dict[str, Any]:
         "version": spec["version"],
         "commit": provenance.get("commit", ""),
         "machine": provenance.get("machine", ""),
+        "cautions": "; ".join(glance.get("fold", {}).get("cautions", ())),
     }
 
 

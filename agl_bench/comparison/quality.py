@@ -174,6 +174,7 @@ def quality(
         cautions=[
             *cautions,
             *versions_of_presets(cells["preset"]),
+            *about_primary_genes(cells),
             *_at_their_end(gathered),
             *_machines(cells),
         ],
@@ -265,6 +266,23 @@ def _at_their_end(gathered: Gathered) -> list[str]:
             found.append(
                 f"{dataset}, {evaluation}-batch, backbone {backbone}, {preset}: {own.sum():,} of {len(own):,} cells of "
                 f"{selector} were best in the last epoch that they were allowed: they may not have converged"
+            )
+    return found
+
+
+def about_primary_genes(cells: pd.DataFrame) -> list[str]:
+    """A sentence for each dataset, evaluation and preset with folds whose primary genes rest on few spots."""
+    if "cautions" not in cells:
+        return []
+    found = []
+    for (dataset, evaluation, preset), own in cells.groupby(["dataset", "evaluation", "preset"], sort=False):
+        folds = own.drop_duplicates(UNIT)
+        some = folds[folds["cautions"] != ""]
+        if len(some):
+            first = some.iloc[0]
+            found.append(
+                f"{dataset}, {evaluation}-batch, {preset}: in {len(some):,} of {len(folds):,} folds and seeds primary "
+                f"genes rest on few spots; in {first['fold']}, seed {first['seed']}, {first['cautions']}"
             )
     return found
 

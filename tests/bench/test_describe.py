@@ -12,8 +12,9 @@ from PIL import Image
 from scipy import sparse
 
 from agl_bench import ArrayPatches, Section
-from agl_bench.bench.describe import pitch_px, section_card, spot_diameter_px
+from agl_bench.bench.describe import cautions, pitch_px, section_card, spot_diameter_px
 from agl_bench.bench.overlay import draw_overlay
+from agl_bench_plugins.datasets.synthetic import Synthetic
 
 RED = np.broadcast_to(np.array([200, 0, 0], dtype=np.uint8), (6, 8, 8, 3))
 
@@ -87,3 +88,19 @@ def test_nothing_but_positions(tmp_path: Path) -> None:
     draw_overlay("made", section, tmp_path / "one.png")
     many, one = ((pixels_of(tmp_path / f"{n}.png") == (255, 230, 0)).all(2).sum() for n in ("many", "one"))
     assert many > 0 and one > 0
+
+
+def test_what_primary_genes_of_a_section_rest_on() -> None:
+    section = Synthetic(sections=1, spots=120, patch_px=16).read(Path(), "S1")
+    assert cautions(section) == []
+    counts = section.counts.X.tolil()
+    carried = [n for n, name in enumerate(section.counts.var_names) if name.endswith("7")][:3]
+    counts[:, carried] = 1
+    for spot in (3, 50, 90):
+        counts[spot, carried] = 900
+    section.counts.X = counts.tocsr()
+    (sentence,) = cautions(section)
+    assert "3 of 50 primary genes owe more than half of their score to 3 of 120 spots each" in sentence
+    (reason,) = cautions(Synthetic(sections=1, spots=20, markers=9, helpful_genes=0, harmful_genes=0, useless_genes=9,
+                                   patch_px=16, depth=10).read(Path(), "S1"))  # fmt: skip
+    assert "cannot choose primary genes" in reason

@@ -2,7 +2,9 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -122,3 +124,24 @@ def test_a_half_written_fold_is_swept(tmp_path):
     (tmp_path / "folds" / "abc.csv").write_text("mine")
     CellStore(tmp_path)
     assert [path.name for path in (tmp_path / "folds").iterdir()] == ["abc.csv"]
+
+
+def test_primary_genes_of_folds_are_looked_at_on_demand() -> None:
+    sections = [Synthetic(sections=1, spots=150, patch_px=16).read(Path(), "S1")]
+    thin = sections[0].counts.X.tolil()
+    rng = np.random.default_rng(0)
+    for spot in (3, 30, 60):
+        thin[spot] = 0
+        thin[spot, rng.choice(thin.shape[1], 60, replace=False)] = 1
+    sections[0].counts.X = thin.tocsr()
+    old = Protocol(folds=2, buffer_um=0, spot_mads=0, primary_score="seurat", ranking="seurat")
+
+    def cautions(protocol: Protocol, *, genes: bool = True) -> list[str]:
+        found = report_folds(sections, protocol, dataset="d", evaluations=["intra"], seeds=[0], genes=genes)
+        return [caution for one in found for caution in one.cautions]
+
+    assert cautions(old, genes=False) == []
+    assert any("primary genes owe more than half of their score to 1 of" in c for c in cautions(old))
+    assert cautions(Protocol(folds=2, buffer_um=0)) == []
+    (one, _) = cautions(Protocol(folds=2, buffer_um=0, primary_genes=5000))
+    assert one.startswith("no run is possible: protocol.primary_genes = 5000 is more than")

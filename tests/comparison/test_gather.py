@@ -13,7 +13,7 @@ import pytest
 from agl_bench.bench.cells import CellStore
 from agl_bench.cli import main
 from agl_bench.comparison.gather import LINE, UNIT, _labels, gather
-from agl_bench.comparison.quality import versions_of_presets
+from agl_bench.comparison.quality import about_primary_genes, versions_of_presets
 from agl_bench.digests import text_digest
 
 RUN = ["run", "--datasets", "synthetic", "--evaluation", "inter", "--preset", "smoke", "--tracking", "none"]
@@ -61,10 +61,13 @@ def test_cells_of_the_time_before_a_glance_said_it_all(
     pd.testing.assert_frame_equal(gather(CellStore(tmp_path)).cells, before)
 
 
-def test_cells_of_an_earlier_version_of_a_preset_are_read_and_kept_apart(work: Path, tmp_path: Path) -> None:
+def test_cells_of_an_earlier_version_of_a_preset_are_read_and_kept_apart(
+    work: Path, tmp_path: Path, unsign: Callable[[Path], None]
+) -> None:
     """As they lie in a work folder of the time before: no word of the setting, keyed without it."""
     shutil.copytree(work / "cells", tmp_path / "cells")
-    for path in (tmp_path / "cells").glob("*/result.json"):
+    for path in list((tmp_path / "cells").glob("*/result.json")):
+        unsign(path)
         content = json.loads(path.read_text())
         spec = content["spec"]
         del spec["protocol"]["spot_mads"]
@@ -91,6 +94,23 @@ def test_cells_of_an_earlier_version_of_a_preset_are_read_and_kept_apart(work: P
         assert old and set(presets) == old | {p.replace("smoke", "smoke v2") for p in old}
     said = " ".join(versions_of_presets(found.cells["preset"]))
     assert "2 versions of preset smoke: smoke, smoke v2" in said and "never share a line" in said
+
+
+def test_what_primary_genes_rest_on_is_told_once_for_each_place() -> None:
+    cells = pd.DataFrame(
+        [
+            {"dataset": "d", "evaluation": e, "preset": "clean v2", "selector": s, "fold": f, "seed": 0, "cautions": c}
+            for e, f, c in (("intra", "A.0", ""), ("intra", "A.1", "3 of 50 genes"), ("intra", "A.2", "2 of 50 genes"))
+            for s in ("pgl", "agl")
+        ]
+        + [{"dataset": "d", "evaluation": "inter", "preset": "clean v2", "selector": "pgl", "fold": "A", "seed": 0,
+            "cautions": ""}]
+    )  # fmt: skip
+    assert about_primary_genes(cells) == [
+        "d, intra-batch, clean v2: in 2 of 3 folds and seeds primary genes rest on few spots; in A.1, seed 0, "
+        "3 of 50 genes"
+    ]
+    assert about_primary_genes(cells.drop(columns="cautions")) == []
 
 
 @pytest.mark.parametrize(
