@@ -19,6 +19,7 @@ import scipy.sparse
 from scipy.spatial import KDTree
 
 from agl_bench.data.arrays import array_problems
+from agl_bench.data.h5ad_files import placed
 from agl_bench.errors import BadSection, BadSpec
 from agl_bench.interfaces.spots import Section
 
@@ -158,7 +159,7 @@ def _count_problems(section: Section, has_counts: bool) -> Iterator[str]:
     if X is None:
         yield "counts.X is empty; put the raw counts (spots × genes) there"
     elif not isinstance(X, np.ndarray) and not scipy.sparse.issparse(X):
-        yield f"counts.X is a {type(X).__name__}; it has to be an array or a sparse matrix"
+        yield f"counts.X is a {type(X).__name__}; it has to be an array or a sparse matrix in memory"
     elif X.dtype.kind not in "iufb":
         yield f"counts.X holds {X.dtype}; counts have to be numbers"
     else:
@@ -258,6 +259,15 @@ def _position_problems(section: Section) -> Iterator[str]:
         yield "obsm['spatial'] is missing; it has to be (x = column, y = row) of the spot centres in pixels"
         return
     stored = np.asarray(counts.obsm["spatial"])
+    if isinstance(counts.obsm["spatial"], pd.DataFrame):  # of which every other user takes the columns as they come
+        try:
+            by_name = placed(counts.obsm["spatial"], section.name)
+        except BadSection as error:
+            yield error.problem
+            return
+        if not np.array_equal(by_name, stored):
+            yield "obsm['spatial'] is a table whose columns are not x, y in this order; give an array (spots, 2)"
+            return
     if stored.shape != (counts.n_obs, 2) or stored.dtype.kind not in "iuf":
         yield (
             f"obsm['spatial'] is {stored.dtype} {stored.shape}; it has to be numbers of shape ({counts.n_obs}, 2), "

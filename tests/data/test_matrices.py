@@ -7,6 +7,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 
@@ -136,3 +137,14 @@ def test_genes_without_a_name(names: list[Any]) -> None:
     held = section(COUNTS)
     held.counts.var.index = names
     assert next(problems(held)).startswith("gene number 2 has no name (1 genes); give each")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [(["x", "y"], ""), (["y", "x"], "is a table whose columns are not x, y"), (["a", "b"], "none of which are known")],
+)
+def test_positions_as_a_table_that_a_reader_gives(columns: list[str], message: str) -> None:
+    held = section(COUNTS)
+    held.counts.obsm["spatial"] = pd.DataFrame(POSITIONS, columns=columns, index=held.counts.obs_names)
+    found = list(problems(held))
+    assert [message in found[0]] == [True] if message else not found

@@ -231,6 +231,10 @@ def test_donors_of_samples(measured, tmp_path: Path) -> None:
     for wrong in ("S1", "S1=", "S2=P3"):
         with pytest.raises(BadSpec, match=r"visium\.donors has .* section=donor.*S1"):
             Visium(path=str(root), donors=(wrong,)).sections(NOWHERE)
+    for unknown in ("nan", "NA", "None"):
+        assert Visium(path=str(root), donors=(f"S1={unknown}",)).sections(NOWHERE) == {"S1": ""}
+    with pytest.raises(BadSpec, match=r"visium\.donors names 'P3' and 'P4' for section 'S1'; give one"):
+        Visium(path=str(root), donors=("S1=P3", "S1=P4")).sections(NOWHERE)
 
 
 # --- SpatialData -----------------------------------------------------------------------------------------------------

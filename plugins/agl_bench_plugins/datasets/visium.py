@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agl_bench import BadSection, BadSpec, Dataset, ImagePatches, MissingData, Section, read_embedding
+from agl_bench import BadSection, BadSpec, Dataset, ImagePatches, MissingData, Section, known_names, read_embedding
 from agl_bench_plugins.datasets.entries import entries
 from agl_bench_plugins.datasets.folder import positive_or_0
 from agl_bench_plugins.datasets.space_ranger import PLACES, read_matrix, read_scales, read_table
@@ -272,10 +272,10 @@ _REMEDY = "see `agl-bench show visium` for the files of a sample"
 
 
 def donor_of(name: str, donors: tuple[str, ...], names: list[str], called: str) -> str:
-    """Whom a section is from, by a setting of the form section=donor,…; "" where it says nothing.
+    """Whom a section is from, by a setting of the form section=donor,…; "" where it says nothing, or "not known".
 
     Raises:
-        BadSpec: if the setting has another form or names an unknown section.
+        BadSpec: if the setting has another form, names an unknown section, or one twice.
     """
     owners = {}
     for text in donors:
@@ -284,8 +284,9 @@ def donor_of(name: str, donors: tuple[str, ...], names: list[str], called: str) 
             raise BadSpec(
                 f"{called}.donors has '{text}'; it takes section=donor, and the sections are {', '.join(names)}"
             )
-        owners[section] = owner
-    return owners.get(name, "")
+        if owners.setdefault(section, owner) != owner:
+            raise BadSpec(f"{called}.donors names '{owners[section]}' and '{owner}' for section '{section}'; give one")
+    return "".join(known_names(owners.get(name)))
 
 
 def _name_of(sample: Path) -> str:
