@@ -78,8 +78,8 @@ LISTS: Mapping[str, Sequence[str]] = {
     "seeds": ("", "x", "-1", "1.5", "0-3", "0..2", "1e3", "nan", "True", "٣", HUGE, "1" * 19, "0,x"),
     "evaluation": ("", "outer", "INTRA", "intra;inter"),
     "fold": ("", "nosuch", "S1.0.0"),
-    "rules": ("nosuch", "[/b]"),
-    "further": ("x", "protocol", "protocol.nosuch", "nosuch.k", "tiny.nosuch", "protocol.epochs", ".k", "tiny."),
+    "rules": ("", "nosuch", "[/b]"),
+    "further": ("", "x", "protocol", "protocol.nosuch", "nosuch.k", "tiny.nosuch", "protocol.epochs", ".k", "tiny."),
 }
 SETTINGS = (
     *("x", "=", "x=1", ".epochs=1", "protocol.=1", "protocol.epochs", "protocol.epochs=", "protocol.epochs=-1"),

@@ -14,7 +14,7 @@ import pytest
 from agl_bench.bench.spec import Campaign, seeds_of
 from agl_bench.bench.tune import read_search, space_of
 from agl_bench.cli import cli, main
-from agl_bench.cli.options import seconds
+from agl_bench.cli.options import seconds, words
 from agl_bench.cli.writing import check_writable, make_folder, write_text, writing
 from agl_bench.errors import AglBenchError, BadSpec, CannotWrite, UnknownName
 from agl_bench.protocol import read_toml
@@ -53,8 +53,8 @@ def ended(monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_no_encoding_ends_a_command(ended, encoding, tmp_path):
-    for words in (("show", "clean"), ("list", "datasets"), ("show", "agl")):
-        status, out, _ = ended(*words, encoding=encoding)
+    for command in (("show", "clean"), ("list", "datasets"), ("show", "agl")):
+        status, out, _ = ended(*command, encoding=encoding)
         assert status == 0 and out
     status, _, err = ended("status", "--work", tmp_path / "Σ[/b]:cat: \udcff", encoding=encoding)
     assert status == 2 and err.startswith("agl-bench: ") and "[/b]:cat:" in err
@@ -91,8 +91,8 @@ def test_no_seeds(text):
 @pytest.mark.parametrize("option", ["--checkpoint-every", "--gpus-per-cell", "--um"])
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1", "", "1e999", "x"])
 def test_no_numbers(ended, option, text):
-    words = ("prepare", "synthetic") if option == "--um" else ("run", "--selectors", "pgl", "--datasets", "synthetic")
-    status, _, err = ended(*words, option, text)
+    sound = ("prepare", "synthetic") if option == "--um" else ("run", "--selectors", "pgl", "--datasets", "synthetic")
+    status, _, err = ended(*sound, option, text)
     assert status == 2 and option in err.splitlines()[-1] and "Traceback" not in err
 
 
@@ -144,6 +144,13 @@ def test_an_empty_list_is_not_left_out(plugins, option):
     given = {"selectors": ["pgl"], "datasets": ["synthetic"]} | {option: [""]}
     with pytest.raises(BadSpec, match="is empty"):
         Campaign.of(plugins, **given)
+
+
+@pytest.mark.parametrize("texts", [[""], [","], [" ", ",,"]])
+def test_words_that_are_none(texts):
+    with pytest.raises(BadSpec, match="--rule is empty"):
+        words("--rule", texts)
+    assert words("--rule", []) == [] and words("--rule", ["a, b", "c"]) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

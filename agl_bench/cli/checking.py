@@ -155,7 +155,7 @@ def check(
             contracts.append((entry, BackboneContract.of(entry.load(), settings=given)))
         else:
             contracts.append((entry, DatasetContract.of(make_dataset(plugins, part), root=root)))
-    wanted = words(rules)
+    wanted = words("--rule", rules)
     known = {rule for _, contract in contracts for rule in contract.rules()}
     for rule in wanted:
         if rule.removeprefix("test_") not in known:

@@ -154,7 +154,7 @@ def reproduce(
     from agl_bench.comparison.reproduce import load_target, make_grid
 
     plugins = discover(files)
-    target = load_target(what, on=on, evaluations=words(evaluation))
+    target = load_target(what, on=on, evaluations=words("--evaluation", evaluation))
 
     from agl_bench.bench.cells import CellStore
     from agl_bench.bench.prepare import Preparation
@@ -166,7 +166,7 @@ def reproduce(
     prepared = Preparation(root, cache_of(work))
     grid = make_grid(
         target, plugins, root, device=torch_device.type, digests=prepared.digests, preset=preset, backbone=backbone,
-        seeds=seeds, folds=words(fold), assignments=assignments,
+        seeds=seeds, folds=words("--fold", fold), assignments=assignments,
     )  # fmt: skip
     console = make_console()
     show_target(grid, plugins, console)

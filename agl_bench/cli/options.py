@@ -129,6 +129,13 @@ def seconds(text: str, option: str = "--time-limit") -> float:
     return float(seconds)
 
 
-def words(options: Sequence[str]) -> list[str]:
-    """Comma-separated words of a repeatable option."""
-    return [word.strip() for option in options for word in option.split(",") if word.strip()]
+def words(option: str, texts: Sequence[str]) -> list[str]:
+    """Comma-separated words of a repeatable option.
+
+    Raises:
+        BadSpec: if it is given and has none.
+    """
+    found = [word.strip() for text in texts for word in text.split(",") if word.strip()]
+    if texts and not found:
+        raise BadSpec(f"{option} is empty; name at least one, or leave it out")
+    return found

@@ -12,7 +12,7 @@ import click
 from agl_bench.cli.ending import INTERRUPTED, stop_with
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import cache_of, discover, say_left_out, warn
-from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK
+from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK, words
 from agl_bench.terminal import (
     make_console,
     show_study_end,
@@ -98,7 +98,7 @@ def tune(
     from agl_bench.bench.tune import open_storage, read_search, studies
     from agl_bench.bench.tuned import check_writable
 
-    searched = read_search(plugins, search, further)
+    searched = read_search(plugins, search, words("--tune", further))
     torch_device = choose_device(device)
     store = CellStore(work)
     check_writable(out or work / "tuned")
