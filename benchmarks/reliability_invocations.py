@@ -381,5 +381,5 @@ if __name__ == "__main__":
     parser = reliability.parser(__doc__)
     parser.add_argument("--most", type=int, default=0, help="so many invocations, evenly over all; 0 = all")
     parser.add_argument("--only", default="", help="those with this text")
-    given = measure.options(parser, quick={"most": 40, "threads": 1})
+    given = measure.options(parser, quick={"most": 20, "threads": 1})
     reliability.report("invocations", "Bad invocations", INTRODUCTION, trials(given), given)

@@ -30,7 +30,7 @@ SCRIPTS = {  # what the table must show
     "agreement": ["compared with all", "next batch", "features"],
     "zoo": ["epoch / agl", "harmful Δ pgl", "oracle"],
     "reliability_files": ["Bad files", "image", "silently wrong"],
-    "reliability_invocations": ["Bad invocations", "--set", "silently wrong"],
+    "reliability_invocations": ["Bad invocations", "tried", "silently wrong"],
     "reliability_damage": ["Damaged files", "result.json of a cell", "tables of a cell", "silently wrong"],
     "scaling": ["store_MiB", "train_s", "dkgsb", "time_slope"],
 }
