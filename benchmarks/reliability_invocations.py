@@ -89,14 +89,18 @@ SETTINGS = (
     *("protocol.fold_file=work", "protocol.primary_file=pipe", "protocol.augment=maybe", "[/b].k=1", f"{LONG}.k=1"),
 )
 TIMES = ("", "0", "-1h", "nan", "inf", "h", "1e9", "3d", HUGE, f"{HUGE}h", "1h-30m")
-TRACKERS = (
-    *("", "x", "http://", "http://host:port", "http://127.0.0.1:9", "file:///tmp/x", "nosuch://x", "sqlite://"),
-    *("sqlite:///", "sqlite:///:memory:", "sqlite:///work", "sqlite:///pipe", "sqlite:///garbage.bin", "databricks"),
-    *("http://me:s3cr@127.0.0.1:9", "http://127.0.0.1:9/?token=s3cr", "postgresql://me:s3cr@127.0.0.1:9/x"),
+UNREADABLE = (
+    *("", "x", "http://host:port", "file:///tmp/x", "nosuch://x", "sqlite://", "sqlite:///", "sqlite:///:memory:"),
     *("postgresql://me:p@s3cr@127.0.0.1:9/x", "postgresql://me:s3cr/s3cr@127.0.0.1:9/x", "nosuch://me:s3cr@host/x"),
-    *("mysql://me:s3cr@127.0.0.1:9/x?password=s3cr", "host=127.0.0.1 password=s3cr"),
+    "host=127.0.0.1 password=s3cr",
 )
-STORAGES = (*TRACKERS[:4], *TRACKERS[5:8], "sqlite:////absent/x.db", *TRACKERS[16:])
+UNREACHABLE = (
+    *("http://", "http://127.0.0.1:9", "sqlite:///work", "sqlite:///pipe", "sqlite:///garbage.bin", "databricks"),
+    *("http://me:s3cr@127.0.0.1:9", "http://127.0.0.1:9/?token=s3cr", "postgresql://me:s3cr@127.0.0.1:9/x"),
+    "mysql://me:s3cr@127.0.0.1:9/x?password=s3cr",
+)
+TRACKERS = (*UNREADABLE, *UNREACHABLE)
+STORAGES = (*UNREADABLE[:5], *UNREADABLE[8:], *UNREACHABLE[6:], "sqlite:////absent/x.db", "sqlite:///garbage.bin")
 NUMBERS = ("", "x", "nan", "inf", "-inf", "-1", "1e999")
 COUNTS = ("", "x", "1.5", "nan", "0", "-1", HUGE, "1e3")
 READ = ("", "absent.toml", "work", "pipe", "/dev/zero", "garbage.bin", "nested.toml", "file.txt/x", LONG)
@@ -258,6 +262,8 @@ def values_of(command: str, option: click.Parameter) -> Sequence[str]:
         return NAMES
     if name == "assignments":
         return SETTINGS if command in ("run", "folds") else ("x", "=", "nosuch.k=1", "[/b]=1", "protocol.epochs")
+    if name == "tracking" and command in ("plan", "report"):  # the one ignores it, the other goes on without a server
+        return () if command == "plan" else UNREADABLE
     by_name = {"time_limit": TIMES, "slurm_time": TIMES, "tracking": TRACKERS, "storage": STORAGES, "files": PLUGINS}
     if name in by_name:
         return by_name[name]

@@ -14,7 +14,7 @@ from agl_bench.cli.ending import Signals
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import cache_of, discover, existing, warn
 from agl_bench.cli.options import DATA, PATH, PLUGIN, SET, WORK, words
-from agl_bench.cli.tracking import annotate, recorder_of
+from agl_bench.cli.tracking import annotate, check_tracking, recorder_of
 from agl_bench.cli.writing import check_writable, make_folder, writing
 from agl_bench.errors import BadSpec, TrackerUnavailable
 from agl_bench.terminal import (
@@ -59,6 +59,7 @@ def report(
     from agl_bench.comparison.gather import gather
 
     store = existing(work)
+    check_tracking(work, tracking)
     plugins = discover(files)
     out = out or work / "report"
     console = make_console()

@@ -80,6 +80,14 @@ def ui(work: Path, port: int, tracking: str | None) -> None:
     serve(work, tracking, port=port, ready=ready)
 
 
+def check_tracking(work: Path, tracking: str | None) -> None:
+    """Raises `TrackerUnavailable` for an address that nothing can read, where a server that is away costs a line."""
+    if tracking not in (None, "none"):
+        from agl_bench.bench.mlflow_tracker import Tracker
+
+        Tracker.of(work, tracking)
+
+
 def recorder_of(
     work: Path, tracking: str | None, console: Console, models: tuple[CellStore, Plugins] | None = None
 ) -> Recorder:

@@ -13,6 +13,7 @@ from agl_bench.cli.ending import INTERRUPTED, stop_with
 from agl_bench.cli.group import cli
 from agl_bench.cli.opening import cache_of, discover, say_left_out, warn
 from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK, words
+from agl_bench.cli.tracking import check_tracking
 from agl_bench.terminal import (
     make_console,
     show_study_end,
@@ -89,6 +90,7 @@ def tune(
     """
     from agl_bench.bench.spec import Campaign
 
+    check_tracking(work, tracking)
     plugins = discover(files)
     campaign = Campaign.of(plugins, file=config, preset=preset, assignments=assignments, **lists)
 

@@ -555,6 +555,9 @@ def test_a_line_cut_by_a_kill_is_cut_off(make, tmp_path):
     [
         ("trials.db", ["no database URL"]),
         ("nosuch://host/x", ["cannot be used"]),
+        ("sqlite://", ["names no file"]),
+        ("sqlite:///:memory:", ["names no file"]),
+        ("postgresql://me:sec/secret@127.0.0.1:9/x", ["a password holds a separator"]),
         ("sqlite:////no/such/folder/x.db", ["cannot be used"]),
         ("postgresql+psycopg://me:secret@127.0.0.1:9/x", ["postgresql+psycopg://***@127.0.0.1:9/x cannot be used"]),
     ],

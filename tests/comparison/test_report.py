@@ -239,8 +239,10 @@ def test_the_report_of_a_tracked_folder_is_in_mlflow(
     assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"figures", "tables", "report.html"}
     assert status("report", "--work", tracked, "--out", tmp_path / "out", "--tracking", "none") == 0
     assert "MLflow" not in capsys.readouterr().out
-    assert status("report", "--work", tracked, "--out", tmp_path / "out", "--tracking", "nonsense://x") == 0
-    assert "nonsense" in capsys.readouterr().err  # the report is written all the same
+    assert status("report", "--work", tracked, "--out", tmp_path / "out", "--tracking", "http://127.0.0.1:9") == 0
+    assert "no MLflow server answers" in capsys.readouterr().err  # the report is written all the same
+    assert status("report", "--work", tracked, "--out", tmp_path / "out", "--tracking", "nonsense://x") == 2
+    assert "nonsense" in capsys.readouterr().err
 
 
 def test_nothing_to_report_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
