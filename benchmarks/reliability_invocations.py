@@ -262,7 +262,7 @@ def values_of(command: str, option: click.Parameter) -> Sequence[str]:
         return NAMES
     if name == "assignments":
         return SETTINGS if command in ("run", "folds") else ("x", "=", "nosuch.k=1", "[/b]=1", "protocol.epochs")
-    if name == "tracking" and command in ("plan", "report"):  # the one ignores it, the other goes on without a server
+    if name == "tracking" and command in ("plan", "report", "tune"):  # the first ignores it, the others need no server
         return () if command == "plan" else UNREADABLE
     by_name = {"time_limit": TIMES, "slurm_time": TIMES, "tracking": TRACKERS, "storage": STORAGES, "files": PLUGINS}
     if name in by_name:
