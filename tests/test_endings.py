@@ -113,6 +113,8 @@ def test_an_empty_path_is_not_this_folder(ended):
 @pytest.mark.parametrize(
     "line",
     [
+        "selectors = 5",
+        "datasets = ['synthetic', 5]",
         "selectors = 5.5",
         "selectors = true",
         "selectors = {}",

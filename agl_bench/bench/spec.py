@@ -600,6 +600,9 @@ def _lists_of(file: Path | None, table: Mapping[str, Any], keys: Sequence[str]) 
     found = {}
     for key in keys:
         if key in table:
+            numbers = key in ("seeds", "fold")
+            if not numbers and any(isinstance(item, int) for item in _items(table[key], f"{file}: {key} = ")):
+                raise BadSpec(f"{file}: {key} = {table[key]!r} is not a name or a list of names")
             found[key] = _names(table[key], f"{file}: {key} = ")
             if not found[key]:
                 raise BadSpec(f"{file}: {key} is empty; name at least one, or leave it out")
