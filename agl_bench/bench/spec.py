@@ -618,7 +618,7 @@ def _names(value: object, where: str = "") -> tuple[str, ...]:
 
 
 def _items(value: object, where: str = "") -> Sequence[str | int]:
-    items = value if isinstance(value, list | tuple) else [value]
+    items: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(i, str | int) and not isinstance(i, bool) for i in items):
         raise BadSpec(f"{where}{value!r} is not a name or a list of names")
     return items
