@@ -351,7 +351,7 @@ def judge(kind: str, name: str, answer: reliability.Answer, *, is_right: bool, p
 
 def trials(options: Any) -> list[Trial]:
     """Every invocation, judged."""
-    shares = len(os.sched_getaffinity(0))
+    shares = options.shares or len(os.sched_getaffinity(0))
     with multiprocessing.get_context("fork").Pool(shares) as pool:
         parts = pool.starmap(share, [(number, shares, options) for number in range(shares)])
     found = {number: trial for part in parts for number, trial in part}
@@ -365,7 +365,8 @@ def share(mine: int, shares: int, options: Any) -> list[tuple[int, Trial]]:
         place = Place(Path(folder))
         place.make()
         every = [(number, one) for number, one in enumerate(invocations(place)) if options.only in one[1]]
-        for number, one in every[:: max(1, len(every) // options.most) if options.most else 1][mine::shares]:
+        most = min(options.most or len(every), len(every))
+        for number, one in [every[i * len(every) // most] for i in range(most)][mine::shares]:
             kind, name, words, is_right = one
             trial = judge(kind, name, invoke(place.folder, words), is_right=is_right, place=place)
             if trial.verdict not in reliability.CLEAN:
@@ -387,6 +388,7 @@ wrong. The last row is of odd words that are right, e.g. folders whose names are
 if __name__ == "__main__":
     parser = reliability.parser(__doc__)
     parser.add_argument("--most", type=int, default=0, help="so many invocations, evenly over all; 0 = all")
+    parser.add_argument("--shares", type=int, default=0, help="processes that judge at once; 0 = one for each core")
     parser.add_argument("--only", default="", help="those with this text")
     given = measure.options(parser, quick={"most": 20, "threads": 1})
     reliability.report("invocations", "Bad invocations", INTRODUCTION, trials(given), given)
