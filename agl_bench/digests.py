@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_SMALL = 2**20  # bytes: read at once, since `hashlib.file_digest` makes a large buffer for each file
 TRUST = "AGL_BENCH_TRUST_TIMES"
 
 
@@ -55,6 +56,8 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[io.BufferedReader]:
 def file_digest(path: Path, size: int = 10, *, follow: bool = True) -> str:
     """Digest of the content of a file, `size` bytes in hexadecimal; see `opened`."""
     with opened(path, follow=follow) as stream:
+        if os.fstat(stream.fileno()).st_size <= _SMALL:
+            return bytes_digest(stream.read(), size)
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=size)).hexdigest()
 
 

@@ -4,13 +4,16 @@
     python benchmarks/prepare.py --forms tiles         # of .tif only; jpeg = one .jpg; small parts of it are re-used
 
 The section is made up and written to a folder that goes with the process. Each form is prepared in a process of its
-own: "prepare" reads, checks and writes the counts and cuts the patches, "again" opens what is there, "another size"
-cuts patches of 32 px, "read" gathers the patches of a random tenth of the spots.
+own: "prepare" reads, checks and writes the counts and cuts the patches, "again" opens what is there and
+compares it with its digests, as each process does once, "trusted" opens it with AGL_BENCH_TRUST_TIMES=1, "share" is how
+much of preparing the comparison takes, "another size" cuts patches of 32 px, "read" gathers the patches of a random
+tenth of the spots.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +28,7 @@ from scipy import sparse
 
 from agl_bench import ImagePatches, Section
 from agl_bench.data.prepared import PatchSize, SectionCache
-from agl_bench.digests import FileDigests
+from agl_bench.digests import TRUST, FileDigests
 
 UM_PER_PX, UM = 0.5, 112.0
 TILE = 256
@@ -79,12 +82,22 @@ def measured(device: torch.device, folder: str, px: int) -> measure.Row:
         return time.perf_counter() - started, result
 
     size = PatchSize(px, UM)
+
+    def opened(cache: SectionCache) -> Section:
+        found = cache.section(KEY, read, size)
+        found.patches.prepare(size)
+        return found
+
     most = measure.Peak(device)
     cache = SectionCache(here / "cache", FileDigests(here / "cache" / "files.json"), print)
     prepare, section = timed(lambda: cache.section(KEY, read, size))
     peak = most.mib()
     cache = SectionCache(here / "cache", FileDigests(here / "cache" / "files.json"), print)
-    again, section = timed(lambda: cache.section(KEY, read, size))
+    again, section = timed(lambda: opened(cache))
+    cache.digests.keep()
+    os.environ[TRUST] = "1"
+    trusted, _ = timed(lambda: opened(SectionCache(here / "cache", FileDigests(here / "cache" / "files.json"), print)))
+    del os.environ[TRUST]
     other, _ = timed(lambda: section.patches.prepare(PatchSize(32, UM)))
     rows = np.random.default_rng(1).permutation(section.counts.n_obs)[: max(section.counts.n_obs // 10, 1)]
     gather, _ = timed(lambda: section.patches.read(rows, px, UM))
@@ -94,6 +107,8 @@ def measured(device: torch.device, folder: str, px: int) -> measure.Row:
         "prepare_s": prepare,
         "peak_MiB": peak,
         "again_s": again,
+        "trusted_s": trusted,
+        "share": (again - trusted) / prepare,
         "another_size_s": other,
         "read_s": gather,
     }

@@ -18,7 +18,7 @@ SCRIPTS = {  # what the table must show
     "speed_hypergradient": ["peak_MiB", "plain, unfused", "forward late, SGD", "classical", "implicit 5"],
     "speed_epoch": ["look_ahead_ratio", "agl", "hvg_k 1000", "dkgsb, preset paper", "amal", "other.py", "1,234"],
     "leaks": ["ranking on all spots", "random folds", "shared validation", "all three", "interval"],
-    "prepare": ["prepare_s", "peak_MiB", "tiles", "jpeg"],
+    "prepare": ["prepare_s", "trusted_s", "peak_MiB", "tiles", "jpeg"],
     "inference": ["Learned null", "false: sign flip", "d = 1.5", "called equivalent at the edge"],
     "large": ["not zero", "Mapped", "anon_MiB", "hvg_k"],
     "executors": ["overhead_ms", "speed_up", "serial", "local", "True"],

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -174,8 +175,9 @@ class CellStore:
             self._note(content, folder.name)
             return content | {"key": folder.name}
 
-        found = (self._whole(folder.name, glance) for folder in folders(self.cells))
-        yield from (content for content in found if content is not None)
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # digests let other threads go on
+            found = pool.map(lambda folder: self._whole(folder.name, glance), folders(self.cells))
+            yield from (content for content in found if content is not None)
         self.tell_unsigned()
 
     def find(self, text: str) -> str:
