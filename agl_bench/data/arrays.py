@@ -16,6 +16,9 @@ STRETCH = 1.1  # scanners and hand alignment stretch by 1 %; rows and columns sw
 _VISIUM_UM = 100.0  # between neighbouring spots of Visium, the one array with rows shifted by half a pitch
 _PITCH_SLACK = 0.1  # pixel sizes read from scanners are wrong by some percent, magnifications mistaken by factors
 _NEAREST = 0.5  # pitches: a spot farther off is nearer to another's place; by hand 0.3 was met
+# Spots from which on a fit may also bend, by degree: registered images are seen in perspective, which at 2 % moves the
+# spots of a whole array by half a pitch. Fewer spots could bend to whatever they are given.
+_BENDS = ((200, 3), (60, 2))
 _HEXAGONAL = ("array_row", "array_col")  # as Space Ranger, scanpy and HEST name them
 _SQUARE = ("array_y", "array_x")  # as tables of Spatial Transcriptomics name them
 
@@ -28,7 +31,7 @@ class ArrayFit:
         pitch_px: pixels between neighbours.
         stretch: how much longer it is in one direction than in another, ≥ 1.
         mirrored: whether it is seen from its back.
-        off: (spots,) pitches between a spot and where the array puts it.
+        off: (spots,) pitches between a spot and where the array puts it, bent as perspective bends it.
     """
 
     pitch_px: float
@@ -57,7 +60,11 @@ def fit_array(row: np.ndarray, column: np.ndarray, positions: np.ndarray, *, hex
     if rank < 2 or not short > 0:
         return None
     pitch_px = float(np.sqrt(long * short))
-    off = np.linalg.norm(seen - place @ matrix, axis=1) / pitch_px
+    degree = next((degree for least, degree in _BENDS if len(place) >= least), 1)
+    x, y = (place / np.abs(place).max()).T
+    terms = np.stack([x**i * y**j for i in range(degree + 1) for j in range(degree + 1 - i)], axis=1)
+    bent = terms @ np.linalg.lstsq(terms, seen, rcond=None)[0]
+    off = np.linalg.norm(seen - bent, axis=1) / pitch_px
     return ArrayFit(pitch_px, float(long / short), bool(np.linalg.det(matrix) < 0), off)
 
 

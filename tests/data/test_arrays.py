@@ -51,6 +51,17 @@ def test_fit_knows_pitch_turn_and_mirror() -> None:
     assert fit_array(row, column, np.full_like(positions, np.nan), hexagonal=True) is None
 
 
+def test_perspective_is_no_contradiction() -> None:
+    row, column, positions = grid(78, 64)
+    weight = 1 + 0.02 * positions[:, :1] / positions.max() + 0.01 * positions[:, 1:] / positions.max()
+    fit = fit_array(row, column, np.rint(positions / weight), hexagonal=True)
+    assert fit is not None and fit.off.max() < 0.02 and fit.stretch < 1.03
+    order = np.arange(len(row))
+    order[[700, 701]] = 701, 700
+    fit = fit_array(row, column, (positions / weight)[order], hexagonal=True)
+    assert fit is not None and sorted(np.flatnonzero(fit.off > 0.25)) == [700, 701]
+
+
 @pytest.mark.parametrize(
     "change",
     [

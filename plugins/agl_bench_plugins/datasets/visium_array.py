@@ -24,7 +24,7 @@ SCALES = "scalefactors_json.json"
 HIRES = "tissue_hires_image.png"
 _PICTURES = {"tissue_hires_scalef": HIRES, "tissue_lowres_scalef": "tissue_lowres_image.png"}
 _PITCH_UM = 100.0  # of the hexagonal array: a column is half of it, a row √3/2 of it
-_OFF_GRID = 0.25  # pitches that a spot may be away from where the array says; positions are computed, not measured
+_OFF_UM = 25.0  # that a spot may be away from where the array says: positions are computed, not measured
 _STRETCH = 1.1  # registration stretches by 1 % or so, swapped rows and columns by factors
 _STATED = 0.05  # microns_per_pixel is computed from the same transform; another image is wrong by factors
 # 55 µm by the maker; Space Ranger 1 writes 65 µm for the same spots. 15 % on either side.
@@ -93,7 +93,8 @@ def array_scale(
                 section, f"the size of a pixel is not stated in {SCALES} and cannot be had from {len(table)} spots"
             )
         raise BadSection(section, f"{path} has positions that are no numbers; copy it anew")
-    strays = np.flatnonzero(fit.off > _OFF_GRID)
+    pitch_um = bin_um or _PITCH_UM
+    strays = np.flatnonzero(fit.off * pitch_um > _OFF_UM)
     if len(strays) or fit.stretch > _STRETCH:
         raise BadSection(
             section,
@@ -106,7 +107,6 @@ def array_scale(
             f"{path} shows the array mirrored, as if pxl_row_in_fullres and pxl_col_in_fullres were exchanged or the "
             f"image flipped; correct them, or say --set visium.mirrored=true where the scan itself is mirrored",
         )
-    pitch_um = bin_um or _PITCH_UM
     if stated and abs(stated * fit.pitch_px / pitch_um - 1) > _STATED:
         raise BadSection(
             section,
