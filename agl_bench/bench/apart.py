@@ -61,7 +61,8 @@ GRACE = (
     30.0  # seconds that a cell may go on beyond its time, or after it was asked to stop, before its process is ended
 )
 EPOCHS = 3  # likewise, in epochs as long as its longest
-LIBRARIES = ("scanpy", "tifffile", "zarr")  # that are imported where they are first used, for seconds
+# Imported where they are first used, some for seconds; a nursery imports what its command has.
+LIBRARIES = ("scanpy", "tifffile", "zarr", "pyarrow.pandas_compat", "pandas.io.formats.csvs")
 KINDS = ("dataset", "backbone", "selector")
 
 

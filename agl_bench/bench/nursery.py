@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -33,7 +34,8 @@ from agl_bench.bench.cells import CellStore
 from agl_bench.bench.checkpoints import Keeper
 from agl_bench.bench.fitness import Skipped
 from agl_bench.bench.leases import HeldLease
-from agl_bench.bench.prepare import Preparation
+from agl_bench.bench.prepare import Preparation, code_digest
+from agl_bench.bench.provenance import provenance
 from agl_bench.bench.run import (
     Bench,
     EpochDone,
@@ -69,7 +71,8 @@ def serve(control: socket.socket) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end_with(command)
-        choose_device("cpu")  # what torch imports for it takes seconds
+        device = choose_device("cpu")  # what torch imports for it takes seconds
+        provenance(device), code_digest()  # looked up once for all cells
         torch.set_num_threads(1)  # threads that a plug-in's import would leave behind do not survive a fork
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # nor does what else torch does to look for a device
         plugins = _Plugins()
@@ -87,6 +90,7 @@ def serve(control: socket.socket) -> NoReturn:
                 continue
             request = _read(given[0])
             plugins.get(request)
+            gc.freeze()  # what is here lives as long as this process: a collection in a fork need not look at it
             nursery, pid = os.getpid(), os.fork()
             if not pid:
                 control.close()

@@ -104,7 +104,7 @@ class Preparation:
         """Digest of all that decides the content of a prepared section."""
         content = {
             "format": FORMAT,
-            "code": _code(),
+            "code": code_digest(),
             "dataset": [part.name, part.settings, part.source, dataset.revision],
             "section": name,
             "files": _file_digests(part, dataset, self.root, [name], self.digests),
@@ -186,7 +186,7 @@ def _file_digests(part: Part, dataset: Dataset, root: Path, names: list[str], di
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
     """Digest of what decides the pixels and counts of a prepared section, and whether it is let in: code, libraries."""
     here = Path(agl_bench.__file__).parent / "data"
     files = "".join(
