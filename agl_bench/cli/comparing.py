@@ -12,7 +12,7 @@ import click
 
 from agl_bench.cli.ending import Signals
 from agl_bench.cli.group import cli
-from agl_bench.cli.opening import cache_of, discover, existing, warn
+from agl_bench.cli.opening import apart_from, cache_of, discover, existing, warn
 from agl_bench.cli.options import DATA, PATH, PLUGIN, SET, WORK, words
 from agl_bench.cli.tracking import annotate, check_tracking, recorder_of
 from agl_bench.cli.writing import check_writable, make_folder, writing
@@ -154,6 +154,7 @@ def reproduce(
     """
     from agl_bench.comparison.reproduce import load_target, make_grid
 
+    apart = None if dry_run else apart_from(files)
     plugins = discover(files)
     target = load_target(what, on=on, evaluations=words("--evaluation", evaluation))
 
@@ -180,10 +181,12 @@ def reproduce(
     prepared.digests.keep()
     bench = Bench(plugins, root, torch_device, prepared)
     with console.status("reading and checking the data"):
-        preflight(grid.cells, bench, store, retry_failed=retry_failed)
+        preflight(grid.cells, bench, store, retry_failed=retry_failed, apart=apart)
     recorder = recorder_of(work, tracking, console)
     with Signals() as signals:
-        events = run_cells(grid.cells, bench, store, recorder, retry_failed=retry_failed, stop=signals.asked)
+        events = run_cells(
+            grid.cells, bench, store, recorder, retry_failed=retry_failed, stop=signals.asked, apart=apart
+        )  # fmt: skip
         _, failures, _, skips = follow(events, len(grid.cells), console)
     if signals.asked():
         raise KeyboardInterrupt
