@@ -64,6 +64,7 @@ from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol, load_preset
 from agl_bench.registry.plugins import Plugins
 
+MISSING = "Not measured yet."
 SECTIONS = "A1,A2,B4,C2,C3,C4,C5"
 DROPPED, DRAWS = 0.05, 3
 THIN, THIN_GENES = 5, 60  # spots of a section that are thinned, and to how many genes
@@ -365,11 +366,13 @@ def document(
         f"## {options.real}: before ({BEFORE}) and after ({AFTER})",
         measure.table(each, markdown=True),
         "## Planted tissue",
-        measure.table(averaged(planted, ["data", "preset"], list(planted[0])[2:]), markdown=True),
+        measure.table(averaged(planted, ["data", "preset"], list(planted[0])[2:]), markdown=True)
+        if planted
+        else MISSING,
         f"## PCC on {options.real}",
         f"{len(pcc):,} cells; mean and standard deviation over folds and seeds. The genes differ between the presets, "
         "so that a higher PCC alone is no better method: compare with the controls beside it.",
-        measure.table(pcc_table(pcc), markdown=True) if pcc else "Not measured.",
+        measure.table(pcc_table(pcc), markdown=True) if pcc else MISSING,
     ]
     return "\n\n".join(parts) + "\n"
 
