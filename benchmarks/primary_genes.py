@@ -17,7 +17,7 @@ share that follow the tissue, which is what the generator means them to do.
 PCC: `pgl` and `hvg_k`, and the controls `position` (a backbone that sees coordinates alone) and shuffled patches, with
 the presets `clean_v1` and `clean` and backbone `tiny`; across donors, and within sections in two folds.
 
-Written down before the run:
+Written down before the run (1 to 4 with first trials on the same sections known, so that they are no blind guesses):
 1. seurat keeps less than .4 of its genes when the thinnest 5 % go, and as little when thin spots are planted; clean
    keeps .85.
 2. When 5 % go at random clean keeps at least as many as seurat.
