@@ -86,7 +86,8 @@ def register_backbones():
 def _plain(value: Any) -> Any:
     """A JSON table without what no two runs share."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if k not in ("cost", "seconds_total", "seconds", "running")}
+        unequal = ("cost", "seconds_total", "seconds", "running", "provenance")
+        return {k: _plain(v) for k, v in value.items() if k not in unequal}
     return [_plain(v) for v in value] if isinstance(value, list) else value
 
 

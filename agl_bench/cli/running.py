@@ -252,6 +252,9 @@ def status(work: Path, json_: bool) -> None:
 
     check_work_folder(work)
     found = status_of(work)
+    if found.damaged:
+        cells = "1 finished cell is" if len(found.damaged) == 1 else f"{len(found.damaged)} finished cells are"
+        warn(f"{cells} damaged and left out ({found.damaged[0]}, …); the next run makes such cells anew")
     if json_:
         click.echo(json.dumps(as_json(found), indent=1))
         return
@@ -281,9 +284,6 @@ def status(work: Path, json_: bool) -> None:
         line = f"running: {what}: {done}, process {cell.owner.pid} on {cell.owner.host}"
         console.print(line)
     show_skips(found.skipped)
-    if found.damaged:
-        cells = "1 finished cell is" if len(found.damaged) == 1 else f"{len(found.damaged)} finished cells are"
-        warn(f"{cells} damaged and left out ({found.damaged[0]}, …); the next run makes such cells anew")
 
 
 @cli.command(params=[p for p in run.params if p.name not in ("dry_run", "json_file", "workers")])
