@@ -29,6 +29,7 @@ SCRIPTS = {  # what the table must show
     "report": ["gather_s", "report_s", "page_MiB"],
     "agreement": ["compared with all", "next batch", "features"],
     "zoo": ["epoch / agl", "harmful Δ pgl", "oracle"],
+    "reliability_plugins": ["Wrong plug-ins", "selector: the process", "others harmed"],
     "reliability_files": ["Bad files", "image", "silently wrong"],
     "reliability_invocations": ["Bad invocations", "tried", "silently wrong"],
     "reliability_damage": ["Damaged files", "result.json of a cell", "tables of a cell", "silently wrong"],

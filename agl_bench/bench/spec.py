@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -19,7 +20,8 @@ from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, MissingData, Unk
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.tunable import Value, resolve, tunables
 from agl_bench.protocol import OF_COUNTS, Preset, Protocol, load_preset, read_toml
-from agl_bench.registry.plugins import Plugins
+from agl_bench.registry.plugins import OWN, Plugins
+from agl_bench.registry.watch import watched
 
 # Libraries that decide results; those that decide pixels alone are in the key of a prepared section.
 DECIDING = ("torch", "numpy", "scipy", "pandas", "scanpy", "scikit-misc", "pillow")
@@ -473,9 +475,14 @@ def make_dataset(plugins: Plugins, part: Part) -> Dataset:
 
 @contextlib.contextmanager
 def naming_the_dataset(part: Part) -> Iterator[None]:
-    """Whatever a dataset plug-in raises by mistake becomes a sentence that names it."""
+    """Whatever a dataset plug-in raises by mistake becomes a sentence that names it; the process stays as it was.
+
+    Raises:
+        BadPlugin: if it raises, or if a stranger's one changes settings of the process.
+    """
     try:
-        yield
+        with watched(is_import=False) as seen:
+            yield
     except AglBenchError:
         raise
     except PermissionError as error:  # of the user's data, no fault of the plug-in
@@ -484,6 +491,12 @@ def naming_the_dataset(part: Part) -> Iterator[None]:
         ) from None
     except (Exception, SystemExit) as error:
         raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {told(error)}") from error
+    sys.stderr.write(seen.printed)
+    if seen.changed and not part.provider.startswith(f"{OWN} "):  # of ours, libraries that it imports change some
+        raise BadPlugin(
+            f"dataset '{part.name}' of {part.provider} changes {', '.join(seen.changed)}, on which all that runs after "
+            "it depends; leave it as it is"
+        )
 
 
 def check_normalisation(name: str, dataset: Dataset, protocol: Protocol) -> None:

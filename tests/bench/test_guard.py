@@ -132,3 +132,36 @@ def test_what_is_harmless_is_a_remark(grid, plugin, capsys):
     ]
     out, err = capsys.readouterr()
     assert "hello" in err and out == ""
+
+
+READING = """
+    import os
+    import torch
+    from agl_bench import hookimpl
+    from agl_bench_plugins.datasets.synthetic import Synthetic
+
+    class Reading(Synthetic):
+        '''Changes the process when it is asked for its sections.'''
+
+        def sections(self, root):
+            print("reading")
+            torch.set_default_dtype(torch.float64)
+            os.umask(0o777)
+            return super().sections(root)
+
+    @hookimpl
+    def register_datasets():
+        return {"reading": Reading}
+"""
+
+
+def test_a_dataset_is_named_too(grid, tmp_path, capsys):
+    path = tmp_path / "reading.py"
+    path.write_text(textwrap.dedent(READING))
+    with pytest.raises(
+        BadPlugin, match=r"^dataset 'reading' of reading.py changes torch's default type, the umask, on"
+    ):
+        grid("pgl", files=[path], datasets=["reading"])
+    assert torch.get_default_dtype() == torch.float32
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "reading\n")
