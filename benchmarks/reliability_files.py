@@ -9,6 +9,7 @@ prepare` on it, and compares what was prepared with what is true.
 from __future__ import annotations
 
 import importlib
+import itertools
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import measure
 import reliability
+import reliability_sections
 
 PARTS = ("reliability_images", "reliability_formats", "reliability_tables")  # each has trials(folder, quick)
 INTRODUCTION = """
@@ -28,22 +30,34 @@ status 2. A warning of a library counts as a traceback.
 
 def main() -> None:
     """Try all, print the table, and write it if asked to."""
-    options = measure.options(reliability.parser(__doc__), quick={})
-    parts = [importlib.import_module(part) for part in PARTS]
-    forks = multiprocessing.get_context("fork")
+    made = reliability.parser(__doc__)
+    made.add_argument(
+        "--shares", type=int, default=1, help="processes for each part, each with its share of the trials"
+    )
+    options = measure.options(made, quick={})
+    for part in PARTS:
+        importlib.import_module(part)  # once, here: the processes are forks
+    forks, shares = multiprocessing.get_context("fork"), options.shares
     with (
         tempfile.TemporaryDirectory(prefix="reliability-files-") as folder,
-        ProcessPoolExecutor(len(parts), mp_context=forks) as pool,
+        ProcessPoolExecutor(len(PARTS) * shares, mp_context=forks) as pool,
     ):
-        waiting = [pool.submit(part.trials, _place(folder, part.__name__), options.quick) for part in parts]
-        trials = [trial for found in waiting for trial in found.result()]
+        waiting = [
+            [pool.submit(_trials, part, Path(folder), options.quick, share, shares) for share in range(shares)]
+            for part in PARTS
+        ]
+        found = [[share.result() for share in part] for part in waiting]
+    trials = [trial for part in found for each in zip(*part, strict=True) for trial in each if trial is not None]
     reliability.report("files", "Bad files", INTRODUCTION, trials, options)
 
 
-def _place(folder: str, name: str) -> Path:
-    made = Path(folder) / name
-    made.mkdir()
-    return made
+def _trials(part: str, folder: Path, quick: bool, share: int, shares: int) -> list[reliability.Trial | None]:
+    """The trials of a part; None for those that are another process's share."""
+    reliability_sections.OURS = itertools.cycle(number == share for number in range(shares))
+    mine = folder / f"{part}-{share}"
+    mine.mkdir()
+    found: list[reliability.Trial | None] = importlib.import_module(part).trials(mine, quick)
+    return found
 
 
 if __name__ == "__main__":

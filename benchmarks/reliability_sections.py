@@ -7,6 +7,7 @@ shifted, scaled, swapped or repeated on the way shows in what was prepared.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ from agl_bench.bench import prepare, run, validate  # noqa: F401  (likewise)
 from agl_bench.cli import main as command
 
 PX = 32  # of a prepared patch, which shows 112 µm
+OURS = itertools.repeat(True)  # whether the next trial is one of this process
 NEAR = 20  # levels that a colour may differ, for JPEG and the bicubic filter
 
 
@@ -182,8 +184,8 @@ def difference(truth: Truth, got: Prepared, kept: int | None = None) -> str:
 Judge = Callable[[Mapping[str, Prepared]], str]
 
 
-def tried(kind: str, name: str, spec: str, truth: Truth | Judge, *words: str, kept: int | None = None) -> Trial:
-    """One bad or odd input: `validate` and `prepare` on it, and whether what came out is true.
+def tried(kind: str, name: str, spec: str, truth: Truth | Judge, *words: str, kept: int | None = None) -> Trial | None:
+    """One bad or odd input: `validate` and `prepare` on it, and whether what came out is true. None if not `OURS`.
 
     Args:
         kind: row of the table.
@@ -193,6 +195,8 @@ def tried(kind: str, name: str, spec: str, truth: Truth | Judge, *words: str, ke
         words: further words of both commands, e.g. --set NAME.KEY=VALUE.
         kept: how many spots of `truth` are to be there; None = all.
     """
+    if not next(OURS):
+        return None
     with tempfile.TemporaryDirectory(prefix="reliability-") as work:
         looked = forked(["validate", spec, *words])
         made = forked(["prepare", spec, "--px", PX, "--work", work, *words])
