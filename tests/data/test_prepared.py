@@ -244,7 +244,11 @@ def test_bits_that_change_under_an_unchanged_time_are_noticed(
     def use() -> tuple[Section, np.ndarray, np.ndarray]:
         found = make_cache().section(KEY, read, SIZE)
         assert isinstance(found.patches, PreparedPatches)
-        return found, np.array(found.patches.prepare(SIZE)), found.patches.features("0a", 1, lambda: features)[0]
+        return (
+            found,
+            np.array(found.patches.prepare(SIZE)),
+            found.patches.features("0a", 1, lambda rows: features[:, rows])[0],
+        )
 
     _, patches, _ = use()
     cache = make_cache()
@@ -292,7 +296,7 @@ def test_bytes_behind_what_signs_an_array(
         patches = make_cache().section(KEY, read, SIZE).patches
         assert isinstance(patches, PreparedPatches)
         patches.prepare(SIZE)
-        made, _ = patches.features("0a", 1, lambda: np.ones((1, 20, 2), dtype=np.float32))
+        made, _ = patches.features("0a", 1, lambda rows: np.ones((1, len(rows), 2), dtype=np.float32))
         assert made.sum() == 40
 
     use()
