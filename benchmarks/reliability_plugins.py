@@ -47,7 +47,7 @@ SETTINGS = {
     "protocol.buffer_um": 0,
     "protocol.epochs": 3,
 }
-PATIENCE = 240.0  # seconds that a command may take
+PATIENCE = 400.0  # seconds that a command may take
 INTRODUCTION = (__doc__ or "").partition("\n\n    ")[2].partition("\n\n")[2]
 
 SHOWN = {  # deeds on what a selector is shown; `view` is there in the constructor, `self.view` later
@@ -265,7 +265,7 @@ def cases() -> Iterator[Case]:
             yield selector("selector: an end", name, ("hook", "observe", "module", "learn")[number % 4], deed)
     for name, deed in ENDLESS.items():
         for place in ("forward", "constructor"):
-            yield selector("selector: no end", name, place, deed, seconds=2)
+            yield selector("selector: no end", name, place, deed, seconds=60)
     for number, (name, deed) in enumerate((*SPOTS.items(), *list(PROCESS.items())[:14], *list(ENDS.items())[:6])):
         place = ("constructor", "forward")[number % 2]
         text = BACKBONE.format(**BLANKS | {place: deed})
