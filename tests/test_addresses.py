@@ -47,7 +47,7 @@ def test_secrets_are_masked(address: str, shown: str) -> None:
     [
         "http://127.0.0.1:5000",
         "http://[::1]:5000/x",
-        "sqlite:////home/me@work/a b/mlflow.db",
+        "sqlite:////data/me@work/a b/mlflow.db",
         "see https://sqlalche.me/e/20/e3q8.",
         "no password supplied; a token: what is that",
         "donor@site.org has 5 spots",

@@ -6,7 +6,7 @@ import warnings
 
 _LIBRARIES = (
     *("anndata", "dask", "geopandas", "h5py", "legacy_api_wrap", "numcodecs", "ome_zarr", "pandas", "PIL", "pyarrow"),
-    *("scanpy", "scipy", "shapely", "spatialdata", "tifffile", "xarray", "zarr"),
+    *("scanpy", "scipy", "shapely", "tifffile", "xarray", "zarr"),
     *("agl_bench", "agl_bench_plugins"),  # many warnings are laid at the door of the caller
 )
 
