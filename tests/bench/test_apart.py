@@ -147,7 +147,7 @@ def test_epochs_are_told_as_they_come(beside):
         assert len([e for e in beside[0] if isinstance(e, EpochDone) and e.spec.selector.name == name]) == 3
 
 
-@pytest.mark.parametrize("given", [{"time_limit": 12}, {"stop": lambda: "SIGTERM"}], ids=str)
+@pytest.mark.parametrize("given", [{"time_limit": 12}, {"stop": lambda: "SIGTERM"}], ids=["time limit", "signal"])
 def test_one_that_never_returns_is_ended(given, grid, harms, apart, monkeypatch, tmp_path):
     monkeypatch.setattr(apart_module, "GRACE", 1.0)
     cells, bench = grid("endless", "pgl", files=[harms], fold=["D1"])
