@@ -267,6 +267,27 @@ def test_positions_that_contradict_the_array(measured, tmp_path: Path, change: C
     assert message in said(root)
 
 
+@pytest.mark.parametrize("reversed_", ["array_row", "array_col"])
+@pytest.mark.parametrize(("rows", "columns", "larger"), [(78, 128, False), (128, 224, True)])
+def test_larger_arrays_are_numbered_from_the_other_side(
+    measured, tmp_path: Path, reversed_: str, rows: int, columns: int, larger: bool
+) -> None:
+    root = measured.visium_h5(tmp_path)
+    table = table_of(root)
+    across, down = table["array_col"] * 50 / 7.0, table["array_row"] * 50 * np.sqrt(3) / 7.0
+    last = table[reversed_].max()
+    numbered = table.assign(pxl_col_in_fullres=across + 20, pxl_row_in_fullres=down + 20)
+    numbered[reversed_] = last + last % 2 - numbered[reversed_]  # an even one, so that even rows have even columns
+    corner = numbered.tail(1).assign(barcode="corner-1", in_tissue=0, array_row=rows - 1, array_col=columns - 1)
+    step = {"array_row": 50 * np.sqrt(3) / 7.0, "array_col": 50 / 7.0}
+    for name, place in (("array_row", "pxl_row_in_fullres"), ("array_col", "pxl_col_in_fullres")):
+        moved = (corner[name] - numbered[name].iloc[-1]) * step[name] * (-1 if name == reversed_ else 1)
+        corner[place] = numbered[place].iloc[-1] + moved
+    write_table(root, pd.concat([numbered, corner]))
+    assert ("shows the array mirrored" in said(root)) is not larger
+    assert said(root, mirrored=True) == ""
+
+
 @pytest.mark.parametrize("spot_um", [52, 55, 65])
 def test_spots_as_space_ranger_states_them(measured, tmp_path: Path, spot_um: float) -> None:
     root = measured.visium_h5(tmp_path)

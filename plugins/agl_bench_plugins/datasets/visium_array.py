@@ -24,6 +24,9 @@ SCALES = "scalefactors_json.json"
 HIRES = "tissue_hires_image.png"
 _PICTURES = {"tissue_hires_scalef": HIRES, "tissue_lowres_scalef": "tissue_lowres_image.png"}
 _PITCH_UM = 100.0  # of the hexagonal array: a column is half of it, a row √3/2 of it
+# Rows and columns of a capture area of 6.5 mm, as seen in its images. The larger one, of 11 mm, is numbered from the
+# other side: in tables that its users have published, the array is mirrored, with the row or the column reversed.
+_ROWS, _COLUMNS = 78, 128
 _OFF_UM = 25.0  # that a spot may be away from where the array says: positions are computed, not measured
 _STRETCH = 1.1  # registration stretches by 1 % or so, swapped rows and columns by factors
 _STATED = 0.05  # microns_per_pixel is computed from the same transform; another image is wrong by factors
@@ -101,7 +104,7 @@ def array_scale(
             f"{path} puts spot '{whole.index[strays[0] if len(strays) else 0]}' where its place on the array is not "
             f"({len(strays) or len(whole)} spots); the columns {', '.join(COLUMNS[2:])} do not belong together",
         )
-    if fit.mirrored and not (mirrored or bin_um):
+    if fit.mirrored and not (mirrored or bin_um or _is_large(whole)):
         raise BadSection(
             section,
             f"{path} shows the array mirrored, as if pxl_row_in_fullres and pxl_col_in_fullres were exchanged or the "
@@ -114,6 +117,11 @@ def array_scale(
             f"{pitch_um:g} µm apart, so that it is {pitch_um / fit.pitch_px:.4g} µm; take both from the same run",
         )
     return stated or (_similar(table) if not bin_um else 0.0) or pitch_um / fit.pitch_px
+
+
+def _is_large(whole: pd.DataFrame) -> bool:
+    """Whether the array is that of a capture area of 11 mm."""
+    return bool(whole["array_row"].max() >= _ROWS or whole["array_col"].max() >= _COLUMNS)
 
 
 def _similar(table: pd.DataFrame) -> float:
