@@ -8,8 +8,10 @@ import urllib.parse
 MASK = "***"
 # A text may quote an address: it ends at white space, at a quotation mark or at a bracket that closes.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*:/{1,2})(?P<rest>[^\s'\"`<>]+)")
-_BARE = re.compile(r"(?<![^\s'\"`<>(=])[^\s'\"`<>/@:=]+:(?!//)[^\s'\"`<>]+@(?=[\w\[])")  # user:password@host
-_SECRET = r"[\w.\-]*(?:pass(?:word|wd|phrase)?|pwd|secret|token|credential|signature|api_?key|access_?key)[\w.\-]*"
+_BARE = re.compile(r"(?<![^\s'\"`<>(=])[^\s'\"`<>/@:=]+:(?!/)[^\s'\"`<>]+@(?=[\w\[])")  # user:password@host
+# Not `tokens`, `tokenizer`, `passes`, `pass_over` or `bypass`: a number of them is no secret.
+_WORDS = r"pass(?:word|wd|phrase)|(?<!com)(?<!by)pass(?![a-z_])|pwd|secret|token(?!s|iz)|credential|signature"
+_SECRET = rf"[\w.\-]*(?:{_WORDS}|api_?key|access_?key)[\w.\-]*"
 _ASSIGNED = re.compile(
     rf"(?P<name>\b{_SECRET}['\"]?\s*(?:=|:(?=\s*['\"]))\s*)"
     r"(?P<value>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&;,'\"`)]+)",
@@ -43,8 +45,8 @@ def is_ambiguous(address: str) -> bool:
 
 def _masked_address(found: re.Match[str]) -> str:
     scheme, rest = found["scheme"], found["rest"]
-    if scheme.endswith(":/") and "@" not in rest:
-        return found[0]  # e.g. C:/data
+    if scheme.endswith(":/") and ":" not in rest.rpartition("@")[0]:
+        return found[0]  # e.g. C:/data, folder:/home/me@work
     rest, _, fragment = rest.partition("#") if _has_host(rest.partition("#")[0]) else (rest, "", "")
     rest, asked, query = rest.partition("?") if _has_host(rest.partition("?")[0]) else (rest, "", "")
     if scheme.startswith(("sqlite", "file")) and rest.startswith("/"):

@@ -32,6 +32,9 @@ SECRET = "s3cr"  # part of every secret below
         ("host=h password='s3 s3cr' dbname=x", "host=h password=*** dbname=x"),
         ('{"access_key": "s3cr"}', '{"access_key": ***}'),
         ("MLFLOW_TRACKING_TOKEN=s3cr", "MLFLOW_TRACKING_TOKEN=***"),
+        ("DBPASS=s3cr", "DBPASS=***"),
+        ("db.pass = 's3cr'", "db.pass = ***"),
+        ("passphrase_2='s3cr'", "passphrase_2=***"),
         ("Authorization: Bearer s3crs3cr", "Authorization: Bearer ***"),
         ("refused by 'http://me:s3cr@host/a', twice", "refused by 'http://***@host/a', twice"),
     ],
@@ -54,6 +57,10 @@ def test_secrets_are_masked(address: str, shown: str) -> None:
         "C:/data/x.h5ad",
         "hest:TENX152,TENX89",
         "--set 'tiny.channels=8' of tiny",
+        "clean with outer_passes=3, outer_pass_over='held_out'",
+        "n_tokens=256, tokenizer='bpe', bypass=1",
+        "TOKENIZERS_PARALLELISM=false",
+        "dataset 'folder:/Users/me/Drive-me@site.org/data' is not there",
     ],
 )
 def test_other_texts_stay(text: str) -> None:

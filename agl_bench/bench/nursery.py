@@ -12,6 +12,7 @@ On its socket a nursery is sent one letter and file descriptors:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -106,9 +107,15 @@ def _see_to_its_end(control: socket.socket, pid: int, given: list[int]) -> None:
     for descriptor in given:
         os.close(descriptor)
     control.sendall(f"{pid}\n".encode())
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is waited for, its number is nobody else's
-    os.killpg(pid, signal.SIGKILL)
-    control.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+    status = None
+    if hasattr(os, "waitid"):  # not so on macOS before Python 3.13
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is waited for, its number is nobody else's
+    else:
+        status = os.waitpid(pid, 0)[1]
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left of the group
+        os.killpg(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1] if status is None else status
+    control.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
 def _lead_a_group(pid: int) -> None:
@@ -207,7 +214,10 @@ class _Tell:
         self._stream = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
 
     def __call__(self, **content: object) -> None:
-        self._stream.write(json.dumps(content) + "\n")
+        try:
+            self._stream.write(json.dumps(content) + "\n")
+        except BrokenPipeError:  # the command has gone; that is no fault of the cell, and no failure to be recorded
+            os._exit(1)
 
     def event(self, event: Happening) -> None:
         """One of a running cell."""

@@ -24,6 +24,11 @@ from agl_bench.interfaces.spots import Section
 from agl_bench.registry.plugins import Plugins
 
 _MEMO = "files.json"  # digests of files, in the folder of prepared sections
+# Modules of `data` that decide the pixels and counts of a prepared section, and whether it is let in.
+DECIDING = (
+    *("arrays", "check", "gene_ids", "h5ad_files", "patch_facts", "patches", "pieces", "prepared", "preprocess"),
+    *("slides", "stored_pixels"),
+)
 
 
 @dataclass(frozen=True)
@@ -187,11 +192,9 @@ def _file_digests(part: Part, dataset: Dataset, root: Path, names: list[str], di
 
 @cache
 def code_digest() -> str:
-    """Digest of what decides the pixels and counts of a prepared section, and whether it is let in: code, libraries."""
+    """Digest of code and libraries that decide what a prepared section holds."""
     here = Path(agl_bench.__file__).parent / "data"
-    files = "".join(
-        file_digest(here / f"{name}.py") for name in ("check", "h5ad_files", "patches", "prepared", "slides")
-    )
+    files = "".join(file_digest(here / f"{name}.py") for name in DECIDING)
     libraries = " ".join(f"{name} {version(name)}" for name in ("pillow", "tifffile", "imagecodecs"))
     return text_digest(f"{files} {libraries}", 4)
 

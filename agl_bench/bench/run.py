@@ -28,7 +28,7 @@ from agl_bench.bench.checkpoints import EVERY, Interrupted, Keeper, Partial
 from agl_bench.bench.encoded import Encoded, Symmetries, encode_section, encoder_digest
 from agl_bench.bench.fitness import Skipped, check_built, check_genes, forget, note, unfit
 from agl_bench.bench.fold_report import FoldReport
-from agl_bench.bench.guard import Guard
+from agl_bench.bench.guard import Guard, Unguarded
 from agl_bench.bench.kept_model import KeptModel
 from agl_bench.bench.leases import Owner, TakenOver
 from agl_bench.bench.planted import selection_scores, utilities
@@ -384,8 +384,10 @@ class Bench:
     ) -> Generator[EpochRecord | str, None, tuple[Trainer, Scores]]:
         """See `train`: the trainer at its end and the test scores; `records` are filled."""
         who = self._guard.trainees(spec)
-        watching = functools.partial(self._guard.watching, who, patches=False)
-        with self._guard.unpatched(who):
+        # torch's compiler itself changes the process, for good.
+        guard = Unguarded(self.plugins) if spec.protocol.compile else self._guard
+        watching = functools.partial(guard.watching, who, patches=False)
+        with guard.unpatched(who):
             with watching():
                 trainer = self.trainer(spec, plan, setting)
             with self._untouched(spec):

@@ -8,15 +8,11 @@ import re
 import signal
 import sys
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from agl_bench.addresses import masked
-
-if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
-    pass
-
 
 INTERRUPTED = 75  # EX_TEMPFAIL: try again
 GRACE = 10.0  # seconds from a signal to the end, whatever is being done; Slurm kills after 30

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
-    pass
 
 
 class _Command(click.Command):

@@ -9,6 +9,7 @@ ends it with a sentence and not in silence. Where this process ends, the command
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -142,19 +143,22 @@ class _Watch:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.passed_on = number
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(self.pid, number)
 
     def _pause(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-Z, and what follows it."""
-        os.killpg(self.pid, signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        os.killpg(self.pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended, or does not lead its group yet
+            os.killpg(self.pid, signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os.killpg(self.pid, signal.SIGCONT)
 
 
 def _end(status: int) -> NoReturn:
     sys.stderr.flush()
     if status < 0:  # as it ended, but for the core
-        signal.signal(-status, signal.SIG_DFL)
+        if -status not in (signal.SIGKILL, signal.SIGSTOP):  # which have no other handler
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 

@@ -40,6 +40,7 @@ class Setting:
         fresh: what it is right after its library was imported; None = nobody can tell.
         when: "always"; "later": not while a module is imported, which may change it for good reasons; or "import".
         is_harmless: it decides no result and stops nothing; modules that are imported meanwhile change it by the way.
+        is_drawn: a library that is imported may draw from it, which is put back without a word.
     """
 
     get: Callable[[], Any]
@@ -47,6 +48,7 @@ class Setting:
     fresh: Callable[[], Any] = lambda: None
     when: str = "always"
     is_harmless: bool = False
+    is_drawn: bool = False
 
 
 def settings() -> dict[str, Setting]:
@@ -65,9 +67,9 @@ def _settings(torch: Any, numpy: Any, random: Any, logging: Any, decimal: Any) -
     if torch is not None:
         made |= dict(_modes(torch))
     if random is not None:
-        made["Python's random state"] = Setting(random.getstate, random.setstate)
+        made["Python's random state"] = Setting(random.getstate, random.setstate, is_drawn=True)
     if numpy is not None:
-        made["numpy's random state"] = Setting(numpy.random.get_state, numpy.random.set_state)
+        made["numpy's random state"] = Setting(numpy.random.get_state, numpy.random.set_state, is_drawn=True)
         made["numpy's handling of floating-point errors"] = Setting(numpy.geterr, lambda old: numpy.seterr(**old))
         made["numpy's print options"] = Setting(
             numpy.get_printoptions, lambda old: numpy.set_printoptions(**old), when="later", is_harmless=True

@@ -70,10 +70,12 @@ class _Home:
         return cls(path.parent if path else Path(), top, distribution)
 
     def holds(self, path: Path) -> bool:
-        """Whether a file is of this distribution."""
+        """Whether a file is of this distribution; the instrument, which has a version of its own, is of none."""
         if not path.is_relative_to(self.folder):
             return False
         inside = path.relative_to(self.folder)
+        if inside.parts[0] == "agl_bench":  # installed with our own plug-ins, or copied beside a file
+            return False
         if self.folder.name not in _SITE:  # a checkout, or the folder of a single file
             return not any(part in _SITE for part in inside.parts)
         return inside.parts[0].removesuffix(".py") in self._installed

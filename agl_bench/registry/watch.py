@@ -46,11 +46,12 @@ def watched(*, is_import: bool = True, patches: bool = True) -> Iterator[Watch]:
     Watched are the settings of `process`, the names of `patches`, standard streams, and the environment: of an import
     what it says of threads and of devices, since libraries set other variables for good reasons. Of a library that is
     not there before, the values right after its own import count; where those differ from process to process, what
-    becomes of them is not seen. Settings that decide nothing are put back too, and told where no library was imported
+    becomes of them is not seen. A library that a constructor or a step is the first to import may do what an import
+    may, and draw random numbers. Settings that decide nothing are put back too, and told where no library was imported
     meanwhile, which changes them by the way.
     """
     watch, out = Watch(), _Heard() if not is_import else io.StringIO()
-    started, known, names = time.perf_counter(), len(sys.modules), Patches() if patches else None
+    started, known, names = time.perf_counter(), set(sys.modules), Patches() if patches else None
     before = {name: _value(setting.get) for name, setting in _looked_at(is_import)}
     environment, streams = _environment(is_import), contextlib.nullcontext() if is_import else _Descriptors()
     outputs = sys.stderr, sys.stdin
@@ -63,7 +64,7 @@ def watched(*, is_import: bool = True, patches: bool = True) -> Iterator[Watch]:
                     watch.changed.append("sys.stdout")
                 watch.changed += descriptors.put_back() if descriptors else []
     finally:
-        is_new = len(sys.modules) > known
+        is_new = len(sys.modules) > len(known)
         watch.seconds = time.perf_counter() - started if is_new else 0.0
         watch.printed = out.getvalue()
         for name, old in zip(("stderr", "stdin"), outputs, strict=True):
@@ -71,12 +72,16 @@ def watched(*, is_import: bool = True, patches: bool = True) -> Iterator[Watch]:
                 setattr(sys, name, old)
                 watch.changed.append(f"sys.{name}")
         watch.changed += names.undo(is_import) if names else []
+        has_library = is_import or _has_new_library(known)
         for name, setting in _looked_at(is_import):
+            if has_library and setting.when == "later" and not setting.is_harmless:
+                continue
             old = before[name] if name in before else setting.fresh()
             if old is not None and not _same(_value(setting.get), old):
-                told = watch.harmless if setting.is_harmless else watch.changed
+                is_by_the_way = has_library and not is_import and setting.is_drawn
+                told = watch.harmless if setting.is_harmless or is_by_the_way else watch.changed
                 told.append(name + _put(setting, old))
-        watch.changed += _put_environment(environment, is_import)
+        watch.changed += _put_environment(environment, has_library)
         if is_new:
             watch.harmless.clear()
 
@@ -152,13 +157,20 @@ def _put(setting: Setting, old: Any) -> str:
     return ""
 
 
+def _has_new_library(known: set[str]) -> bool:
+    """Whether a library was imported that was not there: what it sets once, it sets for good reasons."""
+    new = {name.partition(".")[0] for name in set(sys.modules) - known}
+    return bool(new - {name.partition(".")[0] for name in known} - sys.stdlib_module_names)
+
+
 def _environment(is_import: bool) -> dict[str, str]:
     return {n: v for n, v in os.environ.items() if not is_import or n.endswith("_NUM_THREADS") or n in DECIDING}
 
 
 def _put_environment(before: dict[str, str], is_import: bool) -> Iterator[str]:
     """Put it back; each name that differed."""
-    now = _environment(is_import)
+    now, of_import = _environment(is_import), _environment(True)
+    before = {n: v for n, v in before.items() if not is_import or n in of_import}
     for name in sorted(n for n in {*before, *now} if before.get(n) != now.get(n)):
         if name in before:
             os.environ[name] = before[name]

@@ -106,6 +106,18 @@ def test_a_change_fails_its_own_cell_and_harms_nobody(grid, plugin):
         pd.testing.assert_frame_equal(beside.genes, alone.genes, check_exact=True)
 
 
+def test_what_the_compiler_changes_is_no_fault_of_a_plugin(grid, monkeypatch):
+    def compiled(model):  # as torch's does, beside much else
+        monkeypatch.setattr(torch.optim.SGD, "_init_group", lambda *_: None)
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp")
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    cells, bench = grid("pgl", more=["protocol.compile=true"])
+    *_, result = bench.train(*cells[0])
+    assert result.scores
+
+
 def test_what_is_built_before_a_run_leaves_the_process_as_it_is(grid, plugin, tmp_path):
     path, names = plugin
     cells, bench = grid(*names[:4], files=[path])

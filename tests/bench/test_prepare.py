@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+import agl_bench
 from agl_bench import ArrayPatches, BadSection, Dataset, Section
 from agl_bench.bench import prepare
 from agl_bench.bench.prepare import Preparation
@@ -138,9 +140,21 @@ def test_what_makes_it_read_anew(root: Path, change: str, read: list[str], monke
     elif change == "revision":
         dataset.revision = "2"
     elif change == "code":
-        monkeypatch.setattr(prepare, "_code", lambda: "other")
+        monkeypatch.setattr(prepare, "code_digest", lambda: "other")
     sections(root, dataset, part)
     assert dataset.read_so_far == read
+
+
+def test_all_that_reads_and_writes_sections_counts() -> None:
+    """Whatever module of `data` is imported on the way from files to a prepared section decides what it holds."""
+    folder = Path(agl_bench.__file__).parent / "data"
+    found, waiting = set[str](), ["prepared"]
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        imported = re.findall(r"^from agl_bench\.data\.(\w+) import", (folder / f"{name}.py").read_text(), re.MULTILINE)
+        waiting += [other for other in imported if other not in found]
+    assert set(prepare.DECIDING) == found
 
 
 def test_a_new_size_is_cut_and_reported(root: Path) -> None:

@@ -193,6 +193,18 @@ def test_a_single_file_brings_the_modules_beside_it(tmp_path, monkeypatch):
     assert entry.digest() != before
 
 
+def test_the_instrument_is_no_part_of_a_plugin(tmp_path):
+    """Wherever it lies: beside a file, or installed with our own plug-ins. Results carry its version."""
+    (tmp_path / "agl_bench").mkdir()
+    (tmp_path / "agl_bench" / "__init__.py").write_text("a = 1\n")
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(GOOD))
+    entry = Plugins.discover([path]).entry("mine")
+    before = entry.digest()
+    (tmp_path / "agl_bench" / "__init__.py").write_text("a = 2\n")
+    assert entry.digest() == before
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_file_is_an_error(case, tmp_path):
     source, reason = BROKEN[case]

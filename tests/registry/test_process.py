@@ -154,6 +154,27 @@ def test_nothing_is_said_of_sound_work():
     assert seen.printed.startswith("The Zen of Python")
 
 
+def test_a_library_may_set_itself_up_where_it_is_first_imported(tmp_path, monkeypatch):
+    """As scikit-learn does, e.g. in the constructor of a selector; what others depend on is no business of it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    deeds = "random.random(); os.environ['ITS_OWN'] = '1'; sys.meta_path.append(Finder())"
+    (tmp_path / "set_up_x.py").write_text(
+        f"import os, random, sys\n\nclass Finder:\n    def find_spec(self, *_):\n        return None\n\n{deeds}\n"
+    )
+    (tmp_path / "bold_x.py").write_text("import os\n\nos.environ['OMP_NUM_THREADS'] = '77'\n")
+    finders, drawn = list(sys.meta_path), random.getstate()
+    monkeypatch.setattr(sys, "meta_path", list(finders))
+    monkeypatch.setenv("ITS_OWN", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with watched(is_import=False) as seen:
+        import set_up_x  # noqa: F401
+    assert (seen.changed, seen.harmless) == ([], [])
+    assert os.environ["ITS_OWN"] == "1" and len(sys.meta_path) == len(finders) + 1 and random.getstate() == drawn
+    with watched(is_import=False) as seen:
+        import bold_x  # noqa: F401
+    assert seen.changed == ["the environment's OMP_NUM_THREADS"] and os.environ["OMP_NUM_THREADS"] == "1"
+
+
 def test_an_exception_leaves_nothing_either():
     before = state()
     with pytest.raises(ValueError, match="on purpose"), watched(is_import=False):
