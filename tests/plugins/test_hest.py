@@ -86,6 +86,12 @@ def test_pixel_size_from_the_pitch(tmp_path: Path, metadata: str | None, um_per_
     assert section.um_per_px == um_per_px and section.donor == ""
 
 
+def test_bins_do_not_tell_the_size_of_a_pixel(tmp_path: Path) -> None:
+    write_slide(tmp_path, "TENX65", BARCODES, '{"st_technology": "Visium HD", "inter_spot_dist": 2.0}')
+    with pytest.raises(BadSection, match="state no pixel_size_um_estimated, and not how wide its bins are"):
+        Ovary().load(tmp_path)
+
+
 def test_heart_has_four_slides_of_unknown_donors(tmp_path: Path) -> None:
     for slide in Heart.ids:
         write_slide(tmp_path, slide, BARCODES, '{"pixel_size_um_estimated": 0.7, "patient": ""}')
@@ -100,6 +106,9 @@ def test_heart_has_four_slides_of_unknown_donors(tmp_path: Path) -> None:
         '{"pixel_size_um_estimated": 0.55, "st_technology": "Visium", "pixel_size_um_embedded": 0.25}',
         '{"pixel_size_um_estimated": 1.0, "st_technology": "Spatial Transcriptomics", "inter_spot_dist": 200}',
         '{"pixel_size_um_estimated": 0.4, "st_technology": "Visium HD"}',
+        '{"pixel_size_um_estimated": 0.64, "st_technology": "Visium HD", "inter_spot_dist": 2.0, "spot_diameter": 2.0}',
+        '{"pixel_size_um_estimated": 0.08, "st_technology": "Visium HD", "inter_spot_dist": 16}',
+        '{"pixel_size_um_estimated": 0.5, "st_technology": "Xenium", "inter_spot_dist": null, "spot_diameter": null}',
         '{"pixel_size_um_estimated": 0.5, "inter_spot_dist": NaN, "fullres_px_width": 350, "fullres_px_height": 350}',
     ],
 )

@@ -41,6 +41,7 @@ from agl_bench_plugins.datasets.folder import positions_of, positive_or_0
 _REPOSITORY = "MahmoodLab/hest"
 _PATCH_UM = 112.0  # 224 px at 0.5 µm, where a file does not say otherwise
 _VISIUM_PITCH_UM = 100.0
+_BINNED = "visium hd"  # whose metadata state the 2 µm of the chip, while the slides hold bins of 128 µm
 _FEW = 4  # spots whose distances say little
 _PITCH_FACTOR = 1.25  # estimated sizes of a pixel are good to a few percent; mistaken magnifications are factors
 _EVEN = 1.1
@@ -335,7 +336,15 @@ def _um_per_px(slide: str, metadata: dict[str, Any], positions: np.ndarray | Non
     pitch_px = float(np.median(distance))
     if not pitch_px > 0:
         raise BadSection(slide, "its metadata state no pixel_size_um_estimated, and its spots lie on top of each other")
+    if _technology(metadata) == _BINNED:
+        raise BadSection(
+            slide, "its metadata state no pixel_size_um_estimated, and not how wide its bins are; fetch its metadata"
+        )
     return (positive_or_0(metadata.get("inter_spot_dist")) or _VISIUM_PITCH_UM) / pitch_px
+
+
+def _technology(metadata: dict[str, Any]) -> str:
+    return str(metadata.get("st_technology", "")).strip().lower()
 
 
 def _check_pitch(slide: str, metadata: dict[str, Any], distance_um: np.ndarray) -> None:
@@ -344,9 +353,9 @@ def _check_pitch(slide: str, metadata: dict[str, Any], distance_um: np.ndarray) 
     Spots may be few and have no neighbours; that they are nearer than the pitch, or all the same distance farther, has
     no such reason.
     """
-    visium = str(metadata.get("st_technology", "")).strip().lower() == "visium"
-    pitch_um = positive_or_0(metadata.get("inter_spot_dist")) or (_VISIUM_PITCH_UM if visium else 0.0)
-    if not pitch_um or len(distance_um) < _FEW:
+    technology = _technology(metadata)
+    pitch_um = positive_or_0(metadata.get("inter_spot_dist")) or (_VISIUM_PITCH_UM if technology == "visium" else 0.0)
+    if not pitch_um or technology == _BINNED or len(distance_um) < _FEW:
         return
     low, middle, high = np.quantile(distance_um, (0.1, 0.5, 0.9))
     if low < pitch_um / _PITCH_FACTOR or (low > pitch_um * _PITCH_FACTOR and high < low * _EVEN):
