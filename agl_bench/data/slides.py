@@ -361,7 +361,9 @@ def _open_openslide(path: Path, section: str) -> Iterator[Slide]:
         raise _broken(section, path, FileNotFoundError("there is no such file"))
     try:
         slide = openslide.OpenSlide(path)
-        profile = getattr(slide, "color_profile", None)
+        # The profile of a scanner's own format is the scanner's, whatever class it says it is of.
+        scanned = slide.properties.get("openslide.vendor") != "generic-tiff"
+        profile = None if scanned else getattr(slide, "color_profile", None)
     except Exception as error:  # noqa: BLE001  (OpenSlideError, OpenSlideUnsupportedFormatError, OSError)
         raise _broken(section, path, error) from None
     with slide:

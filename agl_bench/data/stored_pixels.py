@@ -20,7 +20,7 @@ on_glass      an image with its transparent parts on white
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +37,14 @@ _COLOURS = {"MINISBLACK": 1, "MINISWHITE": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3
 _ALPHA = {"ASSOCALPHA": "associated", "UNASSALPHA": "unassociated"}
 _JPEG = (6, 7, 33007, 34892)  # TIFF compressions whose YCbCr tifffile turns into RGB
 _BESIDE = ("thumbnail", "label", "macro", "map", "overview", "other", "preview")  # series that scanners add
+_SCANNERS = {"svs", "ndpi", "scn", "bif", "philips", "qpi", "avs"}  # formats that scanners write, by tifffile's names
 _ANOTHER = 0.3  # share of the main picture's area from which on a further one is no thumbnail or label
 _PLAIN = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # Pillow's formats of which all is known that matters here
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")  # Pillow's modes that become RGB
 _SAME_COLOUR = 10  # levels of 255 that a colour may move; curves of power 2.2 are within it of sRGB
 _SCREEN_GAMMA = 0.4545  # of a PNG
+_SCREEN_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # x and y of white, red, green and blue
+_SAME_PRIMARIES = 0.02  # those of older screens (SMPTE C, EBU) differ less from sRGB's, those of wider spaces more
 _TO_RGB = "save it as 8-bit RGB"
 _SCALED = (
     f"scale the values and {_TO_RGB}: divide by 256 where they fill 16 bits, by 64 for 14, by 16 for 12; multiply "
@@ -200,7 +203,8 @@ def _layout(level: TiffPageSeries, path: Path, section: str) -> Layout:
             "with tifffile.imwrite(path, pixels, photometric='rgb')",
         )
     profile = page.tags.valueof("InterColorProfile")
-    check_colour_space(colour_space(profile if isinstance(profile, bytes) else None), path, section)
+    if isinstance(profile, bytes) and not page.parent.flags & _SCANNERS:  # theirs is of the scanner, of any class
+        check_colour_space(colour_space(profile), path, section)
     palette = _palette(page.colormap) if kind == "PALETTE" else None
     return Layout(level.axes.replace("C", "S"), kind == "MINISWHITE", palette, alpha or "")
 
@@ -237,10 +241,19 @@ def check_plain(image: Image.Image, path: Path, section: str) -> None:
     if image.mode not in _EIGHT_BIT or ";16" in depth:
         raise BadSection(section, f"{path} has pixels of more than 8 bits (Pillow mode '{image.mode}'); {_SCALED}")
     name = colour_space(image.info.get("icc_profile"))
-    gamma = image.info.get("gamma")
-    if not (name or image.info.get("icc_profile") or "srgb" in image.info) and gamma:
-        name = "" if abs(gamma / _SCREEN_GAMMA - 1) < 0.1 else f"gamma {gamma:g}"
+    if not (name or image.info.get("icc_profile") or "srgb" in image.info):
+        name = _stated_space(image.info)
     check_colour_space(name, path, section)
+
+
+def _stated_space(info: Mapping[Any, Any]) -> str:
+    """What a PNG without a profile says of its colours, "" where that is sRGB or nothing."""
+    gamma, primaries = info.get("gamma"), info.get("chromaticity")
+    if gamma and abs(gamma / _SCREEN_GAMMA - 1) >= 0.1:
+        return f"gamma {gamma:g}"
+    if primaries and all(primaries) and np.abs(np.subtract(primaries, _SCREEN_PRIMARIES)).max() > _SAME_PRIMARIES:
+        return "primaries " + ", ".join(f"{value:g}" for value in primaries[2:])
+    return ""
 
 
 def check_array(array: Any, axes: tuple[str, ...], what: str, section: str) -> None:

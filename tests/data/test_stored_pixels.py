@@ -496,6 +496,49 @@ def test_gamma_of_a_png(tmp_path: Path, gamma: int, is_fine: bool, capfd: pytest
     np.testing.assert_array_equal(whole(tmp_path / "told.png"), PIXELS)
 
 
+@pytest.mark.parametrize(
+    ("primaries", "is_fine"),
+    [
+        ((0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06), True),
+        ((0.31269, 0.32899, 0.63999, 0.33001, 0.3, 0.6, 0.15, 0.05999), True),
+        ((0.3127, 0.329, 0.63, 0.34, 0.31, 0.595, 0.155, 0.07), True),  # SMPTE C
+        ((0.0,) * 8, True),  # says nothing
+        ((0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06), False),  # Adobe RGB
+        ((0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06), False),  # Display P3
+        ((0.3457, 0.3585, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06), False),  # another white
+    ],
+)
+def test_primaries_of_a_png(
+    tmp_path: Path, primaries: tuple[float, ...], is_fine: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chunk = (b"cHRM", b"".join(round(value * 100_000).to_bytes(4) for value in primaries))
+    write_png(tmp_path / "image.png", 8, 2, png_rows(PIXELS), chunk)
+    if is_fine:
+        np.testing.assert_array_equal(whole(tmp_path / "image.png"), PIXELS)
+    else:
+        is_refused(tmp_path / "image.png", "holds colours of 'primaries", capfd)
+    write_png(tmp_path / "told.png", 8, 2, png_rows(PIXELS), (b"sRGB", b"\0"), chunk)
+    np.testing.assert_array_equal(whole(tmp_path / "told.png"), PIXELS)
+
+
+@pytest.mark.parametrize("stated", [profile(1.0), profile(1.8), profile(swapped=True)])
+def test_a_profile_in_a_format_of_scanners_is_the_scanner_s(
+    tmp_path: Path, stated: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiff(
+        tmp_path / "slide.svs",
+        PIXELS,
+        tile=TILE,
+        compression="deflate",
+        iccprofile=stated,
+        description=f"Aperio Image Library v12.0.15\r\n{PIXELS.shape[1]}x{PIXELS.shape[0]}|AppMag = 20|MPP = 0.5",
+    )
+    np.testing.assert_array_equal(whole(path), PIXELS)
+    pytest.importorskip("openslide")
+    monkeypatch.setattr(slides, "_OPENSLIDE_ONLY", (".svs",))
+    np.testing.assert_array_equal(whole(path), PIXELS)
+
+
 def test_a_profile_of_grey() -> None:
     assert colour_space(None) == colour_space(b"") == ""
     made = profile(1.0)
