@@ -284,3 +284,51 @@ def test_a_killed_command_leaves_no_process(tmp_path, words):
     states = [Path(f"/proc/{pid}/stat").read_text() for pid in pids if Path(f"/proc/{pid}").exists()]
     assert all(state.rpartition(")")[2].split()[0] == "Z" for state in states)
     assert CellStore(tmp_path / "work").leases.running() == {}
+
+
+OUTLIVING = """
+    import ctypes, os, time
+    from pathlib import Path
+    from agl_bench import Selector, hookimpl
+
+    class Outliving(Selector):
+        '''Goes on when its command has gone, as where the system does not end it with that.'''
+        reference = "test"
+
+        def forward(self, losses, step):
+            said = Path(os.environ["AGL_TEST_HANG"])
+            if step.epoch == 1 and not said.exists():
+                ctypes.CDLL(None).prctl(1, 0)
+                said.write_text(f"{os.getpid()} {os.getppid()}")
+                while os.path.exists(f"/proc/{os.getppid()}/fd") and os.getppid() == int(said.read_text().split()[1]):
+                    time.sleep(0.05)
+            return losses.mean()
+
+    @hookimpl
+    def register_selectors():
+        return {"outliving": Outliving}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to let it live")
+def test_a_cell_whose_command_has_gone_is_interrupted_and_not_failed(tmp_path, words):
+    path, said, work = tmp_path / "outliving.py", tmp_path / "said", tmp_path / "work"
+    path.write_text(textwrap.dedent(OUTLIVING), encoding="utf-8")
+    command = [sys.executable, "-m", "agl_bench", "run", "--selectors", "outliving", "--plugin", str(path), *words]
+    process = subprocess.Popen(
+        [*command, "--work", str(work)], env=os.environ | {"AGL_TEST_HANG": str(said)}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not (said.exists() and len(said.read_text().split()) == 2) and process.poll() is None:
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    cell = Path(f"/proc/{said.read_text().split()[0]}/fd")
+    for _ in range(200):
+        if not cell.exists():
+            break
+        time.sleep(0.1)
+    assert not cell.exists()
+    assert list((work / "failed").iterdir()) == []
+    assert len(list((work / "partial").glob("*/[0-9]*.pt"))) == 1  # of the epoch that it was at
