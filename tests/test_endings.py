@@ -1,11 +1,13 @@
 """How the command ends and what it prints, whatever the terminal, the words or the disk are like."""
 
+import contextlib
 import errno
 import io
 import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -13,12 +15,14 @@ import pytest
 
 from agl_bench.bench.spec import Campaign, seeds_of
 from agl_bench.bench.tune import read_search, space_of
-from agl_bench.cli import cli, main
+from agl_bench.cli import cli, ending, main
+from agl_bench.cli.ending import Signals
 from agl_bench.cli.options import seconds, words
 from agl_bench.cli.writing import check_writable, make_folder, write_text, writing
 from agl_bench.errors import AglBenchError, BadSpec, CannotWrite, UnknownName
 from agl_bench.protocol import read_toml
 from agl_bench.registry.plugins import Plugins
+from agl_bench.registry.watch import watched
 from agl_bench.terminal import make_console, styled
 
 HUGE = "9" * 5000
@@ -287,3 +291,25 @@ def test_errors_end_as_one_sentence(ended, monkeypatch, error, words):
     status, _, err = ended()
     assert status == 2 and words in err
     assert len(err.splitlines()) == 1 and len(err) < 300 and "secret" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_within_an_epoch_is_no_deed_of_a_plugin(number):
+    with Signals() as signals, watched(is_import=False) as seen:
+        os.kill(os.getpid(), number)
+    assert signals.asked() == number.name and (seen.changed, seen.harmless) == ([], [])
+
+
+@pytest.mark.parametrize("swallowed", [0, 1])
+def test_what_does_not_end_by_itself_is_ended(monkeypatch, swallowed):
+    monkeypatch.setattr(ending, "GRACE", 0.1)
+    monkeypatch.setattr(ending, "AGAIN", 0.1)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(KeyboardInterrupt), Signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(swallowed):
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(60)
+        time.sleep(60)
+    assert signal.getsignal(signal.SIGALRM) == before
+    time.sleep(0.3)  # nothing comes any more

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -49,11 +50,15 @@ class Signals:
 
     Not all that is done is an epoch, and some epochs are long: `GRACE` seconds after the first signal comes the second
     one by itself. What a checkpoint or a file holds by then is kept.
+
+    A thread waits for that, and not a timer of the process: who sets one while a plug-in is watched is taken for it.
     """
 
     def __init__(self) -> None:
         self._why = ""
         self._before: dict[signal.Signals, Any] = {}
+        self._has_come, self._is_over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._insist, name="agl-bench: whether it ends", daemon=True)
 
     def asked(self) -> str:
         """Which signal has come; "" if none has."""
@@ -66,12 +71,15 @@ class Signals:
             (signal.SIGALRM, interrupted),
         ):
             self._before[number] = signal.signal(number, handler)
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._is_over.set()
+        self._has_come.set()
+        self._thread.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -79,6 +87,13 @@ class Signals:
         if self._why:
             raise KeyboardInterrupt
         self._why = signal.Signals(number).name
-        signal.setitimer(signal.ITIMER_REAL, GRACE, AGAIN)
+        self._has_come.set()
         sentence = f"agl-bench: stopping at the end of this epoch, or in {GRACE:.0f} s; once more ends at once\n"
         os.write(2, sentence.encode())  # as a handler may
+
+    def _insist(self) -> None:
+        self._has_come.wait()
+        seconds, main = GRACE, threading.main_thread().ident
+        while not self._is_over.wait(seconds) and main is not None:
+            signal.pthread_kill(main, signal.SIGALRM)
+            seconds = AGAIN
