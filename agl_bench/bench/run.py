@@ -417,6 +417,17 @@ class Bench:
         yield from self._sayings()
         return trainer, scores
 
+    @contextlib.contextmanager
+    def watching(self, spec: RunSpec) -> Iterator[None]:
+        """While a trainer of this bench trains outside `train`.
+
+        Raises:
+            BadPlugin: naming what a plug-in has changed of the process or of what it was shown.
+        """
+        guard = Unguarded(self.plugins) if spec.protocol.compile else self._guard
+        with guard.watching(self._guard.trainees(spec)), self._untouched(spec):
+            yield
+
     def _sayings(self) -> Iterator[str]:
         """What somebody should be told of, once."""
         said, self.said = [self.said] if self.said else [], ""

@@ -533,18 +533,19 @@ def _score(trial: Trial, study: Study, bench: Bench) -> float | None:
     beat = time.monotonic()
     for number, (fixed, plan) in enumerate(study.cells):
         spec = with_settings(fixed, trial.params)
-        trainer = bench.trainer(spec, plan, bench.setting(spec, plan))
-        best = -math.inf
-        for record in trainer:
-            best = max(best, record.validation_pcc) if math.isfinite(record.validation_pcc) else best
-            if time.monotonic() - beat > BEAT_SECONDS:
-                trial.set_user_attr("beat", time.time())
-                beat = time.monotonic()
-            if by_epoch:
-                so_far = sum(found) + max(best, -1.0) - (fits - number - 1)
-                trial.report(so_far / fits, number * fixed.protocol.epochs + record.epoch)
-                if trial.should_prune():
-                    return None
+        setting, best = bench.setting(spec, plan), -math.inf
+        with bench.watching(spec):
+            trainer = bench.trainer(spec, plan, setting)
+            for record in trainer:
+                best = max(best, record.validation_pcc) if math.isfinite(record.validation_pcc) else best
+                if time.monotonic() - beat > BEAT_SECONDS:
+                    trial.set_user_attr("beat", time.time())
+                    beat = time.monotonic()
+                if by_epoch:
+                    so_far = sum(found) + max(best, -1.0) - (fits - number - 1)
+                    trial.report(so_far / fits, number * fixed.protocol.epochs + record.epoch)
+                    if trial.should_prune():
+                        return None
         found.append(trainer.fit.validation_pcc)
         if not math.isfinite(found[-1]):
             return math.nan

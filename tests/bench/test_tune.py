@@ -1,5 +1,6 @@
 """Tuning: validation alone decides, budgets are equal and exact, and a study goes on where it stood."""
 
+import contextlib
 import errno
 import json
 import math
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from agl_bench.bench.cells import CellStore
@@ -82,6 +84,9 @@ class Played:
 
     def setting(self, spec, plan):
         return None
+
+    def watching(self, spec):
+        return contextlib.nullcontext()
 
     def trainer(self, spec, plan, setting):
         self.trained.append((spec.protocol.learning_rate, spec.selector.settings, spec.fold))
@@ -311,6 +316,19 @@ def test_a_plugins_fault_ends_the_study_and_its_point_is_tried_again(make, tmp_p
     assert isinstance(failed, StudyFailed) and failed.sentence == "ValueError: on purpose"
     *_, done = tune(study, mended := Played(), storage)
     assert mended.trained[0] == bench.trained[2] and done.entry.points == 4
+
+
+def test_what_a_plugin_does_to_the_process_ends_its_study_alone(make, tmp_path):
+    class Spoilt(Bench):
+        def trainer(self, spec, plan, setting):
+            torch.set_float32_matmul_precision("medium")
+            return super().trainer(spec, plan, setting)
+
+    (study,) = make("pgl", trials=1, search=RATE, folds=1)
+    spoilt = Spoilt(Plugins.discover((), strict=True), ROOT, choose_device("cpu"))
+    *_, failed = tune(study, spoilt, open_storage(tmp_path, None))
+    assert isinstance(failed, StudyFailed) and "changes torch's precision of matrix products" in failed.sentence
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 # --- pruning ---------------------------------------------------------------------------------------------------------
