@@ -143,7 +143,7 @@ def _check_planes(series: TiffPageSeries, path: Path, section: str) -> None:
     axes = series.axes.replace("C", "S")
     samples = dict(zip(axes, series.shape, strict=True)).get("S", 1)
     if axes in ("YX", "YXS", "SYX") and samples == page.samplesperpixel and len(series.pages) == 1:
-        if not series.is_multifile and page.parent.filename == path.name:
+        if not series.is_multifile and Path(page.parent.filehandle.path) == path.resolve():  # tifffile follows links
             return
         raise BadSection(section, f"{path} refers to pixels in other files; {_TO_RGB}, all in one file")
     sizes = " × ".join(f"{size} {axis}" for axis, size in zip(series.axes, series.shape, strict=True))

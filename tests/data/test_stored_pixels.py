@@ -380,6 +380,19 @@ def test_a_picture_in_another_file(tmp_path: Path, capfd: pytest.CaptureFixture[
     is_refused(tmp_path / "image.ome.tif", "refers to pixels in other files", capfd)
 
 
+@pytest.mark.parametrize("form", ["slide.tif", "slide.ome.tif", "slide.svs"])
+def test_a_link_is_the_file_that_it_leads_to(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "section").mkdir()
+    tifffile.imwrite(tmp_path / "scans" / form, PIXELS, photometric="rgb", tile=TILE)
+    (tmp_path / "section" / "image.tif").symlink_to(tmp_path / "scans" / form)
+    (tmp_path / "again.tif").symlink_to(Path("section") / "image.tif")
+    (tmp_path / "folder").symlink_to(tmp_path / "scans")
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "section" / "image.tif", Path("again.tif"), Path("folder") / form):
+        np.testing.assert_array_equal(whole(path), PIXELS)
+
+
 def test_colours_that_are_not_stated(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tiff(tmp_path / "image.tif", GREY, photometric="minisblack")
     tag = (262).to_bytes(2, "little") + (3).to_bytes(2, "little")
