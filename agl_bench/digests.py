@@ -86,9 +86,9 @@ def read_object(path: Path, *, follow: bool = True) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):  # the latter for [[[[…
-        raise Damaged(f"{path.name} holds no JSON") from None
+        raise Damaged(f"{path.name} is not valid JSON") from None
     if not isinstance(content, dict):
-        raise Damaged(f"{path.name} holds no JSON object")
+        raise Damaged(f"{path.name} does not hold a JSON object")
     return content
 
 
@@ -113,7 +113,7 @@ def check_signed(content: dict[str, Any], name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):  # half a pair of surrogates; nested almost too deeply to be read
         is_whole = False
     if not is_whole:
-        raise Damaged(f"{name} has other content than was written")
+        raise Damaged(f"{name} does not match its recorded digest")
     return plain
 
 

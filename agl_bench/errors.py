@@ -117,7 +117,7 @@ def told(error: BaseException) -> str:
     try:
         text = " ".join(str(error).split())
     except BaseException as why:  # noqa: BLE001  (its own __str__)
-        text = f"it cannot say more, its text raises {type(why).__name__}"
+        text = f"it has no message, because its __str__ raises {type(why).__name__}"
     if isinstance(error, SystemExit):
         text = f"it called sys.exit({text})"
     elif not isinstance(error, AglBenchError):

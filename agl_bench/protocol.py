@@ -193,14 +193,14 @@ def read_toml(path: Path, *, allowed: tuple[str, ...]) -> dict[str, Any]:
     """Read a TOML file whose top-level keys must be among `allowed`."""
     try:
         if path.exists() and not (path.is_file() or "/fd/" in str(path)):  # a device never ends, a pipe may never begin
-            raise BadSpec(f"cannot read {path}: it is no file")
+            raise BadSpec(f"cannot read {path}: it is not a file")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadSpec(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:  # also for bytes that are no text, and numbers with thousands of digits
         raise BadSpec(f"{path} is not valid TOML: {error}") from None
     except RecursionError:
-        raise BadSpec(f"{path} is nested too deeply; tables and lists stand side by side there") from None
+        raise BadSpec(f"{path} is nested too deeply; write flat tables and lists") from None
     for key in table:
         if key not in allowed:
             raise UnknownName(f"key of {path.name}", key, allowed)

@@ -544,7 +544,7 @@ def show_target(grid: Grid, plugins: Plugins, console: Console) -> None:
             "benchmarks/reproduce.md.",
         )
     for row in target.absent(plugins):
-        console.print(f"{row.name}: no selector '{row.selector}' is installed, it is left out.")
+        console.print(f"{row.name}: selector '{row.selector}' is not installed, so this row is left out.")
 
 
 def show_planned(grid: Grid, store: CellStore | None, console: Console) -> None:
@@ -618,7 +618,7 @@ def show_ends(table: pd.DataFrame, console: Console) -> None:
             *(f"{line[name]:.3f}" for name in ("first_pcc", "best_pcc", "last_pcc")),
         )  # fmt: skip
     console.print("", shown)
-    console.print("PCC here is that of validation.")
+    console.print("PCC here is the validation PCC.")
 
 
 def show_genes(grid: Grid, genes: pd.DataFrame, table: pd.DataFrame, console: Console, most: int = 10) -> None:

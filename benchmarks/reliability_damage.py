@@ -48,7 +48,16 @@ ONE: Words = ("run", "--selectors", "pgl", *SMALL, "--fold", "D1", *SHOWN)
 BEGUN: Words = ("run", "--selectors", "agl", *SMALL, "--fold", "D1", *SHOWN)
 TUNE: Words = ("tune", "--selectors", "hvg_k", *SMALL, "--fold", "D1", "--trials", "3", "--tracking", "none")
 TUNED: Words = ("--selectors", "hvg_k", *SMALL, "--fold", "D1", "--tuned", "work/tuned", "--tracking", "none")
-NOTICED = ("damaged", "left out", "other content", "cannot be read", "set aside", "half-made", "has changed", "is no")
+NOTICED = (
+    "damaged",
+    "left out",
+    "does not match",
+    "cannot be read",
+    "set aside",
+    "incomplete",
+    "has changed",
+    "is not",
+)
 OF_DATA = tuple(
     word for option, value in itertools.pairwise(SMALL) if value.startswith("synthetic.") for word in (option, value)
 )

@@ -88,7 +88,7 @@ class Apart:
     ) -> Generator[Happening, None, None]:
         """As `bench.run.run_cell`, in a process of its own."""
         if spec.dataset in self._spoilt:
-            yield failure(spec, BadPlugin(self._spoilt[spec.dataset]), store, keeper.partial, "see the sentence above")
+            yield failure(spec, BadPlugin(self._spoilt[spec.dataset]), store, keeper.partial, "see the message above")
             return
         request = _common(bench) | {
             "spec": spec.as_json(), "plan": asdict(plan), "work": str(store.work.absolute()), "keep": keep,
@@ -226,11 +226,11 @@ class _Child:
     def ending(self) -> str:
         """How it has ended, as part of a sentence."""
         if self._status is None:
-            return "ended the process from which its own was made"
+            return "ended the process that starts its cells"
         if self._status >= 0:
             return f"ended its process with status {self._status}"
         name = signal.Signals(-self._status).name
-        return f"had its process killed by {name}" + (", e.g. for want of memory" if name == "SIGKILL" else "")
+        return f"had its process killed by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
 
     def trace(self) -> str:
         """Where it was when it crashed; "" if that is not known."""
@@ -300,8 +300,8 @@ class _Patience:
     def said(self) -> str:
         """Why its process was ended, as part of a sentence."""
         return (
-            f"did not come to the end of an epoch within the time limit of {self.limit or 0:g} s and "
-            f"{self._grace:.0f} s more, and its process was ended; if its epochs are that long, raise --time-limit"
+            f"did not finish an epoch within the time limit of {self.limit or 0:g} s plus "
+            f"{self._grace:.0f} s, so its process was ended; if its epochs take that long, raise --time-limit"
         )
 
 

@@ -138,7 +138,7 @@ class CellStore:
             if error.is_damaged and os.path.lexists(folder):
                 aside = self.cells / f".damaged-{key}"
                 set_aside(folder, aside)
-                self.warn(f"the result of cell {key} is damaged: set aside as {aside}, to be computed anew ({error})")
+                self.warn(f"the result of cell {key} is damaged ({error}); set aside as {aside}, to be computed again")
             return None
 
     def read_of_any_version(self, key: str) -> Result:
@@ -227,19 +227,19 @@ class CellStore:
 
     def _content(self, key: str, what: str) -> bytes:
         """Of a file that a cell has kept, as it was written."""
-        remedy = f"`agl-bench rerun {key} --keep {what} --work {self.work}` makes the cell once more and keeps it"
+        remedy = f"`agl-bench rerun {key} --keep {what} --work {self.work}` runs the cell again and keeps it"
         folder = self.cells / key
         if not folder.is_dir():
             raise NotKept(f"there is no finished cell {key} in {self.cells}")
         try:
             content = look(folder)
             if what not in kept_of(content):
-                raise NotKept(f"cell {key} has kept no {what}; {remedy}")
+                raise NotKept(f"cell {key} did not keep its {what}; {remedy}")
             return read_kept(folder, content, what)
         except Unreadable as error:
             raise NotKept(f"cell {key} is damaged ({error}); run its campaign again") from None
         except FileNotFoundError as error:
-            raise NotKept(f"cell {key} has lost {Path(error.filename).name}; {remedy}") from None
+            raise NotKept(f"{Path(error.filename).name} of cell {key} is missing; {remedy}") from None
         except (NoFile, Damaged):
             raise NotKept(f"{KEPT[what]} of cell {key} is damaged; {remedy}") from None
 
@@ -268,7 +268,7 @@ class CellStore:
                 try:
                     shutil.copyfile(folder / name, fresh / name, follow_symlinks=False)
                 except (FileNotFoundError, shutil.SpecialFileError) as error:
-                    raise Unreadable(f"{name} is not the file that was written", is_damaged=True) from error
+                    raise Unreadable(f"{name} is missing or not a regular file", is_damaged=True) from error
             check_cell(fresh, folder.name, kept=True)  # what was copied, not what there was to copy
             for path in (*fresh.iterdir(), fresh):
                 flush(path)
@@ -330,7 +330,7 @@ class CellStore:
                 return
             aside = path.with_suffix(".damaged")
             set_aside(path, aside)
-            self.warn(f"the fold {path} is damaged: set aside as {aside.name} and written anew")
+            self.warn(f"the fold {path} is damaged; it was set aside as {aside.name} and written again")
         partial = path.with_name(f"{path.name}.{self.owner.name}")
         partial.write_text(table, encoding="utf-8")
         flush(partial)
@@ -365,7 +365,7 @@ class CellStore:
             if failure is not None and spec is not None:
                 yield folder.name, spec, failure
             elif failure is None and (folder / "failure.json").exists():
-                self.warn(f"what {folder} says of a failure is damaged and left out; the next run tries the cell anew")
+                self.warn(f"the failure record in {folder} is damaged and ignored; the next run tries the cell again")
 
     def forget_failure(self, key: str) -> None:
         """The cell is tried again."""

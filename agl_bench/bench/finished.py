@@ -88,7 +88,7 @@ def look(folder: Path) -> dict[str, Any]:
     """
     try:
         if folder.is_symlink() or not folder.is_dir():
-            raise Damaged("it is no folder")
+            raise Damaged("it is not a folder")
         content = read_object(folder / _RESULT, follow=False)
         version = content.get("format")
         if version == FORMAT or "digest" in content:
@@ -96,15 +96,15 @@ def look(folder: Path) -> dict[str, Any]:
         elif version == UNSIGNED:
             content = _of_earlier_version(folder, content)
         if version not in (FORMAT, UNSIGNED):
-            raise Unreadable(f"it is of format {version}", is_damaged=False)
+            raise Unreadable(f"its format is {version}", is_damaged=False)
         if not {f"{name}.parquet" for name in TABLES} <= files_of(content).keys() <= _FILES:
-            raise Damaged(f"{_RESULT} names other files than a cell has")
+            raise Damaged(f"{_RESULT} does not name the files of a cell")
         for name, (size, _) in files_of(content).items():
             if name in KEPT.values():
                 continue  # it may be gone to make room, and no result hangs on it: who asks for it is told
             status = (folder / name).lstat()
             if not stat.S_ISREG(status.st_mode) or size not in (None, status.st_size):
-                raise Damaged(f"{name} is not the file that was written")
+                raise Damaged(f"{name} is not a regular file of the recorded size")
     except (FileNotFoundError, NotADirectoryError, NoFile, Damaged) as error:
         raise Unreadable(_reason(error), is_damaged=True) from error
     return content
@@ -126,9 +126,9 @@ def _of_earlier_version(folder: Path, content: dict[str, Any]) -> dict[str, Any]
         is_sound &= all(isinstance(content[name], int) for name in ("best_epoch", "selected", "epochs"))
         is_sound &= all(isinstance(digests[name], str) for name in (*TABLES, *digests))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
-        raise Damaged(f"{_RESULT} lacks something ({_reason(error)})") from error
+        raise Damaged(f"{_RESULT} is incomplete ({_reason(error)})") from error
     if not is_sound:
-        raise Damaged(f"{_RESULT} says what no version has written")
+        raise Damaged(f"{_RESULT} has values of the wrong type")
     return content | {"unsigned": True}
 
 
@@ -162,7 +162,7 @@ def check_cell(folder: Path, key: str, *, kept: bool = False, of_this_version: b
     except (KeyError, TypeError, ValueError, AttributeError, AglBenchError) as error:
         raise Unreadable(error, is_damaged=False) from error
     if of_this_version and found != key:  # of a version that counted other things into the key, or copied by hand
-        raise Unreadable(f"its key is {found}", is_damaged=False)
+        raise Unreadable(f"its content belongs to key {found}", is_damaged=False)
     return content
 
 
@@ -179,7 +179,7 @@ def check_files(folder: Path, content: dict[str, Any], *, kept: bool = False) ->
             except (FileNotFoundError, NoFile):
                 is_whole = False
             if not is_whole:
-                raise Unreadable(f"{name} has other content than was written", is_damaged=True)
+                raise Unreadable(f"{name} does not match its recorded digest", is_damaged=True)
             if name.endswith(".parquet"):
                 _check_types(folder / name)
 
@@ -224,14 +224,14 @@ def read_kept(folder: Path, content: dict[str, Any], what: str) -> bytes:
     with opened(folder / KEPT[what], follow=False) as stream:
         data = stream.read()
     if bytes_digest(data, DIGEST) != files_of(content)[KEPT[what]][1]:
-        raise Damaged(f"{KEPT[what]} has other content than was written")
+        raise Damaged(f"{KEPT[what]} does not match its recorded digest")
     return data
 
 
 def of_earlier_version(count: int) -> str:
     """What a person is told of cells without signature."""
-    cells = "1 cell of an earlier version carries" if count == 1 else f"{count} cells of an earlier version carry"
-    return f"{cells} no digest of result.json: read as usual, but not all damage to it would show"
+    cells = "1 cell of an earlier version has" if count == 1 else f"{count} cells of an earlier version have"
+    return f"{cells} no digest of result.json; such cells are read as usual, but damage to that file may go unnoticed"
 
 
 def folders(cells: Path) -> Iterator[Path]:

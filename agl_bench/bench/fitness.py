@@ -134,10 +134,12 @@ def noted(
         try:
             content = read_object(path)
             if asked_for(content["spec"]) != path.stem:
-                raise Damaged(f"{path.name} is of another cell")
+                raise Damaged(f"{path.name} belongs to another cell")
             found[path.stem] = Skipped(RunSpec.from_json(content["spec"]), str(content["reason"]))
         except (OSError, Damaged) as error:
-            warn(f"what {path} says of a skipped cell is damaged ({error}) and left out; the next run notes it anew")
+            warn(
+                f"{path}, the record of a skipped cell, is damaged ({error}) and ignored; the next run writes it again"
+            )
         except (ValueError, KeyError, TypeError, AttributeError, AglBenchError):
             continue  # of another version
     if found:

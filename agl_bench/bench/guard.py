@@ -68,16 +68,16 @@ class Guard:
     def _judge(self, who: str, changed: list[str], failure: BaseException | None) -> None:
         if changed and (failure is None or isinstance(failure, Exception)):
             raise BadPlugin(
-                f"{who} changes {', '.join(changed)}, on which all that runs after it depends; leave it as it is"
+                f"{who} changes {', '.join(changed)}, which affects everything that runs afterwards; leave it unchanged"
             ) from failure
 
     def _note(self, who: str, printed: str, harmless: list[str]) -> None:
         sys.stderr.write(printed)
         made = []
         if first := printed.strip().partition("\n")[0][:60]:
-            made.append(f"{who} prints to standard output ('{first}'); it went to standard error")
+            made.append(f"{who} prints to standard output ('{first}'); the text was sent to standard error")
         if harmless:
-            made.append(f"{who} changes {', '.join(harmless)}; put back")
+            made.append(f"{who} changes {', '.join(harmless)}; the change was undone")
         self.remarks += [remark for remark in made if remark not in self._known]
         self._known.update(made)
 

@@ -347,7 +347,7 @@ class _Campaign:
         for key, number in self.deaths.items():
             if key in self.left and number >= DEATHS:
                 spec, _ = self.left[key]
-                sentence = f"{number} workers died while they ran it, e.g. for want of memory"
+                sentence = f"{number} workers died while running it, perhaps for lack of memory"
                 trace = engine.problem()
                 details = self.store.write_failure(spec, sentence, trace)
                 yield self._fail(Failed(spec, sentence, details))

@@ -174,9 +174,9 @@ def _mend(journal: Path, warn: Callable[[str], None]) -> None:
         aside = next(p for n in range(1, 1000) if not (p := journal.with_name(f"{journal.name}.damaged-{n}")).exists())
         write_through(aside, content)
         warn(
-            f"{journal} was damaged: {lost} of {len(lines)} records {'is' if lost == 1 else 'are'} lost, with them "
-            f"something of {trials} trial{'' if trials == 1 else 's'}; all others are recovered, trials without end "
-            f"are made again, and {aside.name} is a copy of what was there"
+            f"{journal} was damaged: {lost} of {len(lines)} records {'is' if lost == 1 else 'are'} lost, which "
+            f"affects {trials} trial{'' if trials == 1 else 's'}; all other records were recovered, unfinished trials "
+            f"run again, and {aside.name} is a copy of the damaged file"
         )
     write_through(journal, mended)
 

@@ -48,7 +48,7 @@ def make_ready(database: Path, *, is_ours: bool, warn: Callable[[str], None]) ->
     """
     database = Path(os.path.realpath(database))
     if database.exists() and not database.is_file():
-        raise TrackerUnavailable(f"{database} is no file, hence no database of MLflow; move it away")
+        raise TrackerUnavailable(f"{database} is not a file, so it cannot be an MLflow database; move it away")
     fresh = database.with_name(f".{database.name}.new")
     _remove(fresh)  # of a process that was killed
     try:
@@ -57,8 +57,8 @@ def make_ready(database: Path, *, is_ours: bool, warn: Callable[[str], None]) ->
             state = _migrate(database, fresh)
         if state == "newer":
             raise TrackerUnavailable(
-                f"{database} was made by a newer MLflow; upgrade mlflow, or move it away, then `agl-bench sync` makes "
-                "one anew from the finished cells"
+                f"{database} was made by a newer MLflow; upgrade mlflow, or move the file away and run `agl-bench "
+                "sync` to rebuild it from the finished cells"
             )
         if state == "damaged":
             _set_aside(database, is_ours, warn)
@@ -95,8 +95,8 @@ def _migrate(database: Path, fresh: Path) -> _State:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrackerUnavailable(
-                f"{database} was made by an older MLflow, and another process of agl-bench uses it; end that one "
-                "first, then it is brought up to date"
+                f"{database} was made by an older MLflow and is in use by another agl-bench process; end that process "
+                "and repeat the command, which then upgrades the database"
             ) from None
         try:
             with (
@@ -141,8 +141,8 @@ def _damaged_by(error: Exception) -> Literal["damaged"]:
 def _set_aside(database: Path, is_ours: bool, warn: Callable[[str], None]) -> None:
     if not is_ours:
         raise TrackerUnavailable(
-            f"{database} is damaged, half-made or no database of MLflow; name another, or move it away, then "
-            "`agl-bench sync` makes it anew from the finished cells"
+            f"{database} is damaged, incomplete or not an MLflow database; name another, or move it away and run "
+            "`agl-bench sync` to rebuild it from the finished cells"
         )
     number = 1
     while (aside := database.with_name(f"{database.name}.damaged-{number}")).exists():
@@ -152,8 +152,8 @@ def _set_aside(database: Path, is_ours: bool, warn: Callable[[str], None]) -> No
             database.with_name(database.name + end).rename(aside.with_name(aside.name + end))
     database.rename(aside)
     warn(
-        f"{database} is damaged or half-made: set aside as {aside.name}; `agl-bench sync --work "
-        f"{database.parent}` shows all finished cells in a new one"
+        f"{database} is damaged or incomplete and was set aside as {aside.name}; `agl-bench sync --work "
+        f"{database.parent}` rebuilds it from the finished cells"
     )
 
 

@@ -63,15 +63,15 @@ class Tracker:
         scheme = uri.partition(":")[0].partition("+")[0].lower()
         if is_ambiguous(uri):
             raise TrackerUnavailable(
-                f"cannot track to '{masked(uri)}': its port is no number, or a password holds a separator; write "
+                f"cannot track to '{masked(uri)}': its port is not a number, or a password holds a separator; write "
                 "HOST:5000, and in a password %40 for @, %3A for :, %2F for /, %3F for ? and %23 for #"
             )
         if scheme == "sqlite":
             own = work / "mlflow.db"
             if uri == f"sqlite:///{own}" and not (_is_utf8(own) and database_of(uri) == own):
                 raise TrackerUnavailable(
-                    f"MLflow opens no database in {work}, since ?, % and bytes that are no UTF-8 have no place in its "
-                    "addresses; name another folder, or track elsewhere or not at all (--tracking none)"
+                    f"MLflow cannot open a database in {work}, because its addresses cannot hold ?, % or bytes that "
+                    "are not UTF-8; use another folder, another tracking address, or --tracking none"
                 )
             return cls(uri, database_of(uri).parent / "mlartifacts", work)
         if scheme in ("http", "https", "databricks"):
@@ -155,7 +155,7 @@ def database_of(uri: str) -> Path:
     except sqlalchemy.exc.ArgumentError:
         name = None
     if not name or name == ":memory:" or name.startswith("file:"):
-        raise TrackerUnavailable(f"'{masked(uri)}' names no file; use sqlite:///PATH/mlflow.db")
+        raise TrackerUnavailable(f"'{masked(uri)}' does not name a file; use sqlite:///PATH/mlflow.db")
     return Path(name).absolute()
 
 

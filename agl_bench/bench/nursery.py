@@ -174,7 +174,7 @@ class _Plugins:
         for kind, part in parts.items():
             if not part.source.startswith(self._sources[kind, part.name]):
                 raise BadPlugin(
-                    f"{kind} '{part.name}' of {part.provider} has changed since the command began; start it again"
+                    f"{kind} '{part.name}' of {part.provider} has changed since the command began; run it again"
                 )
         return self._found
 

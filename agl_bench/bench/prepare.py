@@ -137,8 +137,8 @@ class _Reader:
             if self.digests.now(path) != self.digests.of(path):
                 raise BadSection(
                     self.name,
-                    f"{path} has other content than when it was first read, though its size and time are the same: a "
-                    "failing disk, or a tool that sets times; bring the file back, or `touch` it if it is meant",
+                    f"{path} has changed since it was first read, although its size and time are the same: the disk "
+                    "may be failing, or a tool resets times; restore the file, or `touch` it if the change is intended",
                 )
         with naming_the_dataset(self.part):
             return self.dataset.read(self.root, self.name)

@@ -327,7 +327,7 @@ class Bench:
         if not changed:
             return ""
         self._setting = None
-        return f"selector '{spec.selector.name}' has changed {', '.join(changed)}, which it was shown; work on a copy"
+        return f"selector '{spec.selector.name}' has changed {', '.join(changed)}, which is read-only; work on a copy"
 
     def train(
         self, spec: RunSpec, plan: FoldPlan, keeper: Keeper | None = None, *, keep: Keep = "predictions"
@@ -747,7 +747,7 @@ def run_cell(
         store.forget_failure(spec.key)
         for item in bench.train(spec, plan, keeper, keep=keep):
             if is_new and keeper.problem:
-                yield Noted(spec, f"{keeper.problem}: set aside, the cell begins anew")
+                yield Noted(spec, f"{keeper.problem}; it was set aside, and the cell starts again")
             if is_new and keeper.found is not None:
                 yield Noted(spec, f"continued after epoch {keeper.found}")
             is_new = False

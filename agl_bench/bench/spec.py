@@ -183,7 +183,7 @@ class RunSpec:
             BadSpec, KeyError, TypeError: if it is none.
         """
         if not is_typed(content):
-            raise BadSpec("names of a cell are texts, settings stand by name, and seeds are whole numbers")
+            raise BadSpec("a cell's names must be text, its settings objects, and its seed a whole number")
         plain = dict(content)
         for name in ("dataset", "backbone", "selector"):
             plain[name] = Part.from_json(plain[name])
@@ -306,7 +306,7 @@ class Campaign:
             for name in chosen[key]:
                 plugins.entry(name, kind)
         if not isinstance(table.get("preset", ""), str):
-            raise BadSpec(f'{file}: preset = {table["preset"]!r} is no name; write e.g. preset = "clean"')
+            raise BadSpec(f'{file}: preset = {table["preset"]!r} is not a name; write e.g. preset = "clean"')
         base = load_preset(table.get("preset", "clean") if preset is None else preset)
         protocol, settings, changed = _settings(plugins, base, table, assignments)
         return cls(
@@ -487,15 +487,15 @@ def naming_the_dataset(part: Part) -> Iterator[None]:
         raise
     except PermissionError as error:  # of the user's data, no fault of the plug-in
         raise MissingData(
-            f"dataset '{part.name}': {error.filename} may not be read by this user; change its permissions"
+            f"dataset '{part.name}': {error.filename} cannot be read: permission denied; change its permissions"
         ) from None
     except (Exception, SystemExit) as error:
         raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {told(error)}") from error
     sys.stderr.write(seen.printed)
     if seen.changed and not part.provider.startswith(f"{OWN} "):  # of ours, libraries that it imports change some
         raise BadPlugin(
-            f"dataset '{part.name}' of {part.provider} changes {', '.join(seen.changed)}, on which all that runs after "
-            "it depends; leave it as it is"
+            f"dataset '{part.name}' of {part.provider} changes {', '.join(seen.changed)}, which affects everything "
+            "that runs afterwards; leave it unchanged"
         )
 
 
@@ -518,9 +518,9 @@ def check_normalisation(name: str, dataset: Dataset, protocol: Protocol) -> None
             cure[setting] = "seurat"
     if cure:
         raise BadSpec(
-            f"dataset '{name}' has no raw counts but values that are normalised already, and "
+            f"dataset '{name}' has normalised values and no raw counts, but "
             + ", ".join(f"protocol.{setting} = {getattr(protocol, setting)}" for setting in cure)
-            + f" need{'s' if len(cure) == 1 else ''} counts; take the values as they are with "
+            + f" need{'s' if len(cure) == 1 else ''} counts; use the values as they are with "
             + " ".join(f"--set protocol.{setting}={value}" for setting, value in cure.items())
         )
 

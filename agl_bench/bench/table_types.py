@@ -53,10 +53,10 @@ def check_types(path: Path) -> None:
     try:
         schema = pq.read_schema(path)
     except pa.ArrowException as error:
-        raise Damaged(f"{path.name} is no table ({str(error).splitlines()[0]})") from error
+        raise Damaged(f"{path.name} is not a Parquet table ({str(error).splitlines()[0]})") from error
     for column in sorted(_NEEDED[path.stem] - set(schema.names)):
         raise Damaged(f"{path.name} has no column {column}")
     for column in schema:
         words, holds = _COLUMNS[path.stem].get(column.name, _NUMBER)
         if not holds(column.type):
-            raise Damaged(f"column {column.name} of {path.name} holds {column.type} in place of {words}")
+            raise Damaged(f"column {column.name} of {path.name} holds {column.type} instead of {words}")

@@ -768,11 +768,13 @@ def _database(url: str) -> BaseStorage:
     if "://" not in url:
         raise BadSpec(f"--storage {shown!r} is no database URL, e.g. postgresql+psycopg://user@host/name")
     if url.startswith("sqlite") and url.partition("//")[2].strip("/").partition("?")[0] in ("", ":memory:"):
-        raise BadSpec(f"--storage {shown} names no file, so that no trial would be kept; use sqlite:///PATH/trials.db")
+        raise BadSpec(
+            f"--storage {shown} does not name a file, so no trial would be kept; use sqlite:///PATH/trials.db"
+        )
     if is_ambiguous(url):
         raise BadSpec(
-            f"--storage {shown}: its port is no number, or a password holds a separator; write %40 for @, %3A for :, "
-            "%2F for /, %3F for ? and %23 for # in a password"
+            f"--storage {shown}: its port is not a number, or a password holds a separator; write %40 for @, %3A for "
+            ":, %2F for /, %3F for ? and %23 for # in a password"
         )
     try:
         with _quietly():

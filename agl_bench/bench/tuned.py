@@ -179,12 +179,12 @@ def read_entries(path: Path) -> list[Entry]:
     for number, study in enumerate(table.get("studies", []), start=1):
         digest = study.pop("digest", None) if isinstance(study, dict) else None
         if not isinstance(study, dict) or set(study) != names or not _is_typed(study):
-            raise BadSpec(f"{path}: study {number} is incomplete; write the file anew with `agl-bench tune`")
+            raise BadSpec(f"{path}: study {number} is incomplete; write the file again with `agl-bench tune`")
         entries.append(Entry(**study | {name: tuple(study[name]) for name in ("folds", "seeds")}))
         if digest not in (None, _digest(entries[-1])):
             raise BadSpec(
-                f"{path}: study {number} says something else than `agl-bench tune` has written; write it anew with the "
-                "same command, which keeps finished trials, or delete its line 'digest' if the change is meant"
+                f"{path}: study {number} has changed since `agl-bench tune` wrote it; run the same command again, "
+                "which keeps finished trials, or delete its line 'digest' if the change is intended"
             )
     return entries
 

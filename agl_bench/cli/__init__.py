@@ -55,11 +55,11 @@ def _main(arguments: Sequence[str] | None) -> None:
         sys.exit(0)
     except OSError as error:
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        kept = "" if where else "; what was finished before is kept"
+        kept = "" if where else "; finished work is kept"
         stop_with(f"{where}{error.strerror or ' '.join(str(error).split()) or type(error).__name__}{kept}", 2)
     except UnicodeEncodeError as error:
         name = error.object[max(0, error.start - 40) : error.end + 40]
-        stop_with(f"a name that is not UTF-8 cannot be written down ({name!r}); rename the file or folder", 2)
+        stop_with(f"the name {name!r} is not UTF-8 and cannot be recorded; rename the file or folder", 2)
     except (click.Abort, KeyboardInterrupt):
         stop_with("interrupted; what is done is kept, the same command continues", INTERRUPTED)
 
@@ -72,4 +72,4 @@ def _command(arguments: Sequence[str] | None) -> Any:
         ending = error.__cause__ if isinstance(error, click.Abort) else error
         if ending is None or isinstance(ending, Exception) or not is_strangers(ending):
             raise
-        raise BadPlugin(f"a plug-in has ended the command: {told(ending)}") from error
+        raise BadPlugin(f"a plug-in ended the command: {told(ending)}") from error

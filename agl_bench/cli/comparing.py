@@ -69,7 +69,7 @@ def report(
         from agl_bench.comparison.report import write_report
 
         with writing(
-            f"the report in {out}", "it is incomplete, and no cell has changed; free some space, and repeat it"
+            f"the report in {out}", "it is incomplete, but no cell has changed; free some space and repeat the command"
         ):
             made = write_report(gathered, work, out, plugins, baseline=baseline, root=root)
     for sentence in [*made.answers, f"Report: {out / 'report.html'}"]:
@@ -238,7 +238,7 @@ def export(
             gather(store), plugins, Preparation(root, cache_of(work)), place=asked, section=section, seeds=seeds,
             warn=warn,
         )  # fmt: skip
-        with writing(file, "no cell has changed, and an older file of this name is as it was"):
+        with writing(file, "no cell has changed, and an older file of that name is unchanged"):
             write_h5ad(data, file)
     show_export(file, data, console)
 

@@ -111,7 +111,7 @@ def folds(
                 console.print(f"Fold {report.label}, seed {report.seed}: {caution}.")
         planned = name == "inter" and protocol.leave_out == "auto" and not protocol.fold_file
         if planned and not any(section.donor for section in sections):
-            console.print("No donor is known, so that sections are left out one by one.")
+            console.print("No donor is known, so sections are left out one by one.")
         console.print()
     if out is not None:
         header = reports[0].csv.partition("\n")[0]
@@ -163,7 +163,7 @@ def prepare(
     seen = px is not None or sees == "patches"
     size = PatchSize(px or side, um or Protocol().patch_um) if seen else None
     console, cache = make_console(), cache_of(work)
-    kept = "sections that are prepared are kept, the same command goes on"
+    kept = "prepared sections are kept, and the same command continues"
     with console.status(styled(f"preparing {name}")), writing(f"the prepared data in {cache}", kept):
         bring(part, dataset, root)
         count = total = 0
@@ -241,7 +241,7 @@ def describe(
             pictures.append(
                 out / "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{name}-{section_name}.png")
             )
-            with writing(pictures[-1], "the pictures before it are kept"):
+            with writing(pictures[-1], "earlier pictures are kept"):
                 draw_overlay(name, section, pictures[-1])
         del section  # before the next is read
     if as_json:

@@ -88,7 +88,7 @@ class Signals:
             raise KeyboardInterrupt
         self._why = signal.Signals(number).name
         self._has_come.set()
-        sentence = f"agl-bench: stopping at the end of this epoch, or in {GRACE:.0f} s; once more ends at once\n"
+        sentence = f"agl-bench: stopping at the end of this epoch, or in {GRACE:.0f} s; a second signal ends at once\n"
         os.write(2, sentence.encode())  # as a handler may
 
     def _insist(self) -> None:

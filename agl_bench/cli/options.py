@@ -35,7 +35,7 @@ class Finite(click.FloatRange):
         """The number; fails where it is infinite or none."""
         number = super().convert(value, parameter, context)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no finite number", parameter, context)
+            self.fail(f"{value!r} is not a finite number", parameter, context)
         return number
 
 
@@ -92,11 +92,11 @@ _EXECUTOR = (
         "--workers",
         type=click.IntRange(1, MOST),
         metavar="N",
-        help="Of an executor, at a time.  [default: one per core]",
+        help="Cells that an executor runs at a time.  [default: one per core]",
     ),
     click.option("--ray-address", metavar="ADDRESS", help="A Ray cluster that is there.  [default: one of our own]"),
     click.option(
-        "--gpus-per-cell", type=Finite(0), metavar="X", help="Of ray and slurm, e.g. 0.5.  [default: 1 on CUDA]"
+        "--gpus-per-cell", type=Finite(0), metavar="X", help="For ray and slurm, e.g. 0.5.  [default: 1 on CUDA]"
     ),
     click.option("--slurm-partition", metavar="NAME", help="Where Slurm's jobs go."),
     click.option(

@@ -65,7 +65,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
     is_flag=False,
     flag_value="cells",
     type=click.Choice(["cells", "data"]),
-    help="Run finished and failed cells anew, from the beginning; --again=data also prepares their data anew.",
+    help="Run finished and failed cells again from the beginning; --again=data also prepares their data again.",
 )
 @click.option(
     "--keep",
@@ -254,7 +254,7 @@ def status(work: Path, json_: bool) -> None:
     found = status_of(work)
     if found.damaged:
         cells = "1 finished cell is" if len(found.damaged) == 1 else f"{len(found.damaged)} finished cells are"
-        warn(f"{cells} damaged and left out ({found.damaged[0]}, …); the next run makes such cells anew")
+        warn(f"{cells} damaged and left out ({found.damaged[0]}, …); the next run computes damaged cells again")
     if json_:
         click.echo(json.dumps(as_json(found), indent=1))
         return

@@ -105,7 +105,7 @@ class _Watch:
 
     def until_it_ends(self) -> None:
         """End as the command has ended; come back only where it is to begin anew."""
-        reason = "" if self._listen() else f"it does not come to the end of its import within {SILENT:.0f} s"
+        reason = "" if self._listen() else f"its import did not finish within {SILENT:.0f} s"
         if reason:
             os.kill(self.pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -114,10 +114,12 @@ class _Watch:
             _end(status)
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         if (self.importing and status != -signal.SIGKILL) or reason:
-            AVOIDED[self.importing] = reason or f"the process that imports it {how}"
+            AVOIDED[self.importing] = reason or f"the process that imported it {how}"
             return
-        why = ", e.g. for want of memory" if status == -signal.SIGKILL else f", by a plug-in ({', '.join(self.seen)})"
-        say(f"the command {how} before it was done{why}; what is done is kept")
+        why = (
+            ", perhaps for lack of memory" if status == -signal.SIGKILL else f", by a plug-in ({', '.join(self.seen)})"
+        )
+        say(f"the command {how} before it finished{why}; finished work is kept")
         _end(2)
 
     def _listen(self) -> bool:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use t
 @click.option("--seeds", multiple=True, metavar="0,1", help="A trial trains each fold with each.  [default: 0]")
 @click.option("--fold", multiple=True, metavar="A,B", help="Only these folds.")
 @click.option(
-    "--tune-folds", type=click.IntRange(1, MOST), help="A trial trains the first so many folds.  [default: all]"
+    "--tune-folds", type=click.IntRange(1, MOST), help="Train only the first N folds in each trial.  [default: all]"
 )
 @click.option("--nested", is_flag=True, help="One study for each outer fold, whose settings serve this fold alone.")
 @click.option(

@@ -294,9 +294,9 @@ def versions_of_presets(labels: Iterable[str]) -> list[str]:
         name, version = _VERSION.match(label).groups()  # type: ignore[union-attr]  # matches everything
         found.setdefault(name, set()).add(int(version or 1))
     return [
-        f"The cells were made under {len(versions)} versions of preset {name}: "
-        f"{', '.join(Preset(name, {}, {}, version).label for version in sorted(versions))}; they choose spots or genes "
-        "by other rules (see the table of the protocol) and never share a line"
+        f"The cells were run under {len(versions)} versions of preset {name}: "
+        f"{', '.join(Preset(name, {}, {}, version).label for version in sorted(versions))}; these choose spots or "
+        "genes by different rules (see the protocol table) and never share a row"
         for name, versions in found.items()
         if len(versions) > 1
     ]

@@ -90,13 +90,13 @@ def array_problems(counts: anndata.AnnData, positions: np.ndarray, um_per_px: fl
         if len(strays) or fit.stretch > STRETCH:
             first = counts.obs_names[strays[0]] if len(strays) else counts.obs_names[0]
             yield (
-                f"obsm['spatial'] puts spot '{first}' where {told} do not ({len(strays) or counts.n_obs} spots); "
-                f"take both from the same table, in the order of the spots"
+                f"obsm['spatial'] contradicts {told} for spot '{first}' ({len(strays) or counts.n_obs} spots); "
+                f"take both from the same table, in the same order of spots"
             )
         elif hexagonal and abs(fit.pitch_px * um_per_px / _VISIUM_UM - 1) > _PITCH_SLACK:
             yield (
-                f"by {told} its spots are {fit.pitch_px * um_per_px:.3g} µm apart, but those of Visium are "
-                f"{_VISIUM_UM:g} µm apart; um_per_px is about {_VISIUM_UM / fit.pitch_px:.3g}, not {um_per_px:.3g}"
+                f"by {told} its spots are {fit.pitch_px * um_per_px:.3g} µm apart, but Visium spots "
+                f"are {_VISIUM_UM:g} µm apart; um_per_px is about {_VISIUM_UM / fit.pitch_px:.3g}, not {um_per_px:.3g}"
             )
 
 

@@ -127,8 +127,8 @@ def pixel_problems(section: Section) -> Iterator[str]:
     brightest = float(np.percentile(grey, 95))
     if brightest < _DARK:
         yield (
-            f"19 of 20 pixels around its spots are darker than {brightest + 1:.0f} of 255, so that it is no image in "
-            "bright field; take the bright-field scan, and scale its values to 0 to 255 where they fill fewer bits"
+            f"19 of 20 pixels around its spots are darker than {brightest + 1:.0f} of 255, so this is not a "
+            "bright-field image; use the bright-field scan, with its values scaled to 0 to 255"
         )
         return
     texture = grey.std(axis=(1, 2))  # (spots,)
@@ -149,7 +149,7 @@ def _name_problems(section: Section) -> Iterator[str]:
             yield f"{kind} number {absent[0] + 1} has no name ({len(absent)} {kind}s); give each a name of its own"
         elif not names.is_unique:
             yield (
-                f"{kind} '{names[names.duplicated()][0]}' is there more than once "
+                f"{kind} '{names[names.duplicated()][0]}' occurs more than once "
                 f"({len(names) - names.nunique()} repeated); drop the copies or call {axis}_names_make_unique()"
             )
 
@@ -168,7 +168,7 @@ def _count_problems(section: Section, has_counts: bool) -> Iterator[str]:
             try:
                 X.check_format(full_check=True)  # reading past the end of an array would be left to chance
             except ValueError as error:
-                yield f"counts.X is no valid sparse matrix ({error}); write the file anew"
+                yield f"counts.X is not a valid sparse matrix ({error}); write the file again"
                 return
         values = X.data if scipy.sparse.issparse(X) else np.asarray(X).reshape(-1)
         blank = True
@@ -230,13 +230,13 @@ def _bad_count(
     elif value < 0:
         problem, remedy = (
             f"the count of {where} is {value:g}",
-            "raw counts are not negative; scaled values are no counts",
+            "raw counts are not negative; scaled values are not counts",
         )
     elif value > _most(X.dtype):
         problem = f"the count of {where} is {value:.0f}"
-        remedy = "no spot holds so many molecules of a gene; give counts of molecules"
+        remedy = "no spot holds that many molecules of a gene; give counts of molecules"
         if X.dtype == np.float16:
-            remedy = f"{X.dtype} holds whole numbers up to {_MOST_HALF:,} only; write the counts as float32 or int32"
+            remedy = f"{X.dtype} holds whole numbers only up to {_MOST_HALF:,}; write the counts as float32 or int32"
     else:
         problem, remedy = (
             f"the count of {where} is {value:g}, not a whole number",

@@ -55,6 +55,6 @@ def same_sections(digests: Mapping[str, str]) -> str:
     if not same:
         return ""
     return (
-        f"sections {', '.join(same)} are the same, spot for spot: one tissue under several names trains and tests at "
-        "once, and scores come out too good; keep one of each"
+        f"sections {', '.join(same)} are identical, spot for spot, so one tissue would be used for both training "
+        "and testing, which inflates scores; keep one of each"
     )

@@ -128,8 +128,8 @@ def partly_known(donors: Mapping[str, str]) -> str:
     if all(donors.values()) or not any(donors.values()):
         return ""
     return (
-        f"donors are known for some sections only{_unknown(donors)}, so that sections are left out one by one: one may "
-        f"be tested after training on others of its donor; state all donors"
+        f"donors are known for only some sections{_unknown(donors)}, so sections are left out one by one and a "
+        f"section may be tested by a model trained on the same donor; state all donors"
     )
 
 

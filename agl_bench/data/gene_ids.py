@@ -70,7 +70,7 @@ def tell_apart(sections: Sequence[Section]) -> str:
     for section in sections:
         name_by_id(section.counts, ids)
     return (
-        f"{len(differing)} gene symbol{'s stand' if len(differing) > 1 else ' stands'} for different genes in sections "
-        f"({'the first, ' if len(differing) > 1 else ''}{next(iter(differing.values()))}); "
-        f"{len(ids)} genes are named by their ids"
+        f"{len(differing)} gene symbol{'s stand' if len(differing) > 1 else ' stands'} for different genes in "
+        f"different sections ({'e.g. ' if len(differing) > 1 else ''}{next(iter(differing.values()))}); "
+        f"{len(ids)} genes are named by their Ensembl ids"
     )

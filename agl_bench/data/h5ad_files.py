@@ -81,7 +81,7 @@ def read_donors(path: Path, *, section: str = "") -> tuple[str, ...]:
         if len(whole) == 1 and spots and whole[0] not in spots:
             raise BadSection(
                 section,
-                f"{path} names different ones: uns['{key}'] is '{whole[0]}' and obs['{key}'] is '{spots[0]}'; "
+                f"{path} contradicts itself: uns['{key}'] is '{whole[0]}' and obs['{key}'] is '{spots[0]}'; "
                 f"correct one of them, or remove it",
             )
         if whole or spots:
@@ -148,7 +148,7 @@ def placed(stored: Any, section: str) -> Any:
         raise BadSection(
             section,
             f"obsm['spatial'] is a table with columns {', '.join(map(str, stored.columns)) or 'of no name'}, "
-            f"{'which name several' if pairs else 'none of which are known'} as pixels; store an array (spots, 2) "
+            f"{'several' if pairs else 'none'} of which name pixel positions; store an array (spots, 2) "
             f"of (x = column, y = row), or name two columns x and y",
         )
     numbers: np.ndarray = stored[pairs[0]].to_numpy(dtype=np.float64, na_value=np.nan)
@@ -185,9 +185,9 @@ def _reading(path: Path, section: str) -> Iterator[None]:
     except AglBenchError:
         raise
     except PermissionError:
-        raise BadSection(section, f"{path} may not be read by this user; change its permissions") from None
+        raise BadSection(section, f"{path} cannot be read: permission denied; change its permissions") from None
     except Exception as error:  # noqa: BLE001  (a damaged or foreign file makes anndata raise nearly anything)
         said = reason(error).strip().partition("\n")[0]
         raise BadSection(
-            section, f"{path} cannot be read as .h5ad ({said}); it is damaged or of another kind, replace it"
+            section, f"{path} cannot be read as .h5ad ({said}); it is damaged or not an .h5ad file; replace it"
         ) from None

@@ -68,8 +68,8 @@ def facts_of(file: Any, path: Path, rows: int, section: str) -> PatchFacts:
         listing = ", ".join(f"{count} {name}" for name, count in lengths.items())
         raise BadSection(
             section,
-            f"{path} has {listing}, so that nobody knows which belong together; write all of them for the same "
-            f"patches, in the same order",
+            f"{path} has {listing}, so it is unclear which image belongs to which barcode; write all of them for the "
+            f"same patches, in the same order",
         )
     if coords is not None and coords.shape[1:] != (2,):
         raise BadSection(section, f"{path} has 'coords' {coords.shape}; they have to be (patches, 2)")
@@ -117,8 +117,8 @@ def width_um(
     if side_um is not None:
         raise BadSection(
             facts.section,
-            f"by {facts.path} a patch shows {stated:.4g} µm of tissue, but {side_um:g} µm are stated beside it; state "
-            f"the width that the patches were cut with",
+            f"according to {facts.path} a patch shows {stated:.4g} µm of tissue, but {side_um:g} µm is stated "
+            f"elsewhere; state the width with which the patches were cut",
         )
     return stated
 
@@ -133,7 +133,7 @@ def _stated_width(facts: PatchFacts, um_per_px: float | None) -> float | None:
     if target is not None and target != facts.side_px:
         raise BadSection(
             facts.section,
-            f"{facts.path} states patches of {target:g} px, but stores {facts.side_px} px; cut the patches anew",
+            f"{facts.path} states patches of {target:g} px, but its images are {facts.side_px} px wide; cut them again",
         )
     if source is None:
         if pixel_um is None:
@@ -146,8 +146,8 @@ def _stated_width(facts: PatchFacts, um_per_px: float | None) -> float | None:
     if pixel_um is not None and not (_near(pixel_um, scan_um) or _near(pixel_um * facts.side_px, width)):
         raise BadSection(
             facts.section,
-            f"{facts.path} was cut at {pixel_um:g} µm for a pixel, but a pixel of the slide is {scan_um:g} µm; cut the "
-            f"patches anew, or correct the size of a pixel",
+            f"{facts.path} was cut at {pixel_um:g} µm per pixel, but the slide has {scan_um:g} µm per pixel; cut the "
+            f"patches again, or correct the pixel size",
         )
     return width
 
@@ -172,8 +172,8 @@ def _width_by_place(
         raise BadSection(
             facts.section,
             f"{facts.path} has the patch of spot '{barcodes[known][strays[0]]}' cut {away[strays[0]]:.0f} "
-            f"px away from the spot ({len(strays)} of {len(away)} spots); check that both are of the same section and "
-            f"scan, and that no barcodes were exchanged",
+            f"px away from the spot ({len(strays)} of {len(away)} spots); check that both are from the same section "
+            f"and scan, and that no barcodes were swapped",
         )
     at_corner = np.abs(middle - side / 2).max() <= slack
     if not (at_corner or np.abs(middle).max() <= slack):

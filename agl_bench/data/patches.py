@@ -177,7 +177,7 @@ class ArrayPatches(_BlockPatches):
         if len(self.rows) and not 0 <= self.rows.min() <= self.rows.max() < count:
             raise BadSection(
                 self.section,
-                f"{what} has {count} patches, but rows {self.rows.min()} to {self.rows.max()} were asked for",
+                f"{what} has {count} patches, but rows {self.rows.min()} to {self.rows.max()} were requested",
             )
 
     @classmethod
@@ -301,7 +301,7 @@ def read_embedding(
             lacks = "features"
             if "coords" in file and rows not in file["coords"].shape[:2]:
                 raise BadSection(
-                    section, f"{path} has {rows} barcodes, but coords {file['coords'].shape}; write both anew"
+                    section, f"{path} has {rows} barcodes, but coords of shape {file['coords'].shape}; write both again"
                 )
             if (found < 0).all():
                 raise _no_match(section, path, barcodes, stored)

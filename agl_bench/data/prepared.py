@@ -204,7 +204,7 @@ class SectionCache:
         folder = self.folder / key
         known = _manifest(folder / _MANIFEST)
         if known.get("key") != key:
-            raise Damaged(f"{_MANIFEST} is of another section")
+            raise Damaged(f"{_MANIFEST} belongs to another section")
         for name, (size, digest) in known["files"].items():
             self.verify(folder / name, size, digest)
         names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
@@ -242,7 +242,7 @@ class SectionCache:
         if path.stat().st_size != size:
             raise Damaged(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
         if self.digests.now(path) != digest:
-            raise Damaged(f"{path.name} has other content than was written")
+            raise Damaged(f"{path.name} does not match its recorded digest")
 
     def _write(self, key: str, section: Section) -> None:
         partial = self.folder / f"{key}.partial"
@@ -440,7 +440,7 @@ def _mapped(path: Path) -> np.ndarray:
         try:
             array = np.load(path)
         except (ValueError, EOFError, SyntaxError, RecursionError):  # what is read as a header may be anything
-            raise Damaged(f"{path.name} is no array") from None
+            raise Damaged(f"{path.name} is not an array") from None
     return array.view(np.ndarray)  # so that what is picked from it is an ordinary array
 
 

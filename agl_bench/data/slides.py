@@ -294,7 +294,7 @@ def _open_tiff(path: Path, section: str) -> Iterator[Slide]:
             file = stack.enter_context(tifffile.TiffFile(path))
             found = file.series
             if not found:
-                raise EOFError("there is no picture in it")
+                raise EOFError("it holds no image")
             page = found[0].keyframe
             for level in found[0].levels:
                 _check_data(level.keyframe, path.stat().st_size)
@@ -312,7 +312,7 @@ def _check_data(page: Any, size: int) -> None:
     """That all tiles or strips of a page are listed, and lie in a file of this many bytes; some may be empty."""
     ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
     if not (page.imagewidth and page.imagelength and any(page.databytecounts[: len(page.dataoffsets)])):
-        raise EOFError("there are no pixels in it")
+        raise EOFError("it holds no pixels")
     if len(ends) < math.prod(page.chunked):
         raise EOFError(f"{len(ends)} of {math.prod(page.chunked)} tiles or strips are listed")
     if max(ends) > size:
@@ -377,8 +377,8 @@ def _broken(section: str, path: Path, error: BaseException) -> BadSection:
     if isinstance(error, UnidentifiedImageError):
         return BadSection(
             section,
-            f"{path} cannot be read as an image (its format is not known); it is damaged or incomplete, replace it, or "
-            "save it as a tiled 8-bit RGB .tif where another program reads it",
+            f"{path} cannot be read as an image (unknown format); it is damaged or incomplete: replace it, or "
+            "save it as a tiled 8-bit RGB .tif if another program can read it",
         )
     return BadSection(
         section, f"{path} cannot be read as an image ({reason(error)}); it is damaged or incomplete, replace it"

@@ -133,7 +133,7 @@ def main_series(found: Sequence[TiffPageSeries], path: Path, section: str) -> tu
     _check_beside(found, path, section)
     for level in main.levels:
         if level.axes != main.axes:
-            raise BadSection(section, f"{path} has levels of different axes ({main.axes}, {level.axes}); {_TO_RGB}")
+            raise BadSection(section, f"{path} has levels with different axes ({main.axes}, {level.axes}); {_TO_RGB}")
     return main, [_layout(level, path, section) for level in main.levels]
 
 
@@ -172,8 +172,8 @@ def _check_beside(found: Sequence[TiffPageSeries], path: Path, section: str) -> 
         listing = ", ".join(f"{page.imagewidth} × {page.imagelength}" for page in pages[:5])
         raise BadSection(
             section,
-            f"{path} holds {len(pages)} pictures ({listing} pixels{', …' * (len(pages) > 5)}), and which of them is "
-            f"meant is not known; save the one that the positions refer to in a file of its own",
+            f"{path} holds {len(pages)} pictures ({listing} pixels{', …' * (len(pages) > 5)}), and it is unclear "
+            f"which one is meant; save the one that the positions refer to as a separate file",
         )
 
 
@@ -183,7 +183,7 @@ def _layout(level: TiffPageSeries, path: Path, section: str) -> Layout:
     kind = getattr(page.photometric, "name", "colours not stated")
     bits = "two-level" if level.dtype == bool else f"{page.bitspersample}-bit {_KINDS.get(level.dtype.kind, 'unknown')}"
     samples = page.samplesperpixel
-    what = f"{path} has {level.dtype} pixels ({bits}, {_CALLED.get(kind, kind)}, {samples} for each place)"
+    what = f"{path} has {level.dtype} pixels ({bits}, {_CALLED.get(kind, kind)}, {samples} samples per pixel)"
     if kind not in _COLOURS:
         raise BadSection(section, f"{what}; convert its colours to sRGB and {_TO_RGB}")
     if not (
@@ -199,7 +199,7 @@ def _layout(level: TiffPageSeries, path: Path, section: str) -> Layout:
     if beyond and not alpha:
         raise BadSection(
             section,
-            f"{what}: {beyond} more than its colour needs, and no transparency; keep red, green and blue and {_TO_RGB} "
+            f"{what}, {beyond} more than its colour needs, and no transparency; keep red, green and blue and {_TO_RGB} "
             "with tifffile.imwrite(path, pixels, photometric='rgb')",
         )
     profile = page.tags.valueof("InterColorProfile")
@@ -237,9 +237,9 @@ def check_plain(image: Image.Image, path: Path, section: str) -> None:
     if frames > 1:
         raise BadSection(section, f"{path} holds {frames} pictures; {_TO_RGB}, one picture in one file")
     if image.mode == "CMYK":
-        raise BadSection(section, f"{path} has pixels of inks (CMYK); convert its colours to sRGB and {_TO_RGB}")
+        raise BadSection(section, f"{path} has CMYK pixels; convert its colours to sRGB and {_TO_RGB}")
     if image.mode not in _EIGHT_BIT or ";16" in depth:
-        raise BadSection(section, f"{path} has pixels of more than 8 bits (Pillow mode '{image.mode}'); {_SCALED}")
+        raise BadSection(section, f"{path} has pixels with more than 8 bits (Pillow mode '{image.mode}'); {_SCALED}")
     name = colour_space(image.info.get("icc_profile"))
     if not (name or image.info.get("icc_profile") or "srgb" in image.info):
         name = _stated_space(image.info)
@@ -278,7 +278,7 @@ def check_array(array: Any, axes: tuple[str, ...], what: str, section: str) -> N
     if len(shape) == len(axes) + 1 and shape[first] == 3:
         cure = f"; put its colours last: numpy.moveaxis(array, {first}, -1)"
     elif shape and shape[-1] == 4:
-        cure = "; leave the fourth channel out where it is transparency"
+        cure = "; leave the fourth channel out if it is transparency"
     elif getattr(dtype, "kind", "") == "f":
         cure = "; multiply values from 0 to 1 by 255, round them and call .astype(numpy.uint8)"
     raise BadSection(
@@ -291,8 +291,8 @@ def check_colour_space(name: str, path: Path, section: str) -> None:
     if name:
         raise BadSection(
             section,
-            f"{path} holds colours of '{name}', whose values are other colours in sRGB; convert them to sRGB and "
-            f"{_TO_RGB} (vips icc_transform OLD NEW srgb), or take the profile out where it does not belong there",
+            f"{path} has colour space '{name}', in which values mean other colours than in sRGB; convert it to sRGB "
+            f"and {_TO_RGB} (vips icc_transform OLD NEW srgb), or remove the profile if it is wrong",
         )
 
 

@@ -20,8 +20,8 @@ LOSS = 0.5  # of its score: a gene that loses more without those spots is carrie
 _NAMED = 5  # genes that a sentence names
 _ROBUST = Protocol.primary_score  # the default
 _CURES = (
-    f"a few thin spots may decide: take protocol.primary_score = {_ROBUST}, or raise protocol.min_genes_per_spot",
-    "look at them where these genes are largest, and leave such spots or genes out of the data if they are no biology",
+    f"a few thin spots may decide: use protocol.primary_score = {_ROBUST}, or raise protocol.min_genes_per_spot",
+    "look at the spots where these genes are highest, and remove such spots or genes if they are artefacts",
 )
 
 
@@ -53,8 +53,8 @@ class Support:
             names = _some(f"{gene} in {spots}" for gene, spots in self.rare.items())
             found.append(
                 f"{len(self.rare)} of {self.genes} primary genes {'is' if len(self.rare) == 1 else 'are'} detected in "
-                f"few of the {self.spots:,} spots that decide ({names}); raise protocol.primary_detection, or name "
-                "other genes in protocol.primary_file"
+                f"only a few of the {self.spots:,} spots that count ({names}); raise protocol.primary_detection, or "
+                "name other genes in protocol.primary_file"
             )
         if self.carried:
             names = _some(f"{gene} keeps {left:.0%}" for gene, left in self.carried.items())

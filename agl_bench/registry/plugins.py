@@ -243,7 +243,7 @@ class Plugins:
         if not wanted:
             return
         if not re.fullmatch(r"\d+\.\d+", wanted):
-            raise BadPlugin(f"{stated.API} = '{wanted}' is no version such as 1.0")
+            raise BadPlugin(f"{stated.API} = '{wanted}' is not a version such as 1.0")
         (major, minor), (our_major, our_minor) = (map(int, v.split(".")) for v in (wanted, API_VERSION))
         if major != our_major or minor > our_minor + 1:
             older = " or a newer version of the plug-in" if major < our_major else " or an older version of the plug-in"
@@ -356,7 +356,7 @@ def _imported(module: str, provider: str) -> ModuleType:
 
 
 def _of_changes(changed: Sequence[str]) -> str:
-    return f"changes {', '.join(changed)} at import; put back, since every result depends on it"
+    return f"changes {', '.join(changed)} at import; the change was undone, because every result depends on it"
 
 
 def _is_strict() -> bool:

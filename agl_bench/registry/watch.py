@@ -153,7 +153,7 @@ def _put(setting: Setting, old: Any) -> str:
     try:
         setting.put(old)
     except Exception as error:  # noqa: BLE001  (it is told)
-        return f" (which cannot be put back: {type(error).__name__})"
+        return f" (which cannot be restored: {type(error).__name__})"
     return ""
 
 

@@ -18,4 +18,4 @@ def leaves_the_process(uses: Iterable[Callable[[], object]]) -> None:
         with watched(is_import=False) as seen, contextlib.suppress(Exception):
             use()
         changed = [name for name in seen.changed if "random" not in name]
-        assert not changed, f"`{use.__name__}` changes {listed(changed)}, and with it all that runs after it"
+        assert not changed, f"`{use.__name__}` changes {listed(changed)}, which affects everything that runs afterwards"

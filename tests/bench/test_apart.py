@@ -24,7 +24,7 @@ HARMS = {
     "exits-badly": ("os._exit(7)", "selector 'exits-badly' of harms.py ended its process with status 7"),
     "crashes": ("ctypes.string_at(0)", "selector 'crashes' of harms.py had its process killed by SIGSEGV"),
     "aborts": ("os.abort()", "had its process killed by SIGABRT"),
-    "kills": ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL, e.g. for want of memory"),
+    "kills": ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL, perhaps for lack of memory"),
     "quits": ("sys.exit(0)", "it called sys.exit(0)"),
     "interrupts": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     "raises-base": ("raise Own('mine')", "Own: mine"),

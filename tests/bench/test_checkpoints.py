@@ -283,7 +283,9 @@ def test_a_damaged_checkpoint_is_set_aside(events, stopped, expected, store, dam
         stopped.rename(stopped.with_name(f"0000001-{checkpoints.file_digest(stopped, 16)}.pt"))
     started, noted, *rest = events()
     assert isinstance(started, Started) and isinstance(noted, Noted)
-    assert noted.sentence.startswith("its checkpoint") and noted.sentence.endswith("set aside, the cell begins anew")
+    assert noted.sentence.startswith("its checkpoint") and noted.sentence.endswith(
+        "it was set aside, and the cell starts again"
+    )
     same(rest[-1].result, expected)
 
 

@@ -403,7 +403,7 @@ def test_a_cell_that_takes_its_workers_with_it_fails_alone(start, grid, selector
     of = grid("leaving", "pgl", files=[selectors], more=EPOCHS)
     events = start(Here(), store, of=of)
     assert {e.sentence for e in of_kind(events, Failed)} == {
-        f"{DEATHS} workers died while they ran it, e.g. for want of memory"
+        f"{DEATHS} workers died while running it, perhaps for lack of memory"
     }
     assert len(of_kind(events, Failed)) == 2 and len(of_kind(events, Finished)) == 2
 
@@ -415,7 +415,7 @@ def test_a_worker_runs_cells_with_plugins_of_others_apart(arm, start, grid, sele
     of = grid("pgl", "struck", "leaving", files=[selectors], more=EPOCHS)
     events = start(Options("local", workers=1).engine("cpu"), store, of=of, apart=True)
     struck, *left = (e.sentence for e in of_kind(events, Failed))
-    assert struck == "selector 'struck' of ours.py had its process killed by SIGKILL, e.g. for want of memory"
+    assert struck == "selector 'struck' of ours.py had its process killed by SIGKILL, perhaps for lack of memory"
     assert left == ["KeyboardInterrupt"] * 2 and of_kind(events, Noted) == []
     expected = {r.spec.key: r.scores for r in CellStore(serial)}
     found = {e.result.spec.key: e.result.scores for e in of_kind(events, Finished)}

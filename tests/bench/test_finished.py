@@ -80,7 +80,7 @@ def test_what_result_json_did_not_say_is_noticed_by_all(store, cell, tmp_path, h
     said = []
     again = CellStore(store.work, warn=said.append)
     assert gather(again).cells["fold"].tolist() == ["D2"]
-    assert len(said) == 1 and f"the result of cell {cell.name} is damaged: set aside" in said[0]
+    assert len(said) == 1 and f"the result of cell {cell.name} is damaged" in said[0]
     assert gather(again).cells["fold"].tolist() == ["D2"] and len(said) == 1
 
 
@@ -137,7 +137,7 @@ def test_a_cell_that_is_a_link_is_set_aside(store, cell, tmp_path):
     cell.symlink_to(tmp_path / "elsewhere")
     said = []
     assert CellStore(store.work, warn=said.append).read(cell.name) is None
-    assert len(said) == 1 and "it is no folder" in said[0]
+    assert len(said) == 1 and "it is not a folder" in said[0]
     assert (tmp_path / "elsewhere" / "result.json").is_file()
 
 
@@ -157,8 +157,8 @@ def test_cells_of_earlier_versions_stay_and_are_told_once(store, cell, unsign, t
     again = CellStore(store.work, warn=said.append)
     assert gather(again).cells["fold"].tolist() == ["D1", "D2"]
     assert len(list(again)) == 2
-    sentence = "2 cells of an earlier version carry no digest of result.json: read as usual, but not all damage to it"
-    assert said == [f"{sentence} would show"]
+    sentence = "2 cells of an earlier version have no digest of result.json; such cells are read as usual, but damage"
+    assert said == [f"{sentence} to that file may go unnoticed"]
     copy, notes = merged(store, tmp_path / "copy")
     assert notes == [f"{store.work}: {said[0]}"]
     assert check_cell(copy.cells / cell.name, cell.name)["unsigned"] is True

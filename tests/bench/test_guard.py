@@ -100,7 +100,7 @@ def test_a_change_fails_its_own_cell_and_harms_nobody(grid, plugin):
         with pytest.raises(BadPlugin) as caught:
             list(bench.train(*cells[name]))
         assert str(caught.value) == (
-            f"selector '{name}' changes {named}, on which all that runs after it depends; leave it as it is"
+            f"selector '{name}' changes {named}, which affects everything that runs afterwards; leave it unchanged"
         )
         *_, beside = bench.train(*cells["pgl"])
         pd.testing.assert_frame_equal(beside.genes, alone.genes, check_exact=True)
@@ -130,7 +130,7 @@ def test_what_is_built_before_a_run_leaves_the_process_as_it_is(grid, plugin, tm
 )
 def test_a_backbone_is_named_alone(grid, plugin, backbone, named):
     cells, bench = grid("pgl", files=[plugin[0]], backbone=backbone)
-    with pytest.raises(BadPlugin, match=f"^backbone '{backbone}' changes {named}, on which"):
+    with pytest.raises(BadPlugin, match=f"^backbone '{backbone}' changes {named}, which affects"):
         list(bench.train(*cells[0]))
     assert torch.is_grad_enabled()
 
@@ -140,7 +140,7 @@ def test_what_is_harmless_is_a_remark(grid, plugin, capsys):
     said = [item for item in bench.train(*cells[0]) if isinstance(item, str)]
     assert said == [
         "selector 'loud' prints to standard output ('hello'); it went to standard error",
-        "selector 'loud' changes the filters of warnings; put back",
+        "selector 'loud' changes the filters of warnings; the change was undone",
     ]
     out, err = capsys.readouterr()
     assert "hello" in err and out == ""

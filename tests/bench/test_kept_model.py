@@ -207,7 +207,7 @@ def test_a_cell_that_kept_nothing_names_the_way_out(store, make_result, tmp_path
     other.write(result)
     key = result.spec.key
     for what, read in (("predictions", other.predictions), ("model", other.model)):
-        with pytest.raises(NotKept, match=f"cell {key} has kept no {what}; `agl-bench rerun {key} --keep {what}"):
+        with pytest.raises(NotKept, match=f"cell {key} did not keep its {what}; `agl-bench rerun {key} --keep {what}"):
             read(key)
     with pytest.raises(NotKept, match="there is no finished cell 0123"):
         other.predictions("0123")

@@ -164,7 +164,7 @@ def test_what_can_only_be_refused(whole: Path, tmp_path: Path) -> None:
         connection.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
     os.mkfifo(tmp_path / "pipe.db")
     (tmp_path / "folder.db").mkdir()
-    for name, why in (("newer", "newer MLflow"), ("pipe", "no file"), ("folder", "no file")):
+    for name, why in (("newer", "newer MLflow"), ("pipe", "not a file"), ("folder", "not a file")):
         with pytest.raises(TrackerUnavailable, match=why):
             make_ready(tmp_path / f"{name}.db", is_ours=True, warn=pytest.fail)
 

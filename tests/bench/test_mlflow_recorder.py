@@ -312,14 +312,14 @@ def test_no_server_no_wait(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("address", ["http://host:port", "http://me:sec/ret@127.0.0.1:9", "https://h:50x/"])
 def test_an_address_that_cannot_be_read(address: str, work: Path) -> None:
-    with pytest.raises(TrackerUnavailable, match="port is no number") as caught:
+    with pytest.raises(TrackerUnavailable, match="port is not a number") as caught:
         MlflowRecorder.connect(work, address)
     assert "ret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:x?mode=ro"])
 def test_a_database_without_a_file(address: str, work: Path) -> None:
-    with pytest.raises(TrackerUnavailable, match="names no file"):
+    with pytest.raises(TrackerUnavailable, match="does not name a file"):
         MlflowRecorder.connect(work, address)
 
 

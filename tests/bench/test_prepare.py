@@ -230,7 +230,7 @@ def test_a_source_that_rots_is_not_read_for_new_patches(root: Path) -> None:
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert sections(root, Made())  # what was prepared is whole
-    with pytest.raises(BadSection, match=f"{path} has other content than when it was first read.*touch"):
+    with pytest.raises(BadSection, match=f"{path} has changed since it was first read.*touch"):
         sections(root, Made(), size=PatchSize(SIZE.px // 2, SIZE.um))
     path.touch()
     assert sections(root, Made(), size=PatchSize(SIZE.px // 2, SIZE.um))

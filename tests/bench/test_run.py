@@ -312,7 +312,7 @@ def test_a_harmful_selector_costs_its_own_cells_only(tmp_path, words, capsys):
     assert status(words) == 1
     failed = [line for line in capsys.readouterr().err.splitlines() if "failed:" in line]
     assert len(failed) == 4
-    said = "has changed expression, which it was shown", "it called sys.exit(0)"
+    said = "has changed expression, which is read-only", "it called sys.exit(0)"
     assert all(any(sentence in line for sentence in said) for line in failed)
     expected = {r.spec.fold: r.genes for r in CellStore(tmp_path / "alone")}
     found = {r.spec.fold: r.genes for r in CellStore(work)}

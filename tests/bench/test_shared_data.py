@@ -88,7 +88,7 @@ def test_a_change_fails_its_own_cell_and_harms_nobody(grid, tmp_path):
             if sentence.startswith("changes"):
                 assert f"{sentence}; make new tensors" in told
             else:
-                assert told == f"selector '{name}' has changed {sentence}, which it was shown; work on a copy"
+                assert told == f"selector '{name}' has changed {sentence}, which is read-only; work on a copy"
         else:
             list(bench.train(*cells[name]))
         *_, beside = bench.train(*cells["pgl"])
@@ -103,5 +103,5 @@ def test_a_form_without_a_shared_tensor_is_treated_alike(grid, tmp_path, monkeyp
     path.write_text(text)
     number = list(BUILDING).index("view.expression.data.mul_(2)")
     cells, bench = grid(names[number], files=[path])
-    with pytest.raises(BadPlugin, match="has changed expression, which it was shown"):
+    with pytest.raises(BadPlugin, match="has changed expression, which is read-only"):
         list(bench.train(*cells[0]))

@@ -573,8 +573,8 @@ def test_a_line_cut_by_a_kill_is_cut_off(make, tmp_path):
     [
         ("trials.db", ["no database URL"]),
         ("nosuch://host/x", ["cannot be used"]),
-        ("sqlite://", ["names no file"]),
-        ("sqlite:///:memory:", ["names no file"]),
+        ("sqlite://", ["does not name a file"]),
+        ("sqlite:///:memory:", ["does not name a file"]),
         ("postgresql://me:sec/secret@127.0.0.1:9/x", ["a password holds a separator"]),
         ("sqlite:////no/such/folder/x.db", ["cannot be used"]),
         ("postgresql+psycopg://me:secret@127.0.0.1:9/x", ["postgresql+psycopg://***@127.0.0.1:9/x cannot be used"]),
@@ -786,8 +786,8 @@ def test_damaged_files(make, entry, tmp_path, old, new, words):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"amal.temperature" = 0.05', '"amal.temperature" = 0.07', "something else than `agl-bench tune` has written"),
-        ("trials = 5", "trials = 6", "something else"),
+        ('"amal.temperature" = 0.05', '"amal.temperature" = 0.07', "has changed since `agl-bench tune` wrote it"),
+        ("trials = 5", "trials = 6", "has changed"),
         ("trials = 5", 'trials = "5"', "study 1 is incomplete"),
         ("seeds = [0]", 'seeds = ["0"]', "study 1 is incomplete"),
         ('evaluation = "inter"', "evaluation = 3", "study 1 is incomplete"),

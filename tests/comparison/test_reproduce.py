@@ -236,7 +236,7 @@ def test_a_method_that_nobody_provides_stands_alone(work: Path, plugins: Plugins
     grid = make_grid(target, plugins, Path(os.devnull), **conditions)
     assert len(grid.cells) == 20 and unknown not in {row for _, row in grid.lines.values()}
     show_target(grid, plugins, console := Console(record=True, width=200))
-    assert "AGL + Uncertainty: no selector 'nobodys' is installed, it is left out." in console.export_text()
+    assert "AGL + Uncertainty: selector 'nobodys' is not installed, so this row is left out." in console.export_text()
     line = compare(grid, gather(CellStore(work))).set_index("method").loc["AGL + Uncertainty"]
     assert line["paper"] == 0.6 and line["cells"] == line["expected"] == 0 and np.isnan(line["pcc"])
 

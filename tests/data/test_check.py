@@ -85,11 +85,11 @@ def test_remedy_points_at_a_layer_with_counts() -> None:
 def test_repeated_names() -> None:
     with pytest.warns(UserWarning, match="unique"):
         repeated = section(genes="ABCB")
-    with pytest.raises(BadSection, match=r"gene 'B' is there more than once \(1 repeated\).*var_names_make_unique"):
+    with pytest.raises(BadSection, match=r"gene 'B' occurs more than once \(1 repeated\).*var_names_make_unique"):
         check_section(repeated)
     twice = section()
     twice.counts.obs_names = ["a", "b", "a"]
-    with pytest.raises(BadSection, match="spot 'a' is there more than once"):
+    with pytest.raises(BadSection, match="spot 'a' occurs more than once"):
         check_section(twice)
 
 
@@ -188,7 +188,7 @@ def test_dark_images(kind: str) -> None:
     if kind == "fluorescence":
         dark[:, 8:11, 8:11, 2] = 255  # a nucleus
     (problem,) = pixel_problems(section(patches=ArrayPatches(dark)))
-    assert "no image in bright field" in problem and "take the bright-field scan" in problem
+    assert "not a bright-field image" in problem and "use the bright-field scan" in problem
 
 
 def test_every_problem_is_told() -> None:
@@ -196,7 +196,7 @@ def test_every_problem_is_told() -> None:
         bad = section(np.full((3, 4), 0.5), genes="ABCB", um_per_px=-1.0, embedding=np.zeros((2, 2)))
     bad.counts.obsm["spatial"][1] = bad.counts.obsm["spatial"][0]
     assert [problem.partition(" ")[0] for problem in problems(bad)] == ["gene", "the", "um_per_px", "spot", "the"]
-    with pytest.raises(BadSection, match="gene 'B' is there more than once"):
+    with pytest.raises(BadSection, match="gene 'B' occurs more than once"):
         check_section(bad)
 
 

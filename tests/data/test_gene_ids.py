@@ -39,8 +39,8 @@ def test_repeated_symbols_in_another_order() -> None:
     one = section("one", ("ABC", E1), ("ABC-1", E2), ("D", E3))
     other = section("other", ("ABC", E2), ("ABC-1", E1), ("D", E3))
     said = tell_apart([one, other])
-    assert said.startswith("2 gene symbols stand for different genes in sections (the first, 'ABC' is")
-    assert f"{E1} in 'one' and {E2} in 'other'" in said and "2 genes are named by their ids" in said
+    assert said.startswith("2 gene symbols stand for different genes in different sections (e.g. 'ABC' is")
+    assert f"{E1} in 'one' and {E2} in 'other'" in said and "2 genes are named by their Ensembl ids" in said
     assert list(one.counts.var_names) == [E1, E2, "D"] and list(other.counts.var_names) == [E2, E1, "D"]
     assert panel([one, other]) == (E1, E2, "D")
     assert tell_apart([one, other]) == ""  # they have been
@@ -50,7 +50,9 @@ def test_a_symbol_that_another_reference_gives_to_another_gene() -> None:
     one = section("one", ("ABC", E1), ("D", E3))
     other = section("other", ("ABC", E2), ("D", E3), column="Ensembl_ID")
     third = section("third", ("OLD", E2), ("D", E3))
-    assert tell_apart([one, other, third]).startswith("1 gene symbol stands for different genes in sections ('ABC' is")
+    assert tell_apart([one, other, third]).startswith(
+        "1 gene symbol stands for different genes in different sections ('ABC' is"
+    )
     assert panel([one, other, third]) == ("D",)
     assert panel([other, third]) == (E2, "D")  # under two symbols, one gene
     name_by_id(third.counts, {E3})
@@ -69,7 +71,7 @@ def test_what_is_no_id() -> None:
 def test_donors_of_some_sections() -> None:
     assert partly_known({"a": "P1", "b": "P2"}) == partly_known({"a": "", "b": ""}) == ""
     said = partly_known({"a": "P1", "b": "", "c": "", "d": "", "e": ""})
-    assert said.startswith("donors are known for some sections only (not for b, c, d, …), so that sections are left")
+    assert said.startswith("donors are known for only some sections (not for b, c, d, …), so sections are left")
 
 
 @pytest.fixture
@@ -100,8 +102,10 @@ def test_commands_say_it(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert not end.value.code
         return " ".join("".join(capsys.readouterr()).split())
 
-    apart = f"2 gene symbols stand for different genes in sections (the first, 'ABC' is {E1} in 's0' and {E2} in 's1')"
-    donors = "donors are known for some sections only (not for s1), so that sections are left out one by one"
+    apart = (
+        f"2 gene symbols stand for different genes in different sections (e.g. 'ABC' is {E1} in 's0' and {E2} in 's1')"
+    )
+    donors = "donors are known for only some sections (not for s1), so sections are left out one by one"
     said = run("validate", str(mine))
     assert apart in said and donors in said
     said = run("describe", f"folder:{mine}", "--work", str(tmp_path / "w"))

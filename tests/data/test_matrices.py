@@ -101,10 +101,10 @@ def counted(value: float, kind: Any, most: int = 100) -> np.ndarray:
 @pytest.mark.parametrize(
     ("X", "has_counts", "message"),
     [
-        (counted(2**53 + 2, np.int64), True, "gene '2' is 9007199254740994; no spot holds so many"),
-        (counted(2**63, np.uint64), True, "no spot holds so many"),
-        (counted(1e20, np.float32), True, "no spot holds so many"),
-        (counted(3000, np.float16), True, "is 3000; float16 holds whole numbers up to 2,048 only; write the counts as"),
+        (counted(2**53 + 2, np.int64), True, "gene '2' is 9007199254740994; no spot holds that many"),
+        (counted(2**63, np.uint64), True, "no spot holds that many"),
+        (counted(1e20, np.float32), True, "no spot holds that many"),
+        (counted(3000, np.float16), True, "is 3000; float16 holds whole numbers only up to 2,048; write the counts as"),
         (counted(np.inf, np.float16), True, "is inf; raw counts are finite"),
         (COUNTS * 25.0, False, "is 75; the logarithm of a scaled count is at most 32: .* give ln"),
         (COUNTS, False, "is 100; the logarithm of a scaled count is at most 32"),
@@ -128,7 +128,7 @@ def test_large_counts_and_logarithms_that_are_sound() -> None:
 def test_a_sparse_matrix_that_points_beyond_its_genes() -> None:
     X = scipy.sparse.csr_matrix(COUNTS)
     X.indices[2] = 1_000_000
-    with pytest.raises(BadSection, match=r"counts\.X is no valid sparse matrix .* write the file anew"):
+    with pytest.raises(BadSection, match=r"counts\.X is not a valid sparse matrix .* write the file again"):
         check_section(section(X))
 
 
@@ -141,7 +141,11 @@ def test_genes_without_a_name(names: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [(["x", "y"], ""), (["y", "x"], "is a table whose columns are not x, y"), (["a", "b"], "none of which are known")],
+    [
+        (["x", "y"], ""),
+        (["y", "x"], "is a table whose columns are not x, y"),
+        (["a", "b"], "none of which name pixel positions"),
+    ],
 )
 def test_positions_as_a_table_that_a_reader_gives(columns: list[str], message: str) -> None:
     held = section(COUNTS)

@@ -260,7 +260,7 @@ def test_bits_that_change_under_an_unchanged_time_are_noticed(
     np.testing.assert_array_equal(again, patches)
     np.testing.assert_array_equal(made, features)
     (line,) = said
-    assert name in line and "has other content than was written" in line
+    assert name in line and "does not match its recorded digest" in line
 
 
 def test_who_trusts_times_reads_nothing_twice(
@@ -340,7 +340,7 @@ def test_a_folder_of_another_section_is_foreign(make_cache: Callable[[], Section
     cache.section("another", Reader(make_section(spots=7)))
     shutil.copytree(cache.folder / "another", cache.folder / KEY)
     assert make_cache().section(KEY, Reader(make_section())).counts.n_obs == 20
-    assert "of another section" in said[0]
+    assert "belongs to another section" in said[0]
 
 
 def test_a_folder_that_killed_processes_left(make_cache: Callable[[], SectionCache], said: list[str]) -> None:

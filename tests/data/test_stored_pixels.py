@@ -438,7 +438,7 @@ def test_inks_of_a_jpeg(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
 
 def test_another_program_s_format_is_not_called_damaged_alone(tmp_path: Path) -> None:
     (tmp_path / "image.tif").write_bytes(b"ZISRAWFILE" + bytes(500))
-    with pytest.raises(BadSection, match=r"format is not known.* save it as a tiled 8-bit RGB \.tif"):
+    with pytest.raises(BadSection, match=r"unknown format.* save it as a tiled 8-bit RGB \.tif"):
         ImagePatches(tmp_path / "image.tif", np.zeros((1, 2)), 1.0)
 
 
@@ -482,7 +482,7 @@ def test_profiles(tmp_path: Path, stated: bytes, named: bool, form: str, capfd: 
     else:
         Image.fromarray(PIXELS).save(path, icc_profile=stated or None, quality=98, subsampling=0)
     if named:
-        is_refused(path, "holds colours of 'sRGB built-in'.* convert them to sRGB", capfd)
+        is_refused(path, "has colour space 'sRGB built-in'.* convert it to sRGB", capfd)
     else:
         assert np.abs(whole(path).astype(int) - PIXELS).mean() < 3
 
@@ -494,7 +494,7 @@ def test_openslide_follows_the_same_rule(tmp_path: Path, monkeypatch: pytest.Mon
         path = tiff(tmp_path / "image.tif", PIXELS, tile=TILE, compression="deflate", iccprofile=stated)
         np.testing.assert_array_equal(whole(path), PIXELS)
     path = tiff(tmp_path / "image.tif", PIXELS, tile=TILE, compression="deflate", iccprofile=profile(swapped=True))
-    with pytest.raises(BadSection, match="convert them to sRGB"):
+    with pytest.raises(BadSection, match="convert it to sRGB"):
         whole(path)
 
 

@@ -135,7 +135,7 @@ def one_gene(root: Path, measured: Any) -> None:
     edit(counts_of(root), lambda t: t[:, :1].copy())
 
 
-@case("folder", r"spot 'CA0001-1' is there more than once \(1 repeated\)")
+@case("folder", r"spot 'CA0001-1' occurs more than once \(1 repeated\)")
 def spot_named_twice(root: Path, measured: Any) -> None:
     def change(table: anndata.AnnData) -> None:
         table.obs_names = ["CA0001-1", *table.obs_names[1:]]
@@ -143,7 +143,7 @@ def spot_named_twice(root: Path, measured: Any) -> None:
     edit(counts_of(root), change)
 
 
-@case("folder", r"gene 'GENE01' is there more than once \(1 repeated\)")
+@case("folder", r"gene 'GENE01' occurs more than once \(1 repeated\)")
 def gene_named_twice(root: Path, measured: Any) -> None:
     def change(table: anndata.AnnData) -> None:
         table.var_names = ["GENE01", *table.var_names[1:]]
@@ -234,7 +234,7 @@ def image_of_text(root: Path, measured: Any) -> None:
     image_of(root).write_text("no picture")
 
 
-@case("folder", r"image\.png has pixels of more than 8 bits \(Pillow mode 'I;16'\); .* save it as 8-bit RGB")
+@case("folder", r"image\.png has pixels with more than 8 bits \(Pillow mode 'I;16'\); .* save it as 8-bit RGB")
 def image_of_16_bits(root: Path, measured: Any) -> None:
     Image.fromarray(measured.pixels[..., 0].astype(np.uint16)).save(image_of(root))
 
@@ -315,7 +315,8 @@ def patches_of_glass(root: Path, measured: Any) -> None:
 
 
 @case(
-    "folder_patches", r"patches\.h5 has 80 images, 77 barcodes, 80 coords, so that nobody knows which belong together"
+    "folder_patches",
+    r"patches\.h5 has 80 images, 77 barcodes, 80 coords, so it is unclear which image belongs to which barcode",
 )
 def patches_of_more_than_are_named(root: Path, measured: Any) -> None:
     with h5py.File(root / "S1" / "patches.h5", "r+") as file:
@@ -330,13 +331,13 @@ def patches_of_exchanged_barcodes(root: Path, measured: Any) -> None:
         file["barcode"][:] = np.roll(file["barcode"][()], 1, axis=0)
 
 
-@case("folder_patches", r"a patch shows 224 µm of tissue, but 112 µm are stated beside it")
+@case("folder_patches", r"a patch shows 224 µm of tissue, but 112 µm is stated elsewhere")
 def patches_wider_than_stated(root: Path, measured: Any) -> None:
     with h5py.File(root / "S1" / "patches.h5", "r+") as file:
         file["img"].attrs.update({"patch_size_src": 32, "patch_size_target": 16, "pixel_size": 7.0})
 
 
-@case("folder", r"puts spot '\w+-1' where array_row and array_col of obs do not \(2 spots\)")
+@case("folder", r"contradicts array_row and array_col of obs for spot '\w+-1' \(2 spots\)")
 def positions_of_exchanged_spots(root: Path, measured: Any) -> None:
     def change(table: anndata.AnnData) -> None:
         table.obs["array_row"], table.obs["array_col"] = measured.array[np.r_[1, 0, 2:80]].T
@@ -344,9 +345,7 @@ def positions_of_exchanged_spots(root: Path, measured: Any) -> None:
     edit(counts_of(root), change)
 
 
-@case(
-    "folder", r"its spots are 50\.1 µm apart, but those of Visium are 100 µm apart; um_per_px is about 6\.9\d, not 3\.5"
-)
+@case("folder", r"its spots are 50\.1 µm apart, but Visium spots are 100 µm apart; um_per_px is about 6\.9\d, not 3\.5")
 def pixel_size_of_another_scan(root: Path, measured: Any) -> None:
     def change(table: anndata.AnnData) -> None:
         table.obs["array_row"], table.obs["array_col"] = measured.array.T
@@ -363,7 +362,7 @@ def metadata_broken(root: Path, measured: Any) -> None:
     (root / "metadata" / "S1.json").write_text('{"patient": ')
 
 
-@case("hest", r"S1\.json holds a list, not an object with names")
+@case("hest", r"S1\.json holds a list, not a JSON object with names")
 def metadata_of_another_kind(root: Path, measured: Any) -> None:
     (root / "metadata" / "S1.json").write_text("[1, 2]")
 
@@ -378,17 +377,17 @@ def state(root: Path, **metadata: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | metadata))
 
 
-@case("hest", r"by pixel_size_um_estimated its spots are 48\.6 µm apart, but 100 µm by the array")
+@case("hest", r"according to pixel_size_um_estimated its spots are 48\.6 µm apart, but .* has spots 100 µm apart")
 def metadata_of_another_magnification(root: Path, measured: Any) -> None:
     state(root, pixel_size_um_estimated=3.5)
 
 
-@case("hest", r"by pixel_size_um_estimated its spots are 194 µm apart, but 100 µm")
+@case("hest", r"according to pixel_size_um_estimated its spots are 194 µm apart, but .* has spots 100 µm apart")
 def metadata_of_half_the_magnification(root: Path, measured: Any) -> None:
     state(root, pixel_size_um_estimated=14.0)
 
 
-@case("hest", r"by pixel_size_um_estimated its spots are 97\.2 µm apart, but 200 µm")
+@case("hest", r"according to pixel_size_um_estimated its spots are 97\.2 µm apart, but .* has spots 200 µm apart")
 def metadata_of_another_array(root: Path, measured: Any) -> None:
     state(root, st_technology="Spatial Transcriptomics", inter_spot_dist=200.0)
 
@@ -398,7 +397,7 @@ def metadata_of_a_smaller_scan(root: Path, measured: Any) -> None:
     state(root, fullres_px_width=100, fullres_px_height=80)
 
 
-@case("hest", r"patches/S1\.h5 was cut at 0\.5 µm for a pixel, but a pixel of the slide is 7 µm")
+@case("hest", r"patches/S1\.h5 was cut at 0\.5 µm per pixel, but the slide has 7 µm per pixel")
 def patches_of_another_scan(root: Path, measured: Any) -> None:
     with h5py.File(root / "patches" / "S1.h5", "r+") as file:
         file["img"].attrs.update({"patch_size_src": 16, "pixel_size": 0.5})
@@ -443,13 +442,13 @@ def edit_positions(root: Path, change: Callable[[pd.DataFrame], pd.DataFrame | N
     (table if changed is None else changed).to_csv(path, index=False)
 
 
-@case("visium_h5", r"filtered_feature_bc_matrix\.h5 cannot be read as a matrix of Space Ranger")
+@case("visium_h5", r"filtered_feature_bc_matrix\.h5 cannot be read as a Space Ranger matrix")
 def matrix_truncated(root: Path, measured: Any) -> None:
     path = outs(root) / "filtered_feature_bc_matrix.h5"
     path.write_bytes(path.read_bytes()[:3000])
 
 
-@case("visium_h5", r"filtered_feature_bc_matrix\.h5 cannot be read as a matrix of Space Ranger")
+@case("visium_h5", r"filtered_feature_bc_matrix\.h5 cannot be read as a Space Ranger matrix")
 def matrix_of_another_layout(root: Path, measured: Any) -> None:
     with h5py.File(outs(root) / "filtered_feature_bc_matrix.h5", "w") as file:
         file["img"] = np.zeros(3)
@@ -479,12 +478,12 @@ def scale_factors_broken(root: Path, measured: Any) -> None:
     (outs(root) / "spatial" / "scalefactors_json.json").write_text("{spot_diameter")
 
 
-@case("visium_h5", r"scalefactors_json\.json holds a list, not an object")
+@case("visium_h5", r"scalefactors_json\.json holds a list, not a JSON object")
 def scale_factors_of_another_kind(root: Path, measured: Any) -> None:
     (outs(root) / "spatial" / "scalefactors_json.json").write_text("[0.1]")
 
 
-@case("visium_h5", r"states no positive tissue_hires_scalef", "visium.image=hires")
+@case("visium_h5", r"does not state a positive tissue_hires_scalef", "visium.image=hires")
 def scale_factor_of_the_reduced_image_absent(root: Path, measured: Any) -> None:
     measured.write_image(outs(root) / "spatial" / "tissue_hires_image.png")
 
@@ -514,12 +513,12 @@ def positions_of_another_sample(root: Path, measured: Any) -> None:
     edit_positions(root, lambda table: table.assign(barcode="x-" + table["barcode"]))
 
 
-@case("visium_h5", r"has text in column pxl_col_in_fullres; it takes numbers")
+@case("visium_h5", r"has text in column pxl_col_in_fullres; the column must hold numbers")
 def positions_of_text(root: Path, measured: Any) -> None:
     edit_positions(root, lambda table: table.assign(pxl_col_in_fullres="left"))
 
 
-@case("visium_h5", r"puts spot '.*' where its place on the array is not")
+@case("visium_h5", r"puts spot '.*' off its place on the array")
 def positions_of_shuffled_rows(root: Path, measured: Any) -> None:
     places = ["pxl_row_in_fullres", "pxl_col_in_fullres"]
     edit_positions(
@@ -559,14 +558,14 @@ def triple_incomplete(root: Path, measured: Any) -> None:
     (outs(root) / "filtered_feature_bc_matrix" / "features.tsv.gz").unlink()
 
 
-@case("visium_mtx", r"matrix\.mtx\.gz cannot be read as a matrix of Space Ranger")
+@case("visium_mtx", r"matrix\.mtx\.gz cannot be read as a Space Ranger matrix")
 def triple_of_other_lengths(root: Path, measured: Any) -> None:
     path = outs(root) / "filtered_feature_bc_matrix" / "barcodes.tsv.gz"
     with gzip.open(path, "wt") as file:
         file.writelines(f"{barcode}\n" for barcode in measured.barcodes[:-1])
 
 
-@case("visium_mtx", r"matrix\.mtx\.gz cannot be read as a matrix of Space Ranger")
+@case("visium_mtx", r"matrix\.mtx\.gz cannot be read as a Space Ranger matrix")
 def triple_truncated(root: Path, measured: Any) -> None:
     path = outs(root) / "filtered_feature_bc_matrix" / "matrix.mtx.gz"
     path.write_bytes(path.read_bytes()[:200])

@@ -108,9 +108,9 @@ def test_a_reduced_image_of_several_systems(measured: Any, tmp_path: Path) -> No
 
 def test_systems_that_contradict_each_other_or_are_apart(measured: Any, tmp_path: Path) -> None:
     path = store(measured, tmp_path / "a.zarr", measured.pixels, systems={"one": (1.0, 1.0), "two": (1.0, 2.0)})
-    with pytest.raises(BadSection, match=r"'one' and 'two' put its shapes .* pixels of its image apart; remove"):
+    with pytest.raises(BadSection, match=r"'one' and 'two' place its shapes .* image pixels apart; remove"):
         read(path)
-    with pytest.raises(BadSection, match=r"um_per_px = 3, but circles .* make a pixel of 7 µm; give one of them"):
+    with pytest.raises(BadSection, match=r"um_per_px = 3, but circles .* make a pixel of 7 µm; give only one of them"):
         read(store(measured, tmp_path / "b.zarr", measured.pixels, systems={"one": (1.0, 1.0)}), um_per_px=3.0)
 
 
@@ -137,14 +137,16 @@ def test_alpha_lies_on_white(measured: Any, tmp_path: Path) -> None:
     measured.pixels[:, :80] = 255
     found = read(store(measured, tmp_path / "a.zarr", both, systems={"one": (1, 1)}, c_coords=["r", "g", "b", "a"]))
     np.testing.assert_array_equal(patches(found), plain(measured))
-    with pytest.raises(BadSection, match="four channels without names, and the last is no opaque alpha; name them"):
+    with pytest.raises(
+        BadSection, match="four channels without names, and the last is not an opaque alpha channel; name them"
+    ):
         read(store(measured, tmp_path / "b.zarr", both, systems={"one": (1, 1)}))
 
 
 @pytest.mark.parametrize(
     ("change", "names", "message"),
     [
-        (lambda p: p, ["DAPI", "CD3", "CD8"], "has channels DAPI, CD3, CD8; it has to be a picture in bright field"),
+        (lambda p: p, ["DAPI", "CD3", "CD8"], "has channels DAPI, CD3, CD8; it has to be a bright-field image"),
         (lambda p: p[..., :1], None, "has channels 0; it has to be"),
         (lambda p: p[..., :2], ["r", "g"], "has channels r, g; it has to be"),
         (lambda p: np.concatenate([p, p], -1), None, "has channels 0, 1, 2, 3, 4, 5; it has to be"),

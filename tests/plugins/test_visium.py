@@ -188,7 +188,7 @@ def test_matrix_and_its_folder_agree(measured, tmp_path: Path) -> None:
     folder = root / "S1" / "outs" / "filtered_feature_bc_matrix"
     with gzip.open(folder / "barcodes.tsv.gz", "wt") as file:
         file.write("\n".join(measured.barcodes[:70]) + "\n")
-    assert "have other barcodes (80 and 70)" in said(root)
+    assert "have different barcodes (80 and 70)" in said(root)
 
 
 # --- positions, array, scale factors ---------------------------------------------------------------------------------
@@ -212,10 +212,10 @@ def test_tables_that_agree_pass_and_stale_ones_are_named(measured, tmp_path: Pat
     ):
         write_table(root, stale)
         sentence = said(root)
-        assert "tissue_positions.csv and tissue_positions.parquet have other positions for" in sentence
+        assert "tissue_positions.csv and tissue_positions.parquet differ in the positions of" in sentence
     write_table(root, true)
     stale.to_parquet(spatial_of(root) / "tissue_positions.parquet")
-    assert "tissue_positions.csv and tissue_positions.parquet have other positions" in said(root)
+    assert "tissue_positions.csv and tissue_positions.parquet differ in the positions" in said(root)
 
 
 def turned(table: pd.DataFrame, degrees: float, stretch: float = 1.0) -> pd.DataFrame:
@@ -250,15 +250,21 @@ def swapped(names: list[str]) -> Callable:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.assign(**t[PLACES].sample(frac=1, random_state=0).reset_index(drop=True)), "is not ("),
-        (lambda t: t.assign(**t[PLACES].iloc[[1, 0, *range(2, 80)]].reset_index(drop=True)), "is not (2 spots)"),
-        (lambda t: t.assign(array_col=t["array_col"] // 2), "is not ("),
+        (
+            lambda t: t.assign(**t[PLACES].sample(frac=1, random_state=0).reset_index(drop=True)),
+            "off its place on the array (",
+        ),
+        (
+            lambda t: t.assign(**t[PLACES].iloc[[1, 0, *range(2, 80)]].reset_index(drop=True)),
+            "off its place on the array (2 spots)",
+        ),
+        (lambda t: t.assign(array_col=t["array_col"] // 2), "off its place on the array ("),
         (swapped(["array_row", "array_col"]), "do not belong together"),
         (swapped(PLACES), "shows the array mirrored"),
         (lambda t: t.assign(pxl_col_in_fullres=t[PLACES[0]].max() + 20 - t[PLACES[0]]), "shows the array mirrored"),
         (lambda t: t.assign(pxl_row_in_fullres=t[PLACES[1]] * 0.5), "do not belong together"),
-        (lambda t: t.assign(**{p: t[p] * 0.5 for p in PLACES}), "states 7 µm for a pixel, but by tissue_positions.csv"),
-        (lambda t: t.assign(**{p: t[p] * 1.2 for p in PLACES}), "states 7 µm for a pixel, but by tissue_positions.csv"),
+        (lambda t: t.assign(**{p: t[p] * 0.5 for p in PLACES}), "states 7 µm per pixel, but in tissue_positions.csv"),
+        (lambda t: t.assign(**{p: t[p] * 1.2 for p in PLACES}), "states 7 µm per pixel, but in tissue_positions.csv"),
     ],
 )
 def test_positions_that_contradict_the_array(measured, tmp_path: Path, change: Callable, message: str) -> None:
@@ -345,13 +351,13 @@ def test_image_and_its_reduced_pictures_agree(measured, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda image: image.resize((image.width * 2, image.height * 2)), "is of an image of 1"),
-        (lambda image: image.resize((image.width // 2, image.height // 2)), "is of an image of 1"),
-        (lambda image: image.crop((30, 0, image.width, image.height)), "is of an image of 1"),
-        (lambda image: image.rotate(90, expand=True), "is of an image of 1"),
-        (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "shows other tissue"),
-        (lambda image: image.rotate(180), "shows other tissue"),
-        (lambda image: image.rotate(0, translate=(0, 25)), "shows other tissue"),
+        (lambda image: image.resize((image.width * 2, image.height * 2)), "was made from one of 1"),
+        (lambda image: image.resize((image.width // 2, image.height // 2)), "was made from one of 1"),
+        (lambda image: image.crop((30, 0, image.width, image.height)), "was made from one of 1"),
+        (lambda image: image.rotate(90, expand=True), "was made from one of 1"),
+        (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "shows different tissue"),
+        (lambda image: image.rotate(180), "shows different tissue"),
+        (lambda image: image.rotate(0, translate=(0, 25)), "shows different tissue"),
     ],
 )
 def test_image_that_space_ranger_was_not_given(measured, tmp_path: Path, change: Callable, message: str) -> None:
@@ -369,17 +375,17 @@ def test_reduced_pictures_of_two_runs(measured, tmp_path: Path) -> None:
     picture(root, measured, 0.5)
     picture(root, measured, 0.3, "tissue_lowres_image.png")
     state(root, tissue_hires_scalef=0.5, tissue_lowres_scalef=0.1)
-    assert "is not of the same image as tissue_hires_image.png" in said(root, image="hires")
+    assert "is not from the same image as tissue_hires_image.png" in said(root, image="hires")
 
 
 @pytest.mark.parametrize("name", ["tissue_hires_image.png", "tissue_lowres_image.png", "detected_tissue_image.jpg"])
 def test_reduced_picture_is_not_taken_for_the_image(measured, tmp_path: Path, name: str) -> None:
     root = measured.visium_h5(tmp_path)
     picture(root, measured, 1.0, name)
-    assert "is a reduced picture that Space Ranger made" in said(root, image=f"spatial/{name}")
+    assert "is a reduced picture made by Space Ranger" in said(root, image=f"spatial/{name}")
     shutil.move(spatial_of(root) / name, root / "S1" / name)
     (root / "S1" / "slide.tif").unlink()
-    assert "is a reduced picture that Space Ranger made" in said(root)
+    assert "is a reduced picture made by Space Ranger" in said(root)
 
 
 def test_picture_of_the_instrument_is_taken_only_if_named(measured, tmp_path: Path) -> None:
@@ -452,18 +458,18 @@ def test_visium_hd_says_what_to_give(measured, tmp_path: Path) -> None:
     with pytest.raises(BadSpec, match=r"visium\.bins is 16, but section 'S1' has spots"):
         Visium(path=str(measured.visium_h5(tmp_path / "spots")), bins=16).read(NOWHERE, "S1")
     for fine in (Visium(path=str(outs), bins=2), Visium(path=str(write_bins(tmp_path / "fine", measured, 2)))):
-        with pytest.raises(BadSection, match=r"bins of 2 µm of Visium HD .* take those of 8 or 16 µm"):
+        with pytest.raises(BadSection, match=r"Visium HD bins of 2 µm .* use those of 8 or 16 µm"):
             fine.read(NOWHERE, "mine")
 
 
 @pytest.mark.parametrize(
     ("scales", "change", "message"),
     [
-        ({"bin_size_um": 8.0}, None, "its barcodes are of bins of 16 µm, but scalefactors_json.json states"),
-        ({"microns_per_pixel": 2.0}, None, "states 2 µm for a pixel, but by tissue_positions.parquet"),
-        ({"spot_diameter_fullres": 13.75}, None, "is 55 µm at 4 µm for a pixel, but bins are 16 µm wide"),
-        ({}, lambda t: t.assign(array_row=t["array_row"][::-1].to_numpy()), "another array_row or array_col for bin"),
-        ({}, lambda t: t.assign(**{p: t[p].sample(frac=1).to_numpy() for p in PLACES}), "where its place on the array"),
+        ({"bin_size_um": 8.0}, None, "its barcodes name bins of 16 µm, but scalefactors_json.json states"),
+        ({"microns_per_pixel": 2.0}, None, "states 2 µm per pixel, but in tissue_positions.parquet"),
+        ({"spot_diameter_fullres": 13.75}, None, "is 55 µm at 4 µm per pixel, but bins are 16 µm wide"),
+        ({}, lambda t: t.assign(array_row=t["array_row"][::-1].to_numpy()), "array_row or array_col of bin"),
+        ({}, lambda t: t.assign(**{p: t[p].sample(frac=1).to_numpy() for p in PLACES}), "off its place on the array"),
     ],
 )
 def test_bins_that_contradict_themselves(measured, tmp_path: Path, scales: dict, change, message: str) -> None:

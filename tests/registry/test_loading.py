@@ -89,7 +89,7 @@ def test_settings_of_the_process_are_put_back(deed, install, monkeypatch):
     assert state() == before
     assert [(r.provider, r.is_fault) for r in plugins.remarks] == [("stranger 1.2", True)]
     assert plugins.remarks[0].sentence == (
-        f"changes {CHANGES[deed]} at import; put back, since every result depends on it"
+        f"changes {CHANGES[deed]} at import; the change was undone, because every result depends on it"
     )
     assert plugins.broken == [] and plugins.entry("mine").load().__name__ == "Mine"
 

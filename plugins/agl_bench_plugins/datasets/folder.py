@@ -192,7 +192,7 @@ def _read(name: str, files: list[Path]) -> Section:
         embedding=embedding,
         donor=_donor(donors),
         dropped_spots=measured - counts.n_obs,
-        facts={"donors": f"{', '.join(donors)}: several, so that none is known"} if len(donors) > 1 else {},
+        facts={"donors": f"{', '.join(donors)}: several, so the donor is unknown"} if len(donors) > 1 else {},
     )
 
 

@@ -39,8 +39,8 @@ class Her2st(Folder):
             if meant != (image.width, image.height):
                 raise BadSection(
                     name,
-                    f"{image.source} is {image.width} × {image.height} px, but its positions are in pixels of an image "
-                    f"of {meant[0]} × {meant[1]} px; put that image there",
+                    f"{image.source} is {image.width} × {image.height} px, but its positions refer to an image "
+                    f"of {meant[0]} × {meant[1]} px; use that image",
                 )
         return section
 

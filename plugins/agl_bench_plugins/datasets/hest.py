@@ -361,8 +361,8 @@ def _check_pitch(slide: str, metadata: dict[str, Any], distance_um: np.ndarray) 
     if low < pitch_um / _PITCH_FACTOR or (low > pitch_um * _PITCH_FACTOR and high < low * _EVEN):
         raise BadSection(
             slide,
-            f"by pixel_size_um_estimated its spots are {middle:.3g} µm apart, but {pitch_um:g} µm by the array that "
-            f"its metadata name; fetch them again, or correct the size of a pixel",
+            f"according to pixel_size_um_estimated its spots are {middle:.3g} µm apart, but the array named in its "
+            f"metadata has spots {pitch_um:g} µm apart; fetch the metadata again, or correct the pixel size",
         )
 
 
@@ -384,7 +384,7 @@ def _check_slide(
             raise BadSection(
                 slide,
                 f"spot '{counts.obs_names[kept[outside[0]]]}' at x = {x:g}, y = {y:g} lies outside the scan, which is "
-                f"{size[0]:g} × {size[1]:g} px by its metadata ({len(outside)} spots); take counts and metadata of the "
+                f"{size[0]:g} × {size[1]:g} px by its metadata ({len(outside)} spots); use counts and metadata of the "
                 f"same slide, in pixels of the full scan",
             )
 

@@ -47,8 +47,8 @@ def read_matrix(files: Sequence[Path], section: str) -> anndata.AnnData:
         if set(barcodes) != set(counts.obs_names):
             raise BadSection(
                 section,
-                f"{files[0]} and {path} have other barcodes ({counts.n_obs} and {len(barcodes)}), so that one of the "
-                f"matrices is of another run; remove the one that is not meant",
+                f"{files[0]} and {path} have different barcodes ({counts.n_obs} and {len(barcodes)}), so they are "
+                f"from different runs; remove the wrong one",
             )
     counts.var_names_make_unique()
     return counts
@@ -71,7 +71,7 @@ def _triple(files: Sequence[Path]) -> anndata.AnnData:
     genes, spots = _lines(features), _lines(barcodes)[0]
     if values.shape != (len(spots), len(genes)):
         raise ValueError(
-            f"it is of {values.shape[0]} spots and {values.shape[1]} genes, but {barcodes.name} has {len(spots)} and "
+            f"it has {values.shape[0]} spots and {values.shape[1]} genes, but {barcodes.name} has {len(spots)} and "
             f"{features.name} {len(genes)}"
         )
     values = values.astype(np.float32)  # as the other reader has them
@@ -93,9 +93,7 @@ def _readable(read: Callable[[], Any], path: Path, section: str) -> Any:
         return read()
     except Exception as error:  # noqa: BLE001  (a damaged or foreign file makes the readers raise nearly anything)
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise BadSection(
-            section, f"{path} cannot be read as a matrix of Space Ranger ({reason}); copy it anew"
-        ) from None
+        raise BadSection(section, f"{path} cannot be read as a Space Ranger matrix ({reason}); copy it again") from None
 
 
 def read_scales(path: Path, section: str) -> dict[str, object]:
@@ -103,9 +101,9 @@ def read_scales(path: Path, section: str) -> dict[str, object]:
     try:
         scales = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BadSection(section, f"{path} cannot be read as JSON ({error}); copy it anew") from None
+        raise BadSection(section, f"{path} cannot be read as JSON ({error}); copy it again") from None
     if not isinstance(scales, dict):
-        raise BadSection(section, f"{path} holds a {type(scales).__name__}, not an object with names; copy it anew")
+        raise BadSection(section, f"{path} holds a {type(scales).__name__}, not a JSON object; copy it again")
     return scales
 
 
@@ -128,7 +126,7 @@ def read_table(paths: Sequence[Path], barcodes: pd.Index, section: str) -> tuple
         if differs.any():
             raise BadSection(
                 section,
-                f"{paths[0]} and {path.name} have other positions for {differs.sum()} of {len(barcodes)} spots, the "
+                f"{paths[0]} and {path.name} differ in the positions of {differs.sum()} of {len(barcodes)} spots, the "
                 f"first is '{barcodes[int(np.argmax(differs))]}'; remove the table that does not belong to the image",
             )
     return matched[0], tables[0]
@@ -143,18 +141,18 @@ def _read(path: Path, section: str) -> pd.DataFrame:
             table = table.reset_index(names="barcode")
     except (OSError, ValueError) as error:  # pandas and pyarrow raise their own kinds of ValueError
         reason = str(error).strip().partition("\n")[0]
-        raise BadSection(section, f"{path} cannot be read as a table ({reason}); copy it anew") from None
+        raise BadSection(section, f"{path} cannot be read as a table ({reason}); copy it again") from None
     table.columns = [str(column).strip().lower() for column in table.columns]
     lacking = [column for column in COLUMNS if column not in table.columns]
     if lacking:
         raise BadSection(
             section,
-            f"{path} has no column {', '.join(lacking)} (it has: {', '.join(map(str, table.columns))}); it takes "
+            f"{path} has no column {', '.join(lacking)} (it has: {', '.join(map(str, table.columns))}); it needs "
             f"{', '.join(COLUMNS)}",
         )
     repeated = table.columns[table.columns.duplicated()]
     if len(repeated):
-        raise BadSection(section, f"{path} has column {repeated[0]} more than once; keep the one that is meant")
+        raise BadSection(section, f"{path} has column {repeated[0]} more than once; keep the right one")
     table = table[list(COLUMNS)].dropna(how="all")
     table["barcode"] = [str(b.decode() if isinstance(b, bytes) else b).strip() for b in table["barcode"]]
     table = table.set_index("barcode")
@@ -162,7 +160,7 @@ def _read(path: Path, section: str) -> pd.DataFrame:
         raise BadSection(section, f"{path} has barcode '{table.index[table.index.duplicated()][0]}' more than once")
     for column in table.columns:
         if table[column].dtype.kind not in "iufb":
-            raise BadSection(section, f"{path} has text in column {column}; it takes numbers")
+            raise BadSection(section, f"{path} has text in column {column}; the column must hold numbers")
     odd = ~table["in_tissue"].isin((0, 1))
     if odd.any():
         raise BadSection(
@@ -206,6 +204,6 @@ def _matched(table: pd.DataFrame, barcodes: pd.Index, path: Path, section: str) 
         raise BadSection(
             section,
             f"{path} has no position for {len(lacking)} of {len(barcodes)} spots, the first is "
-            f"'{barcodes[lacking[0]]}' (the file has {example}); check that both files are of the same sample",
+            f"'{barcodes[lacking[0]]}' (the file has {example}); check that both files are from the same sample",
         )
     return table.iloc[found]

@@ -103,7 +103,7 @@ class SpatialDataStores(Dataset):
             raise BadSection(
                 name,
                 f"shapes '{shapes_name}' have instance '{shapes.index[shapes.index.duplicated()][0]}' more than once, "
-                f"so that it is not known which the table means; number them anew and write the store again",
+                f"so it is unclear which one the table refers to; renumber them and write the store again",
             )
         found = shapes.index.get_indexer(instances)
         lacking = np.flatnonzero(found < 0)
@@ -195,7 +195,7 @@ class SpatialDataStores(Dataset):
             raise BadSection(
                 section,
                 f"spatialdata.um_per_px = {self.um_per_px:g}, but circles of {self.spot_diameter_um:g} µm "
-                f"(spatialdata.spot_diameter_um) make a pixel of {follows:.4g} µm; give one of them",
+                f"(spatialdata.spot_diameter_um) make a pixel of {follows:.4g} µm; give only one of them",
             )
         if self.um_per_px:
             return self.um_per_px
@@ -253,8 +253,8 @@ def _transformation(data: Any, shapes: Any, image: Any, section: str) -> np.ndar
         if not apart <= _SAME_PX:
             raise BadSection(
                 section,
-                f"coordinate systems '{shared[0]}' and '{system}' put its shapes {apart:.3g} pixels of its image "
-                f"apart; remove the transformation that is wrong",
+                f"coordinate systems '{shared[0]}' and '{system}' place its shapes {apart:.3g} image pixels "
+                f"apart; remove the wrong transformation",
             )
     return found[0]
 
@@ -281,15 +281,15 @@ def _finest(image: Any, name: str, section: str) -> Any:
         if len(channels) == 4 and not bool((coarsest.isel(c=3) == 255).all()):
             raise BadSection(
                 section,
-                f"image '{name}' has four channels without names, and the last is no opaque alpha; name them "
-                f"(c_coords = r, g, b, a) if they are colours",
+                f"image '{name}' has four channels without names, and the last is not an opaque alpha channel; name "
+                f"them (c_coords = r, g, b, a) if they are colours",
             )
         channels = ["r", "g", "b", "a"][: len(channels)]
     if sorted(channels) not in (sorted("rgb"), sorted("rgba")):
         raise BadSection(
             section,
-            f"image '{name}' has channels {', '.join(map(str, finest.coords['c'].values))}; it has to be a picture in "
-            f"bright field, with channels r, g and b",
+            f"image '{name}' has channels {', '.join(map(str, finest.coords['c'].values))}; it has to be a "
+            f"bright-field image with channels r, g and b",
         )
     planes = finest.assign_coords(c=channels)
     colours = planes.sel(c=["r", "g", "b"])

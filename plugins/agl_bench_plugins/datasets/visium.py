@@ -169,7 +169,7 @@ class Visium(Dataset):
         factor = positive_or_0(scales.get("tissue_hires_scalef"))
         if not factor:
             raise BadSection(
-                name, f"{sample.scales} states no positive tissue_hires_scalef, which visium.image=hires needs"
+                name, f"{sample.scales} does not state a positive tissue_hires_scalef, which visium.image=hires needs"
             )
         return factor
 
@@ -252,8 +252,9 @@ class Visium(Dataset):
             raise BadSection(name, f"it has several images ({listing}); say which with --set visium.image=NAME")
         if not found and not optional:
             raise MissingData(
-                f"section '{name}': there is no full-resolution image in {places[0]}; put the image that Space Ranger "
-                f"had there, name it with --set visium.image=FILE, or take the reduced one with visium.image=hires"
+                f"section '{name}': there is no full-resolution image in {places[0]}; put the image "
+                f"that Space Ranger was given there, name it with --set visium.image=FILE, or use the reduced one "
+                f"with visium.image=hires"
             )
         return [_no_picture(path, name) for path in found]
 
@@ -311,8 +312,8 @@ def _require_width(bin_um: float, section: str) -> None:
     if 0 < bin_um < _FINEST_UM:
         raise BadSection(
             section,
-            f"bins of {bin_um:g} µm of Visium HD hold a molecule or two and are millions; take those of 8 or 16 µm, "
-            f"which lie beside them in {_BINNED}",
+            f"Visium HD bins of {bin_um:g} µm hold only a molecule or two each; use those of 8 or "
+            f"16 µm, which are in {_BINNED} too",
         )
 
 
@@ -321,8 +322,8 @@ def _no_picture(path: Path, section: str) -> Path:
     if path.name in _REDUCED:
         raise BadSection(
             section,
-            f"{path} is a reduced picture that Space Ranger made, and positions are in pixels of the image that it was "
-            f"given; give that image, or take the reduced one with visium.image=hires",
+            f"{path} is a reduced picture made by Space Ranger, but the positions refer to the image that it was "
+            f"given; use that image, or the reduced one with visium.image=hires",
         )
     return path
 

@@ -50,8 +50,8 @@ def bin_width(scales: Mapping[str, object], barcodes: pd.Index, section: str) ->
     if len(found) > 1 or (stated and named and stated != named):
         raise BadSection(
             section,
-            f"its barcodes are of bins of {' and '.join(str(int(width)) for width in found)} µm, but {SCALES} states "
-            f"bin_size_um = {stated:g}; take the files of one folder of binned_outputs",
+            f"its barcodes name bins of {' and '.join(str(int(width)) for width in found)} µm, but {SCALES} states "
+            f"bin_size_um = {stated:g}; take all files from one folder of binned_outputs",
         )
     return named or stated
 
@@ -93,28 +93,28 @@ def array_scale(
             return stated  # a missing position is told when the section is checked
         if np.isfinite(table).all(axis=None):
             raise BadSection(
-                section, f"the size of a pixel is not stated in {SCALES} and cannot be had from {len(table)} spots"
+                section, f"the pixel size is not stated in {SCALES} and cannot be computed from {len(table)} spots"
             )
-        raise BadSection(section, f"{path} has positions that are no numbers; copy it anew")
+        raise BadSection(section, f"{path} has positions that are not numbers; copy it again")
     pitch_um = bin_um or _PITCH_UM
     strays = np.flatnonzero(fit.off * pitch_um > _OFF_UM)
     if len(strays) or fit.stretch > _STRETCH:
         raise BadSection(
             section,
-            f"{path} puts spot '{whole.index[strays[0] if len(strays) else 0]}' where its place on the array is not "
+            f"{path} puts spot '{whole.index[strays[0] if len(strays) else 0]}' off its place on the array "
             f"({len(strays) or len(whole)} spots); the columns {', '.join(COLUMNS[2:])} do not belong together",
         )
     if fit.mirrored and not (mirrored or bin_um or _is_large(whole)):
         raise BadSection(
             section,
-            f"{path} shows the array mirrored, as if pxl_row_in_fullres and pxl_col_in_fullres were exchanged or the "
-            f"image flipped; correct them, or say --set visium.mirrored=true where the scan itself is mirrored",
+            f"{path} shows the array mirrored, as if pxl_row_in_fullres and pxl_col_in_fullres were swapped or the "
+            f"image flipped; correct them, or use --set visium.mirrored=true if the scan itself is mirrored",
         )
     if stated and abs(stated * fit.pitch_px / pitch_um - 1) > _STATED:
         raise BadSection(
             section,
-            f"{SCALES} states {stated:g} µm for a pixel, but by {path.name} neighbours are {fit.pitch_px:.4g} px or "
-            f"{pitch_um:g} µm apart, so that it is {pitch_um / fit.pitch_px:.4g} µm; take both from the same run",
+            f"{SCALES} states {stated:g} µm per pixel, but in {path.name} neighbours are {fit.pitch_px:.4g} px or "
+            f"{pitch_um:g} µm apart, which makes it {pitch_um / fit.pitch_px:.4g} µm; take both from the same run",
         )
     return stated or (_similar(table) if not bin_um else 0.0) or pitch_um / fit.pitch_px
 
@@ -146,8 +146,8 @@ def _check_bins(table: pd.DataFrame, path: Path, section: str) -> None:
     if len(wrong):
         raise BadSection(
             section,
-            f"{path} has another array_row or array_col for bin '{table.index[wrong[0]]}' than its name says "
-            f"({len(wrong)} bins); copy the table anew",
+            f"array_row or array_col of bin '{table.index[wrong[0]]}' in {path} contradicts its barcode "
+            f"({len(wrong)} bins); copy the table again",
         )
 
 
@@ -159,7 +159,7 @@ def check_spots(scales: Mapping[str, object], um_per_px: float, bin_um: float, s
         meant = f"bins are {bin_um:g} µm wide" if bin_um else "spots of Visium are 55 µm wide"
         raise BadSection(
             section,
-            f"spot_diameter_fullres in {SCALES} is {spot_um:.3g} µm at {um_per_px:.4g} µm for a pixel, but {meant}; "
+            f"spot_diameter_fullres in {SCALES} is {spot_um:.3g} µm at {um_per_px:.4g} µm per pixel, but {meant}; "
             f"take scale factors and positions from the same run, in pixels of the same image",
         )
     return spot_um
@@ -198,21 +198,21 @@ def check_pictures(
         if image is not None and not _same_size(picture, factor, image, 1.0):
             raise BadSection(
                 section,
-                f"{image.source} is {image.width} × {image.height} px, but {told} is of an image of "
-                f"{picture.width / factor:.0f} × {picture.height / factor:.0f} px; give the very image that Space "
+                f"{image.source} is {image.width} × {image.height} px, but {told} was made from one of "
+                f"{picture.width / factor:.0f} × {picture.height / factor:.0f} px; use exactly the image that Space "
                 f"Ranger was given, not another export or a reduced copy of the slide",
             )
         if reference is not None and not _same_size(picture, factor, reference[2], reference[1]):
             raise BadSection(
                 section,
-                f"{told} is not of the same image as {reference[0].name} ({reference[2].width} × {reference[2].height} "
-                f"px, a scale factor of {reference[1]:.4g}); copy {spatial} from one run",
+                f"{told} is not from the same image as {reference[0].name} ({reference[2].width} × "
+                f"{reference[2].height} px, scale factor {reference[1]:.4g}); copy {spatial} from one run",
             )
         if image is not None and reference is None and not _same_content(picture, image):
             raise BadSection(
                 section,
-                f"{image.source} shows other tissue around the spots than {path}; give the image that Space Ranger was "
-                f"given, not turned or mirrored, of this very section",
+                f"{image.source} shows different tissue around the spots than {path}; use the image that Space "
+                f"Ranger was given for this section, neither rotated nor mirrored",
             )
         reference = reference or (path, factor, picture)
 
