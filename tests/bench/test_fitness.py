@@ -308,7 +308,7 @@ def test_normalised_values_are_taken_as_they_are(normalised, needy, tmp_path, ca
 
     assert "give raw counts, not normalised ones; a dataset that has no others says" in said(status=2)
     refused = said(*free, status=2)
-    assert "dataset 'folder' has no raw counts but values that are normalised already" in refused
+    assert "dataset 'folder' has normalised values and no raw counts" in refused
     assert " ".join(plain + of_values) in " ".join(refused.split())  # the whole cure at once
     assert "protocol.normalisation = none is for values that are normalised already" in said(*plain, status=2)
     scored = ["--set", "protocol.ranking=seurat_v3"]

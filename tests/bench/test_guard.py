@@ -139,7 +139,7 @@ def test_what_is_harmless_is_a_remark(grid, plugin, capsys):
     cells, bench = grid("loud", files=[plugin[0]])
     said = [item for item in bench.train(*cells[0]) if isinstance(item, str)]
     assert said == [
-        "selector 'loud' prints to standard output ('hello'); it went to standard error",
+        "selector 'loud' prints to standard output ('hello'); the text was sent to standard error",
         "selector 'loud' changes the filters of warnings; the change was undone",
     ]
     out, err = capsys.readouterr()
@@ -171,7 +171,7 @@ def test_a_dataset_is_named_too(grid, tmp_path, capsys):
     path = tmp_path / "reading.py"
     path.write_text(textwrap.dedent(READING))
     with pytest.raises(
-        BadPlugin, match=r"^dataset 'reading' of reading.py changes torch's default type, the umask, on"
+        BadPlugin, match=r"^dataset 'reading' of reading.py changes torch's default type, the umask, which"
     ):
         grid("pgl", files=[path], datasets=["reading"])
     assert torch.get_default_dtype() == torch.float32

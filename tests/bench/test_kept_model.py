@@ -212,7 +212,7 @@ def test_a_cell_that_kept_nothing_names_the_way_out(store, make_result, tmp_path
     with pytest.raises(NotKept, match="there is no finished cell 0123"):
         other.predictions("0123")
     (other.cells / key / "result.json").write_text("[]")
-    with pytest.raises(NotKept, match=rf"cell {key} is damaged \(result.json holds no JSON object\)"):
+    with pytest.raises(NotKept, match=rf"cell {key} is damaged \(result.json does not hold a JSON object\)"):
         other.predictions(key)
 
 
@@ -239,7 +239,7 @@ def test_damage_of_what_is_kept_costs_no_result(store, key, tmp_path, what, dama
         path.unlink()
     else:
         path.write_bytes(content[:-7] if damage == "truncated" else content[:-9] + b"x" + content[-8:])
-    word = "has lost" if damage == "absent" else "is damaged"
+    word = "is missing" if damage == "absent" else "is damaged"
     with pytest.raises(NotKept, match=f"{word}.*agl-bench rerun {key} --keep {what}"):
         getattr(other, what)(key)
     same(other.read(key), store.read(key))

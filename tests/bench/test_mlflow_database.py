@@ -133,7 +133,7 @@ def test_an_older_one_is_brought_up_to_date_whole(older: Path, whole: Path, tmp_
     shutil.copy(older, database)
     with (tmp_path / ".mlflow.db.users").open("w") as user:
         fcntl.flock(user, fcntl.LOCK_SH)
-        with pytest.raises(TrackerUnavailable, match="another process"):
+        with pytest.raises(TrackerUnavailable, match="another agl-bench process"):
             make_ready(database, is_ours=True, warn=pytest.fail)
     assert database.read_bytes() == older.read_bytes()
     make_ready(database, is_ours=True, warn=pytest.fail)
