@@ -216,7 +216,6 @@ MAJOR, MINOR = map(int, agl_bench.API_VERSION.split("."))
 THIS, NEXT = f"this is {MAJOR}.{MINOR}", "upgrade agl-bench or an older version"
 API = {  # stated -> broken, remark
     f"{MAJOR}.{MINOR}": ("", ""),
-<<<<<<< HEAD
     f"{MAJOR}.{MINOR + 1}": ("", f"is written for agl-bench API {MAJOR}.{MINOR + 1}, {THIS}"),
     f"{MAJOR}.{MINOR + 2}": (f"needs agl-bench API {MAJOR}.{MINOR + 2}, {THIS}; {NEXT}", ""),
     f"{MAJOR + 1}.0": (f"needs agl-bench API {MAJOR + 1}.0, {THIS}; {NEXT}", ""),
@@ -224,14 +223,7 @@ API = {  # stated -> broken, remark
         f"needs agl-bench API {MAJOR - 1}.9, {THIS}; install an older agl-bench or a newer version",
         "",
     ),
-    "1": ("agl_bench_api = '1' is no version such as 1.0", ""),
-=======
-    f"{MAJOR}.{MINOR + 1}": ("", "is written for agl-bench API 1.1, this is 1.0"),
-    f"{MAJOR}.{MINOR + 2}": ("needs agl-bench API 1.2, this is 1.0; upgrade agl-bench or an older version", ""),
-    f"{MAJOR + 1}.0": ("needs agl-bench API 2.0, this is 1.0; upgrade agl-bench or an older version", ""),
-    f"{MAJOR - 1}.9": ("needs agl-bench API 0.9, this is 1.0; install an older agl-bench or a newer version", ""),
     "1": ("agl_bench_api = '1' is not a version such as 1.0", ""),
->>>>>>> 6a526ea (Tests follow the wording)
 }
 
 
