@@ -204,7 +204,7 @@ def test_preset_brings_plugin_settings(plugins):
         ("protocol = 3", ["protocol"]),
         ("plugins = 'dkgsb'", ["plugins"]),
         ("plugins.dkgsb = 3", ["dkgsb"]),
-        ("selectors = 3", ["unknown selector '3'"]),
+        ("selectors = 3", ["selectors = 3 is not a name or a list of names"]),
         ("selectors = [", ["grid.toml is not valid TOML"]),
     ],
 )
