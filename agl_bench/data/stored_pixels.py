@@ -40,6 +40,7 @@ _BESIDE = ("thumbnail", "label", "macro", "map", "overview", "other", "preview")
 _SCANNERS = {"svs", "ndpi", "scn", "bif", "philips", "qpi", "avs"}  # formats that scanners write, by tifffile's names
 _ANOTHER = 0.3  # share of the main picture's area from which on a further one is no thumbnail or label
 _PLAIN = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # Pillow's formats of which all is known that matters here
+_PICTURES = 0xB002  # tag of a .jpg that lists the pictures in it
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")  # Pillow's modes that become RGB
 _SAME_COLOUR = 10  # levels of 255 that a colour may move; curves of power 2.2 are within it of sRGB
 _SCREEN_GAMMA = 0.4545  # of a PNG
@@ -231,6 +232,9 @@ def check_plain(image: Image.Image, path: Path, section: str) -> None:
         BadSection: with what it is.
     """
     frames = getattr(image, "n_frames", 1)
+    if image.format == "MPO":  # cameras put previews behind the picture
+        entries = image.mpinfo[_PICTURES]  # type: ignore[attr-defined]
+        frames -= sum("Thumbnail" in entry["Attribute"]["MPType"] for entry in entries)
     depth = str(getattr(image, "tile", ""))  # the decoder's arguments; of a PNG, e.g. RGB;16B
     if image.format not in (*_PLAIN, "MPO"):
         raise BadSection(section, f"{path} is a file of format {image.format}; {_TO_RGB}, as .tif, .png or .jpg")

@@ -367,6 +367,22 @@ def test_several_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     is_refused(path, r"holds 2 pictures \(23 × 15, 90 × 60", capfd)
 
 
+@pytest.mark.parametrize(("kind", "is_fine"), [(0x010001, True), (0x010002, True), (0, False), (0x020002, False)])
+def test_previews_of_a_camera(tmp_path: Path, kind: int, is_fine: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "image.jpg"
+    small = Image.fromarray(PIXELS[::4, ::4])
+    Image.fromarray(PIXELS).save(path, "MPO", save_all=True, append_images=[small], quality=98, subsampling=0)
+    with Image.open(path) as image:
+        entry = image.mpinfo[0xB002][1]
+    stored = path.read_bytes()
+    at = stored.index(entry["Size"].to_bytes(4, "little")) - 4  # the kind stands before the size
+    path.write_bytes(stored[:at] + kind.to_bytes(4, "little") + stored[at + 4 :])
+    if is_fine:
+        assert np.abs(whole(path).astype(int) - PIXELS).mean() < 3
+    else:
+        is_refused(path, "holds 2 pictures", capfd)
+
+
 def test_a_picture_in_another_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = (
         '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:a"><Image ID="Image:0">'
