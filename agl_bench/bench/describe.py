@@ -24,6 +24,7 @@ from agl_bench.interfaces.spots import Section
 from agl_bench.protocol import Protocol
 
 _LOOKED_AT = 5000  # spots of a section, evenly chosen, that say what its primary genes rest on
+_ODD = 0.05  # share of the spots up to which those that are too thin are nothing to speak of; up to 0.022 on her2st
 _UNKNOWN = 0.55  # of the pitch: the diameter of a spot where it is not known, as for Visium
 
 
@@ -114,7 +115,19 @@ def cautions(section: Section, *, has_counts: bool = True) -> list[str]:
         genes, _ = split_genes(table, rows, protocol)
     except (BadSection, BadSpec) as error:
         return [f"the default protocol cannot choose primary genes in it: {error}"]
-    return support_of(table, rows, genes, protocol).sentences
+    return [*_left_out(section, len(table)), *support_of(table, rows, genes, protocol).sentences]
+
+
+def _left_out(section: Section, kept: int) -> list[str]:
+    """A sentence where the default protocol takes more than odd spots for too thin."""
+    spots = section.counts.n_obs
+    if kept >= spots * (1 - _ODD):
+        return []
+    return [
+        f"the default protocol leaves out {spots - kept:,} of its {spots:,} spots, which have few detected genes; "
+        "where they are a tissue of their own, such as fat, keep them with protocol.spot_mads = 0, or lower "
+        "protocol.min_genes_per_spot"
+    ]
 
 
 def umi_of(section: Section) -> np.ndarray:

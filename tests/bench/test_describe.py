@@ -104,3 +104,15 @@ def test_what_primary_genes_of_a_section_rest_on() -> None:
     (reason,) = cautions(Synthetic(sections=1, spots=20, markers=9, helpful_genes=0, harmful_genes=0, useless_genes=9,
                                    patch_px=16, depth=10).read(Path(), "S1"))  # fmt: skip
     assert "cannot choose primary genes" in reason
+
+
+@pytest.mark.parametrize(("thin", "is_told"), [(0, False), (6, False), (7, True), (40, True)])
+def test_a_tissue_that_the_default_protocol_leaves_out_is_told(thin: int, is_told: bool) -> None:
+    section = Synthetic(sections=1, spots=120, patch_px=16).read(Path(), "S1")
+    counts = section.counts.X.tolil()
+    counts[:thin, 20:] = 0  # fewer than 50 genes
+    section.counts.X = counts.tocsr()
+    said = [sentence for sentence in cautions(section) if "leaves out" in sentence]
+    assert bool(said) is is_told
+    if is_told:
+        assert f"leaves out {thin} of its 120 spots" in said[0] and "protocol.spot_mads = 0" in said[0]
