@@ -82,7 +82,7 @@ def test_names_are_shown_as_they_are(capsys, name):
 
 @pytest.mark.parametrize("text", ["", "0s", "-1h", "nan", "inf", "1e9", "h", HUGE, f"{HUGE}h", "٣h", "1h 30m x", "3d"])
 def test_no_durations(text):
-    with pytest.raises(BadSpec, match="is no duration"):
+    with pytest.raises(BadSpec, match="is not a duration"):
         seconds(text)
 
 
@@ -277,7 +277,7 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
     ("error", "words"),
     [
         (OSError("no name"), "no name"),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; what was finished before is kept"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; finished work is kept"),
         (PermissionError(errno.EACCES, "Permission denied", b"/a/\xff"), "/a/\\udcff: Permission denied"),
         (UnicodeEncodeError("utf-8", "spot \udcff", 5, 6, "surrogates not allowed"), "not UTF-8"),
         (AglBenchError(f"seed {HUGE} of http://me:secret@host"), "http://***@host"),

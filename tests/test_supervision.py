@@ -40,18 +40,18 @@ def install(tmp_path):
 
 
 IMPORTS = {
-    "exits": ("import os; os._exit(0)", "the process that imports it ended with status 0"),
-    "exits_badly": ("import os; os._exit(9)", "the process that imports it ended with status 9"),
-    "crashes": ("import ctypes; ctypes.string_at(0)", "the process that imports it was killed by SIGSEGV"),
-    "never_returns": ("while True: pass", "it does not come to the end of its import within 2 s"),
-    "waits": ("import time; time.sleep(300)", "it does not come to the end of its import within 2 s"),
+    "exits": ("import os; os._exit(0)", "the process that imported it ended with status 0"),
+    "exits_badly": ("import os; os._exit(9)", "the process that imported it ended with status 9"),
+    "crashes": ("import ctypes; ctypes.string_at(0)", "the process that imported it was killed by SIGSEGV"),
+    "never_returns": ("while True: pass", "its import did not finish within 2 s"),
+    "waits": ("import time; time.sleep(300)", "its import did not finish within 2 s"),
     "interrupts": ("raise KeyboardInterrupt", "KeyboardInterrupt (interrupts.py, line 1)"),
     "raises_base": ("raise type('Own', (BaseException,), {})('x')", "Own: x (raises_base.py, line 1)"),
     "quits": ("import sys; sys.exit(0)", "it called sys.exit(0)"),
     "no_text": ("raise ValueError('half: \\ud83d')", "ValueError: half: \\ud83d (no_text.py, line 1)"),
     "mute": (
         "raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})",
-        "Mute: it cannot say more, its text raises ZeroDivisionError (mute.py, line 1)",
+        "Mute: it has no message, because its __str__ raises ZeroDivisionError (mute.py, line 1)",
     ),
 }
 
@@ -112,8 +112,8 @@ DATASET = """
 @pytest.mark.parametrize(
     ("where", "words", "said"),
     [
-        ("read:exit", ["describe", "ending"], "the command ended with status 0 before it was done, by a plug-in"),
-        ("constructor:abort", ["validate", "ending"], "the command was killed by SIGABRT before it was done, by a"),
+        ("read:exit", ["describe", "ending"], "the command ended with status 0 before it finished, by a plug-in"),
+        ("constructor:abort", ["validate", "ending"], "the command was killed by SIGABRT before it finished, by a"),
         ("sections:quit", ["folds", "ending"], "dataset 'ending' of ending.py: it called sys.exit(0)"),
     ],
 )
@@ -134,5 +134,5 @@ def test_a_signal_to_the_command_reaches_it_once(tmp_path, number):
         time.sleep(0.05)
     process.send_signal(number)
     said = process.communicate(timeout=30)[1]
-    assert said.strip() == "agl-bench: interrupted; what is done is kept, the same command continues"
+    assert said.strip() == "agl-bench: interrupted; finished work is kept, and the same command continues"
     assert process.returncode == 75

@@ -76,7 +76,7 @@ class Options:
                 )
         share = self.gpus_per_cell
         if share is not None and not (share >= 0 and math.isfinite(share)):
-            raise BadSpec(f"--gpus-per-cell {share:g} is no share of a GPU; use e.g. 0.5 or 1")
+            raise BadSpec(f"--gpus-per-cell {share:g} is not a share of a GPU; use e.g. 0.5 or 1")
         if share and not (share < 1 or share.is_integer()):
             raise BadSpec(f"--gpus-per-cell {share:g}: more than one GPU has to be a whole number of them")
         if share and self.executor == "slurm" and not share.is_integer():

@@ -636,7 +636,7 @@ def log_report(work: Path, uri: str | None, folder: Path) -> dict[str, str]:
         TrackerUnavailable: if the tracker cannot be used.
     """
     if not any((folder / part).exists() for part in REPORT):
-        raise BadSpec(f"{folder} is no folder of a report: nothing is there to show in MLflow")
+        raise BadSpec(f"{folder} is not the folder of a report, so there is nothing to show in MLflow")
     recorder = MlflowRecorder.connect(work, uri)
     try:
         found = recorder.show_report(folder)

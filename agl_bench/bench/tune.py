@@ -104,7 +104,7 @@ def read_search(plugins: Plugins, file: Path | None, names: Sequence[str]) -> Se
     table = read_toml(file, allowed=("protocol", *known)) if file else {}
     for owner, lines in table.items():
         if not isinstance(lines, dict):
-            raise BadSpec(f"{file}: {owner} is no table; write [{owner}] and below it lines KEY = true or a range")
+            raise BadSpec(f"{file}: {owner} is not a table; write [{owner}] and below it lines KEY = true or a range")
         if owner != "protocol":
             settings = tunables(plugins.entry(owner, known[owner]).load())
             for key in lines:
@@ -204,7 +204,7 @@ def _distribution(
             or isinstance(high, str | tuple)
             or not -_FAR <= low <= high <= _FAR
         ):
-            raise BadSpec(f"the search of {name} from {how['low']} to {how['high']} is no interval of numbers")
+            raise BadSpec(f"the search of {name} from {how['low']} to {how['high']} is not an interval of numbers")
         limits = Range(float(low), float(high), log)
     elif how is not True:
         raise BadSpec(f"the search of {name} is {how!r}; it takes true, false, a list of values, or low, high and log")
@@ -766,7 +766,7 @@ def open_storage(work: Path, url: str | None, warn: Callable[[str], None] = lamb
 def _database(url: str) -> BaseStorage:
     shown = masked(url)
     if "://" not in url:
-        raise BadSpec(f"--storage {shown!r} is no database URL, e.g. postgresql+psycopg://user@host/name")
+        raise BadSpec(f"--storage {shown!r} is not a database URL such as postgresql+psycopg://user@host/name")
     if url.startswith("sqlite") and url.partition("//")[2].strip("/").partition("?")[0] in ("", ":memory:"):
         raise BadSpec(
             f"--storage {shown} does not name a file, so no trial would be kept; use sqlite:///PATH/trials.db"

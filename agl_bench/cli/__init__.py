@@ -61,7 +61,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         name = error.object[max(0, error.start - 40) : error.end + 40]
         stop_with(f"the name {name!r} is not UTF-8 and cannot be recorded; rename the file or folder", 2)
     except (click.Abort, KeyboardInterrupt):
-        stop_with("interrupted; what is done is kept, the same command continues", INTERRUPTED)
+        stop_with("interrupted; finished work is kept, and the same command continues", INTERRUPTED)
 
 
 def _command(arguments: Sequence[str] | None) -> Any:

@@ -195,7 +195,7 @@ def _named(name: str, files: tuple[Path, ...]) -> tuple[Plugins, list[Entry]]:
     if not (name.endswith(".py") or is_folder):
         if is_path or path.is_file():
             raise BadPlugin(
-                f"plug-in {name}: {'it is no .py file' if path.exists() else 'there is no such path'}; give a "
+                f"plug-in {name}: {'it is not a .py file' if path.exists() else 'there is no such path'}; give a "
                 "name, a .py file or the folder of a distribution"
             )
         plugins = discover(files)

@@ -225,7 +225,7 @@ def export(
     the folds that test the section and over seeds, and uns["agl_bench"].
     """
     if file.suffix != ".h5ad":
-        raise BadSpec(f"{file} is no .h5ad; name the file so, since scanpy and anndata go by the ending")
+        raise BadSpec(f"{file} does not end in .h5ad; name it so, because scanpy and anndata go by the ending")
     check_writable("FILE", file)
     from agl_bench.bench.prepare import Preparation
     from agl_bench.comparison.export import export_section, write_h5ad

@@ -125,7 +125,7 @@ def seconds(text: str, option: str = "--time-limit") -> float:
     parts = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text.strip(), re.ASCII)
     seconds = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
     if not seconds:
-        raise BadSpec(f"{option} {text} is no duration; write e.g. 90s, 30m, 2h or 1h30m")
+        raise BadSpec(f"{option} {text} is not a duration; write e.g. 90s, 30m, 2h or 1h30m")
     return float(seconds)
 
 

@@ -77,7 +77,7 @@ def budget(device: torch.device) -> int:
         amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", asked.strip(), flags=re.IGNORECASE)
         if not amount:
             raise BadSpec(
-                f"{MEMORY} = '{asked}' is no amount of memory; give bytes or a number with K, M, G or T, as 4G"
+                f"{MEMORY} = '{asked}' is not an amount of memory; give bytes or a number with K, M, G or T, e.g. 4G"
             )
         return int(float(amount[1]) * 1024 ** " KMGT".index(amount[2].upper() or " "))
     if device.type == "cuda":

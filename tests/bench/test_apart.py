@@ -30,7 +30,7 @@ HARMS = {
     "raises-base": ("raise Own('mine')", "Own: mine"),
     "closes": ("raise GeneratorExit", "GeneratorExit"),
     "no-text": ("raise ValueError('half a pair: \\ud800')", "ValueError: half a pair: \\ud800"),
-    "mute": ("raise Mute", "Mute: it cannot say more, its text raises RuntimeError"),
+    "mute": ("raise Mute", "Mute: it has no message, because its __str__ raises RuntimeError"),
     "leaves-a-child": ("os.fork() or time.sleep(300); os._exit(3)", "ended its process with status 3"),
 }
 IN_CONSTRUCTOR = {

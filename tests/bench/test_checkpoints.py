@@ -473,8 +473,8 @@ def test_a_signal_keeps_the_epoch(number, tmp_path, words, monkeypatch, capfd):
     said = capfd.readouterr()
     assert f"signalling · fold D1 · seed 0: INTERRUPTED, {number.name}" in said.out
     assert said.err.split("\n")[:1] + said.err.split("\n")[-2:-1] == [
-        "agl-bench: stopping at the end of this epoch, or in 10 s; once more ends at once",
-        "agl-bench: interrupted; what is done is kept, the same command continues",
+        "agl-bench: stopping at the end of this epoch, or in 10 s; a second signal ends at once",
+        "agl-bench: interrupted; finished work is kept, and the same command continues",
     ]
     assert status(["status", *work]) == 0
     lines = capfd.readouterr().out.splitlines()

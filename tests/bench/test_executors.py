@@ -542,7 +542,7 @@ def test_groups_share_data_and_are_small_enough(cells):
         ({"executor": "ray", "slurm_time": 60.0}, "auto", "--slurm-time does nothing with --executor ray"),
         ({"executor": "slurm", "workers": 2, "gpus_per_cell": 0.5}, "auto", "Slurm gives whole GPUs only"),
         ({"executor": "ray", "gpus_per_cell": 1.5}, "auto", "has to be a whole number"),
-        ({"executor": "ray", "gpus_per_cell": float("nan")}, "auto", "is no share of a GPU"),
+        ({"executor": "ray", "gpus_per_cell": float("nan")}, "auto", "is not a share of a GPU"),
         ({"executor": "ray", "gpus_per_cell": 0.5}, "cpu", "contradict each other"),
         ({"executor": "slurm"}, "auto", "say with --workers"),
         ({"workers": 2}, "auto", "--workers does nothing with --executor serial"),
@@ -583,7 +583,7 @@ def test_no_slurm_and_no_ray_cluster(tmp_path, monkeypatch):
 def test_clashes_end_with_status_2(words, tmp_path, capsys):
     for more, sentence in (
         (["--ray-address", "auto"], "--ray-address does nothing with --executor serial"),
-        (["--executor", "slurm", "--slurm-time", "soon", "--workers", "1"], "--slurm-time soon is no duration"),
+        (["--executor", "slurm", "--slurm-time", "soon", "--workers", "1"], "--slurm-time soon is not a duration"),
     ):
         with pytest.raises(SystemExit) as end:
             main(["run", "--selectors", "pgl", *words, "--work", str(tmp_path), *more])

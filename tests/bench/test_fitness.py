@@ -314,7 +314,7 @@ def test_normalised_values_are_taken_as_they_are(normalised, needy, tmp_path, ca
     scored = ["--set", "protocol.ranking=seurat_v3"]
     refused = " ".join(said(*free, *plain, *of_values, *scored, status=2).split())
     assert (
-        "protocol.ranking = seurat_v3 needs counts; take the values as they are with --set protocol.ranking=" in refused
+        "protocol.ranking = seurat_v3 needs counts; use the values as they are with --set protocol.ranking=" in refused
     )
     plain += of_values
     shown = said(*free, *plain, status=0)

@@ -234,7 +234,7 @@ def test_a_model_is_written_without_a_tracker(made, tmp_path, file) -> None:
 def test_a_report_is_shown_in_every_experiment_that_has_cells(made, tmp_path) -> None:
     work, _, _ = made
     folder = tmp_path / "report"
-    with pytest.raises(BadSpec, match="is no folder of a report"):
+    with pytest.raises(BadSpec, match="is not the folder of a report"):
         log_report(work, address_of(work), folder)
     (folder / "figures").mkdir(parents=True)
     (folder / "report.html").write_text("<p>first</p>")

@@ -182,7 +182,7 @@ def test_what_may_not_be_read_is_no_fault_of_the_dataset(root: Path, monkeypatch
         raise PermissionError(13, "Permission denied", str(root / "A"))
 
     monkeypatch.setattr(Made, "sections", forbidden)
-    with pytest.raises(MissingData, match=r"dataset 'made': .*A may not be read by this user"):
+    with pytest.raises(MissingData, match=r"dataset 'made': .*A cannot be read: permission denied"):
         sections(root, Made())
 
 

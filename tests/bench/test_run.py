@@ -327,7 +327,7 @@ def test_ctrl_c(tmp_path, words, monkeypatch, capsys):
     words = ["run", "--selectors", "pgl,raising", "--plugin", str(path), "--work", str(work), *words]
     assert status(words) == 75
     err = capsys.readouterr().err
-    assert err.strip() == "agl-bench: interrupted; what is done is kept, the same command continues"
+    assert err.strip() == "agl-bench: interrupted; finished work is kept, and the same command continues"
     store = CellStore(work)
     assert len(list(store)) == 1
     assert store.leases.running() == {}
@@ -363,14 +363,14 @@ def test_ended_halfway_and_continued(signals, tmp_path, words, run):
         for position, number in enumerate(signals):
             process.send_signal(number)
             if number == signal.SIGTERM and not position:  # the end of the epoch does not come
-                said = "agl-bench: stopping at the end of this epoch, or in 10 s; once more ends at once\n"
+                said = "agl-bench: stopping at the end of this epoch, or in 10 s; a second signal ends at once\n"
                 assert said in iter(process.stderr.readline, "")  # after what is said of loading
         err = process.communicate(timeout=30)[1]
     finally:
         process.kill()
     if signals[0] == signal.SIGTERM:
         assert process.returncode == 75
-        assert err.splitlines()[-1] == "agl-bench: interrupted; what is done is kept, the same command continues"
+        assert err.splitlines()[-1] == "agl-bench: interrupted; finished work is kept, and the same command continues"
         assert "Traceback" not in err
     store = CellStore(work)
     (done,) = store
@@ -651,7 +651,7 @@ def test_a_budget_that_is_none_is_one_sentence(words, tmp_path, monkeypatch, cap
     monkeypatch.setenv("AGL_BENCH_MEMORY", "plenty")
     with pytest.raises(SystemExit, match="2"):
         main(["run", "--selectors", "pgl", *words, "--work", str(tmp_path)])
-    assert "AGL_BENCH_MEMORY = 'plenty' is no amount of memory" in capsys.readouterr().err
+    assert "AGL_BENCH_MEMORY = 'plenty' is not an amount of memory" in capsys.readouterr().err
 
 
 CURIOUS = """

@@ -207,7 +207,7 @@ def test_a_file_is_whole_or_not_there(make, tmp_path, monkeypatch) -> None:
 
 def test_words_that_a_stranger_gets_wrong(work, capsys) -> None:
     for words, match in (
-        (["out.txt", "--section", "S1"], "out.txt is no .h5ad"),
+        (["out.txt", "--section", "S1"], "out.txt does not end in .h5ad"),
         (["nowhere/out.h5ad", "--section", "S1"], "nowhere/out.h5ad cannot be written"),
         (["out.h5ad", "--section", "S9"], "unknown section of 'synthetic' 'S9'. Did you mean 'S"),
     ):

@@ -93,7 +93,7 @@ def test_cells_of_an_earlier_version_of_a_preset_are_read_and_kept_apart(
         old = {p for p in presets if " v2" not in p}
         assert old and set(presets) == old | {p.replace("smoke", "smoke v2") for p in old}
     said = " ".join(versions_of_presets(found.cells["preset"]))
-    assert "2 versions of preset smoke: smoke, smoke v2" in said and "never share a line" in said
+    assert "2 versions of preset smoke: smoke, smoke v2" in said and "never share a row" in said
 
 
 def test_what_primary_genes_rest_on_is_told_once_for_each_place() -> None:

@@ -277,7 +277,9 @@ def test_forbidden_files_are_not_called_damaged(tmp_path: Path, monkeypatch: pyt
         lambda: ArrayPatches(tmp_path / "patches.h5", section="S1"),
         lambda: ImagePatches(tmp_path / "image.png", np.zeros((1, 2)), 1.0, section="S1"),
     ):
-        with pytest.raises(BadSection, match=r"section 'S1': .* may not be read by this user; change its permissions"):
+        with pytest.raises(
+            BadSection, match=r"section 'S1': .* cannot be read: permission denied; change its permissions"
+        ):
             make()
 
 

@@ -212,7 +212,7 @@ def test_the_budget_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, asked: str
 @pytest.mark.parametrize("asked", ["much", "-4G", "4 X", "G", "4G4", "1e9", "nan"])
 def test_a_budget_that_is_none(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     monkeypatch.setenv("AGL_BENCH_MEMORY", asked)
-    with pytest.raises(BadSpec, match=f"AGL_BENCH_MEMORY = '{asked}' is no amount of memory; give bytes or .* 4G$"):
+    with pytest.raises(BadSpec, match=f"AGL_BENCH_MEMORY = '{asked}' is not an amount of memory; give bytes or .* 4G$"):
         budget(CPU)
 
 
