@@ -22,7 +22,7 @@ from pathlib import Path
 import measure
 
 PAGE = Path(__file__).resolve().with_name("reliability.md")
-TITLE = "# What bad input, wrong plug-ins, damage and kills do\n"
+TITLE = "# Reliability: bad input, faulty plug-ins, damage and kills\n"
 RIGHT, REFUSED = "right", "refused"
 WRONG, TRACEBACK, HARMED = "silently wrong", "traceback", "others harmed"
 CLEAN = (

@@ -2,14 +2,14 @@
 
     python benchmarks/reliability_damage.py --write        writes its section of benchmarks/reliability.md
 
-A work folder is made with finished cells that keep predictions and models, prepared sections with patches and features
-of a frozen encoder, folds, a skip, a failure, a checkpoint, a journal of trials, tuned settings and MLflow's database.
-In each trial one of its files is damaged in a copy: a byte or a bit changed (also under its old time), cut, zeros,
-another file's content, bytes behind the end, values of other types, deep nesting, bytes that are no UTF-8, or a pipe, a
-link or a folder in its place. Then a command that reads it runs, forked after one import.
+The script makes a work folder with finished cells that keep predictions and models, prepared sections with patches and
+features of a frozen encoder, folds, a skip, a failure, a checkpoint, a trial journal, tuned settings and MLflow's
+database. Each trial damages one file in a copy: a changed byte or bit (also with the old time), truncation, zeros,
+another file's content, extra bytes at the end, values of other types, deep nesting, bytes that are not UTF-8, or a
+pipe, a link or a folder in its place. Then a command that reads the file runs, forked after one import.
 
-Right: what comes out is what came out of the undamaged folder, or the command names the damage. Refused: it ends with
-one sentence and a status. Silently wrong: something else comes out, and no word. A hang counts as a traceback.
+Right: the output is that of the undamaged folder, or the command names the damage. Refused: the command ends with
+one sentence and a status. Silently wrong: the output differs without a word. A hang counts as a traceback.
 """
 
 from __future__ import annotations

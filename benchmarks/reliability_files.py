@@ -1,9 +1,9 @@
-"""Files as strangers have them: is each read right, or refused in a sentence?
+"""Files as users have them: is each read correctly, or refused with one sentence?
 
     python benchmarks/reliability_files.py --write        writes the section "Bad files" of benchmarks/reliability.md
 
-Each trial writes a small section whose truth is known in a bad or odd form, runs `agl-bench validate` and `agl-bench
-prepare` on it, and compares what was prepared with what is true.
+Each trial writes a small section with known content in a bad or odd form, runs `agl-bench validate` and `agl-bench
+prepare` on it, and compares what was prepared with the known content.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import reliability_sections
 
 PARTS = ("reliability_images", "reliability_formats", "reliability_tables")  # each has trials(folder, quick)
 INTRODUCTION = """
-Each trial writes a small section in a bad or odd form: spots with a disc of their own colour around them, and known
-counts. `validate` and `prepare` run on it, and names, counts and the colour of each patch are compared with the truth.
-Right: both take it, and what was prepared is true. Refused: one of them says in one sentence what is wrong, with exit
-status 2. A warning of a library counts as a traceback.
+Each trial writes a small section in a bad or odd form: known counts, and around each spot a disc of its own colour.
+`validate` and `prepare` run on it, and names, counts and the colour of each patch are compared with the known values.
+Right: both accept it, and what was prepared is correct. Refused: one of them says in one sentence what is wrong, with
+exit status 2. A library warning counts as a traceback.
 """
 
 

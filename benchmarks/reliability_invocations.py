@@ -1,14 +1,14 @@
-"""Are bad words refused in one sentence, by every command?
+"""Is every bad command line refused with one sentence?
 
     python benchmarks/reliability_invocations.py --write        writes its section of benchmarks/reliability.md
 
-Every option of every command is given values that nobody can mean: no numbers, numbers out of any range, thousands of
-digits, files that are not there, folders in place of files, pipes, names with mark-up or control characters, addresses
-with passwords. Files of campaigns and searches are broken likewise. Each invocation is a process, forked after one
-import, that calls what `agl-bench` calls. A few odd words are right, and are told apart: their command must succeed.
+Every option of every command is given values that nobody can mean: text for numbers, numbers out of range, thousands of
+digits, missing files, folders instead of files, pipes, names with mark-up or control characters, addresses with
+passwords. Files of campaigns and searches are broken in the same way. Each invocation is a process, forked after one
+import, that calls what `agl-bench` calls. A few odd words are valid and counted apart: their command must succeed.
 
-Refused means exit status 2 with a sentence, before anything is done; a secret must not be in what is said, and the
-finished cells of the work folder must be as before.
+Refused means exit status 2 with a sentence, before anything is done; the output must not show a secret, and the
+finished cells of the work folder must be unchanged.
 """
 
 from __future__ import annotations
@@ -378,10 +378,10 @@ def share(mine: int, shares: int, options: Any) -> list[tuple[int, Trial]]:
 
 
 INTRODUCTION = """
-Every option of every command with values that nobody can mean, arguments, files of campaigns and searches, and options
-that contradict each other: `benchmarks/reliability_invocations.py` makes them from tables of options and values. Each
-is a process. Refused: exit status 2, with a sentence, and nothing done. A secret in what is said counts as silently
-wrong. The last row is of odd words that are right, e.g. folders whose names are mark-up or not UTF-8.
+Every option of every command gets values that nobody can mean; so do arguments and files of campaigns and searches, and
+combinations of options. `benchmarks/reliability_invocations.py` makes these from tables of options and values.
+Each invocation is a process. Refused: exit status 2, with a sentence, and nothing done. Showing a secret counts as
+silently wrong. The last row has odd words that are valid, e.g. folders whose names contain mark-up or are not UTF-8.
 """
 
 

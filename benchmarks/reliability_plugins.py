@@ -1,13 +1,13 @@
-"""What wrong plug-ins do to the selectors beside them.
+"""What faulty plug-ins do to the selectors that run beside them.
 
     python benchmarks/reliability_plugins.py --write        writes its section of benchmarks/reliability.md
 
-A table of short deeds is put into plug-ins: into a module, a hook, a constructor, `forward`, `observe` or `learn` of
-a selector, into the constructor or `forward` of a backbone, into `sections` or `read` of a dataset. Each plug-in then
-runs before `pgl` (some before `dkgsb` too), by `agl-bench run` in a work folder of its own, over small generated
-sections that are prepared once. Clean is a plug-in that fails, is skipped or is refused by a sentence, or that does
-no harm. Others are harmed if a neighbour's result is missing, or differs in one bit of its table of genes from that of
-a run without the plug-in.
+Short faulty statements are inserted into plug-ins: into the module, hook, constructor, `forward`, `observe` or `learn`
+of a selector, the constructor or `forward` of a backbone, or `sections` or `read` of a dataset. Each plug-in then runs
+before `pgl` (some before `dkgsb` too), by `agl-bench run` in its own work folder, on small generated sections that are
+prepared once. A trial is clean if the plug-in fails, is skipped or is refused with a sentence, or does no harm. Others
+are harmed if a neighbour's result is missing, or if its gene table differs in a single bit from that of a run without
+the plug-in.
 """
 
 from __future__ import annotations

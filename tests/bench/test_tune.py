@@ -190,13 +190,13 @@ def test_bad_searches(make, search, words):
     ("text", "words"),
     [
         ("[protocol]\nlearning_rate = {low = 1}", ["takes low, high and log"]),
-        ("[protocol]\nlearning_rate = {low = 1e-2, high = 1e-4}", ["no interval"]),
+        ("[protocol]\nlearning_rate = {low = 1e-2, high = 1e-4}", ["not an interval"]),
         ("[protocol]\nlearning_rate = {low = 1e-9, high = 1e-4}", ["not allowed"]),
         ("[protocol]\nweight_decay = {low = 0, high = 0.1, log = true}", ["begin above 0"]),
         ("[protocol]\nlearning_rate = 'fast'", ["it takes true, false"]),
         ("[protocol]\nlearning_rate = []", ["lists no value"]),
         ("[amal]\nk = true", ["unknown setting of amal 'k'"]),
-        ("protocol = 3", ["no table"]),
+        ("protocol = 3", ["not a table"]),
         ("[synthetic]\nspots = true", ["unknown key of search.toml 'synthetic'"]),
     ],
 )
@@ -571,7 +571,7 @@ def test_a_line_cut_by_a_kill_is_cut_off(make, tmp_path):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("trials.db", ["no database URL"]),
+        ("trials.db", ["not a database URL"]),
         ("nosuch://host/x", ["cannot be used"]),
         ("sqlite://", ["does not name a file"]),
         ("sqlite:///:memory:", ["does not name a file"]),
@@ -859,7 +859,7 @@ def test_tune_and_run(words, tmp_path, capsys):
     assert code == 0 and "nothing is searched" in err and "[1/1]" in out
     for arguments, said in (
         (["tune", *both, "--tune", "protocol.epochs"], "epochs"),
-        (["tune", *both, "--storage", "here"], "no database URL"),
+        (["tune", *both, "--storage", "here"], "not a database URL"),
         (["tune", *both, "--search", "no.toml"], "cannot read no.toml"),
         (["tune", *both, "--out", str(table)], "cannot write to"),
         (["run", *both, "--tuned", "nowhere"], "not a folder"),
