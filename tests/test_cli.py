@@ -542,7 +542,7 @@ def test_validate(agl, sections):
 def test_one_section_under_two_names_is_told(agl, sections):
     """Its spots would stand on both sides of a fold."""
     shutil.copytree("mine/A", "mine/C")
-    told = "sections 'A' and 'C' are the same, spot for spot"
+    told = "sections 'A' and 'C' are identical, spot for spot"
     validated = agl("validate", "mine")
     described = agl("describe", "folder", "--set", "folder.path=mine", "--data", ".")
     assert validated.status == described.status == 0

@@ -90,7 +90,7 @@ def test_one_record_costs_one_trial(journal, op_code, number, lost, how):
         expected[lost[0]][lost[1]] = None
     assert found == expected
     (sentence,) = said
-    assert f"1 of {len(lines)} records is lost, with them something of 1 trial;" in sentence
+    assert f"1 of {len(lines)} records is lost, which affects 1 trial;" in sentence
     assert journal.with_name("journal.log.damaged-1").read_bytes() == damaged
     assert opened(journal) == (expected, [])
     if how != "truncated":

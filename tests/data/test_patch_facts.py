@@ -92,10 +92,10 @@ def test_a_wider_patch_gives_its_middle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attributes", "side_um", "message"),
     [
-        ({"patch_size_target": 64}, None, r"states patches of 64 px, but stores 32 px"),
-        ({"patch_size_src": 224, "pixel_size": 0.25}, None, r"was cut at 0\.25 µm for a pixel, but a pixel .* is 0\.5"),
-        ({"patch_size_src": 448}, 112.0, r"a patch shows 224 µm of tissue, but 112 µm are stated beside it"),
-        ({"pixel_size": 0.5}, 112.0, r"a patch shows 16 µm of tissue, but 112 µm are stated"),
+        ({"patch_size_target": 64}, None, r"states patches of 64 px, but its images are 32 px wide"),
+        ({"patch_size_src": 224, "pixel_size": 0.25}, None, r"was cut at 0\.25 µm per pixel, but the slide has 0\.5"),
+        ({"patch_size_src": 448}, 112.0, r"a patch shows 224 µm of tissue, but 112 µm is stated elsewhere"),
+        ({"pixel_size": 0.5}, 112.0, r"a patch shows 16 µm of tissue, but 112 µm is stated"),
     ],
 )
 def test_statements_that_contradict_are_refused(

@@ -545,7 +545,7 @@ def test_primaries_of_a_png(
     if is_fine:
         np.testing.assert_array_equal(whole(tmp_path / "image.png"), PIXELS)
     else:
-        is_refused(tmp_path / "image.png", "holds colours of 'primaries", capfd)
+        is_refused(tmp_path / "image.png", "has colour space 'primaries", capfd)
     write_png(tmp_path / "told.png", 8, 2, png_rows(PIXELS), (b"sRGB", b"\0"), chunk)
     np.testing.assert_array_equal(whole(tmp_path / "told.png"), PIXELS)
 

@@ -71,7 +71,7 @@ def test_genes_that_thin_spots_carry_are_named_with_the_old_score_and_absent_wit
         X[spot * 17] = 0
         X[spot * 17, rng.choice(np.arange(VARIABLE, GENES), 6, replace=False)] = 1
     old, new = found(X, OLD), found(X, PROTOCOL)
-    assert len(old.carried) >= 3 and "take protocol.primary_score = pearson_residuals" in old.sentences[0]
+    assert len(old.carried) >= 3 and "use protocol.primary_score = pearson_residuals" in old.sentences[0]
     assert not new.carried
 
 
@@ -83,7 +83,7 @@ def test_a_gene_seen_in_few_spots_is_named_with_the_number() -> None:
     support = found(X, protocol)
     assert {"G020", "G021"} <= set(support.rare) and "G022" not in support.rare
     assert support.rare["G020"] == 4 and next(iter(support.rare)) == "G020"
-    assert any("detected in few of the 120 spots" in s and "G020 in 4, G021 in 9" in s for s in support.sentences)
+    assert any("detected in only a few of the 120 spots" in s and "G020 in 4, G021 in 9" in s for s in support.sentences)
 
 
 def test_genes_that_a_file_names_owe_nothing_to_a_score(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_genes_that_a_file_names_owe_nothing_to_a_score(tmp_path: Path) -> None:
     support = found(X, replace(PROTOCOL, primary_file=str(listed)))
     assert not support.carried and support.rare == {"G150": 1}
     (sentence,) = support.sentences
-    assert sentence.startswith("1 of 2 primary genes is detected in few")
+    assert sentence.startswith("1 of 2 primary genes is detected in only a few")
 
 
 def test_only_spots_that_decide_are_looked_at() -> None:
