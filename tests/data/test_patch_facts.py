@@ -49,7 +49,7 @@ def matched(path: Path, side_um: float | None = None, **known) -> float | None:
     ],
 )
 def test_lengths_that_differ_are_refused(tmp_path: Path, what: dict) -> None:
-    with pytest.raises(BadSection, match=r"section 'S1': .*p\.h5 has 2?\d+ images, \d+ barcodes.* which belong"):
+    with pytest.raises(BadSection, match=r"section 'S1': .*p\.h5 has 2?\d+ images, \d+ barcodes.*it is unclear which"):
         matched(write(tmp_path / "p.h5", **what))
 
 
