@@ -163,7 +163,7 @@ def test_one_that_never_returns_is_ended(given, grid, harms, apart, monkeypatch,
         assert ended == Stopped(cells[0][0], "SIGTERM") and len(seen) == 3
         assert store.begun(cells[0][0].key).furthest()[0] == 0  # nothing is lost but the epoch that did not end
     else:
-        assert isinstance(ended, Failed) and "within the time limit of 12 s and 1 s more" in ended.sentence
+        assert isinstance(ended, Failed) and "within the time limit of 12 s plus 1 s" in ended.sentence
         assert isinstance(seen[-1], Finished)
     assert store.leases.running() == {}
 
