@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -164,13 +164,16 @@ def _has_new_library(known: set[str]) -> bool:
 
 
 def _environment(is_import: bool) -> dict[str, str]:
-    return {n: v for n, v in os.environ.items() if not is_import or n.endswith("_NUM_THREADS") or n in DECIDING}
+    return _deciding(os.environ) if is_import else dict(os.environ)
+
+
+def _deciding(variables: Mapping[str, str]) -> dict[str, str]:
+    return {n: v for n, v in variables.items() if n.endswith("_NUM_THREADS") or n in DECIDING}
 
 
 def _put_environment(before: dict[str, str], is_import: bool) -> Iterator[str]:
     """Put it back; each name that differed."""
-    now, of_import = _environment(is_import), _environment(True)
-    before = {n: v for n, v in before.items() if not is_import or n in of_import}
+    before, now = _deciding(before) if is_import else before, _environment(is_import)
     for name in sorted(n for n in {*before, *now} if before.get(n) != now.get(n)):
         if name in before:
             os.environ[name] = before[name]
