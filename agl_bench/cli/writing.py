@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import re
-import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from agl_bench.errors import BadSpec, CannotWrite
 
@@ -30,35 +26,12 @@ def writing(what: object, kept: str = "what was there before is kept") -> Iterat
         CannotWrite: where the disk is full, or the system does not say which file it is about.
     """
     try:
-        with _without_complaints():
-            yield
-    except (OSError, RuntimeError) as error:  # h5py raises both
+        yield
+    except (OSError, RuntimeError) as error:  # some libraries raise the latter
         number, reason = _reason(error)
         if number not in _FULL and (isinstance(error, RuntimeError) or error.filename is not None):
             raise
         raise CannotWrite(f"{what} cannot be written ({reason}); {kept}") from None
-
-
-@contextlib.contextmanager
-def _without_complaints() -> Iterator[None]:
-    """h5py tells of each object of a file that it cannot write any more, with a traceback; the first error suffices."""
-
-    def tell(told: Any) -> None:
-        if "h5py" not in repr(told.object):
-            before(told)
-
-    before, sys.unraisablehook = sys.unraisablehook, tell
-    try:
-        yield
-    except Exception as error:
-        link: BaseException | None = error
-        while link is not None:  # what they hold is freed now, and not when nobody listens
-            traceback.clear_frames(link.__traceback__)
-            link = link.__context__
-        gc.collect()
-        raise
-    finally:
-        sys.unraisablehook = before
 
 
 def write_text(path: Path, text: str, kept: str = "what was there before is kept") -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.io import write_elem
 
 from agl_bench import __version__
 from agl_bench.bench.describe import drawn_diameter_px
@@ -120,10 +123,17 @@ def export_section(
 
 
 def write_h5ad(data: AnnData, path: Path) -> None:
-    """Write a file that is whole or not there; what is not predicted takes next to no room."""
+    """Write a file that is whole or not there; what is not predicted takes next to no room.
+
+    HDF5 writes into memory: a file that a full disk breaks stays open in it, and ends the process later on.
+    """
     partial = path.with_name(f".{path.name}.part")
+    data.strings_to_categoricals()
     try:
-        data.write_h5ad(partial, compression="gzip", compression_opts=1)
+        image = io.BytesIO()
+        with h5py.File(image, "w") as file:
+            write_elem(file, "/", data, dataset_kwargs={"compression": "gzip", "compression_opts": 1})
+        partial.write_bytes(image.getbuffer())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
