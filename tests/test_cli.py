@@ -533,7 +533,7 @@ def test_validate(agl, sections):
     agl("validate", "synthetic:helful").is_refused("synthetic.regime = 'helful' is not allowed")
     agl("validate", "~nobody-here/mine").is_refused("'~nobody-here/mine' is in the home folder of nobody")
     agl("validate", "folder:~nobody-here/mine").is_refused("'folder:~nobody-here/mine' cannot list its")
-    agl("validate", "").is_refused("unknown dataset or path ''")
+    agl("validate", "").is_usage_error("PATH|NAME", "it is empty")
     agl("validate", "min").is_refused("unknown dataset or path 'min'", "Known: ")
     (tmp_file := Path("text.txt")).write_text("text")
     agl("validate", tmp_file).is_refused("text.txt has no layout that is known (folder, ")
@@ -719,7 +719,7 @@ def test_prepare_refuses(agl, tmp_path, sections):
     agl("prepare", "synthetic", "--backbone", "tiny", "--px", "32").is_refused("--px 32", "leave one out")
     agl("prepare", "synthetic", "--set", "dkgsb.temperature=1").is_refused("dkgsb")
     agl("prepare", "synthetic", "--px", "0").is_usage_error("--px")
-    agl("prepare", "synthetic", "--um", "nan").is_refused("--um nan is no length")
+    agl("prepare", "synthetic", "--um", "nan").is_usage_error("--um", "'nan' is not a finite number")
     folder = ("folder", "--set", "folder.path=mine", "--data", ".")
     image = tmp_path / "mine/B/image.png"
     image.write_bytes(image.read_bytes()[:2000])

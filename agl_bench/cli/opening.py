@@ -84,7 +84,9 @@ def cache_of(work: Path) -> Path:
     cache = Path(os.environ.get("AGL_BENCH_CACHE") or work / "cache")
     there = next((path for path in (cache, *cache.parents) if path.exists()), None)
     if there is not None and not there.is_dir():
-        raise BadSpec(f"{cache} cannot be created because {there} is not a folder; choose another with --work")
+        raise BadSpec(
+            f"{cache} cannot be created because {there} is not a folder; choose another with --work or AGL_BENCH_CACHE"
+        )
     return cache
 
 

@@ -19,6 +19,7 @@ OURS = ("agl_bench", "agl_bench_plugins")
 WITH_CLASSES = ("torch", "torch.autograd", "torch.nn", "torch.optim", *OURS)  # whose classes are looked into
 CODE = (property, classmethod, staticmethod)
 FOLLOWING = ("torch.Storage",)  # the default type
+WRAPPERS = ("torch/optim/optimizer.py", "torch/_compile.py")  # where torch wraps functions of its own
 
 
 class Patches:
@@ -68,11 +69,12 @@ class Patches:
             yield name
 
     def _is_of_a_library(self, old: Any, new: Any) -> bool:
-        """Whether torch has wrapped a method, as it does with `step` when the first optimiser is made, or whether what
-        is new belongs to a library that was not there before.
+        """Whether torch has wrapped a function of its own, as it does with `step` when the first optimiser is made and
+        with `manual_seed` when its compiler is imported, or whether what is new belongs to a library that was not there
+        before.
         """
         file = getattr(getattr(new, "__code__", None), "co_filename", "")
-        if getattr(new, "__wrapped__", None) is old and file.endswith("torch/optim/optimizer.py"):
+        if getattr(new, "__wrapped__", None) is old and file.endswith(WRAPPERS):
             return True
         root = str(getattr(new, "__module__", "")).partition(".")[0]
         return root in self._libraries and root not in self._modules

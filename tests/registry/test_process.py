@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -181,3 +182,15 @@ def test_an_exception_leaves_nothing_either():
         torch.set_default_dtype(torch.float64)
         raise ValueError("on purpose")
     assert state() == before
+
+
+def test_what_torch_wraps_of_its_own_is_left_to_it():
+    """Its compiler, which the first optimiser imports, wraps `manual_seed`; what others wrap is undone and named."""
+    code = (
+        "import torch\nfrom agl_bench.registry.patches import Patches\n"
+        "names = Patches()\nimport torch._dynamo\nassert torch.manual_seed is not torch.random.manual_seed\n"
+        "print(names.undo())\nnames = Patches()\n"
+        "torch.nn.Linear.forward = torch.no_grad()(torch.nn.Linear.forward)\nprint(names.undo())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[]", "['torch.nn.Linear.forward']"], done.stderr

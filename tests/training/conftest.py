@@ -117,6 +117,8 @@ def make_toy(toy_table: SpotTable) -> Callable[..., Toy]:
     ) -> Toy:
         protocol = Protocol.of(
             {
+                "primary_score": "seurat",
+                "ranking": "seurat",
                 "primary_genes": 6,
                 "batch_size": 12,
                 "epochs": 4,
