@@ -179,7 +179,6 @@ def test_names_follow_from_the_name():
         ("2nd", ["'2nd' is not a usable name"]),
         ("my corr", ["'my corr' is not a usable name"]),
         ("../up", ["'../up' is not a usable name"]),
-        ("", ["'' is not a usable name"]),
         ("protocol", ["'protocol' is not a usable name", "mean something else"]),
         ("smoke", ["'smoke' is not a usable name"]),
         ("dkgsb", ["'dkgsb' is taken", "selector of agl-bench 0."]),
@@ -196,6 +195,12 @@ def test_bad_names(agl, tmp_path, name, words):
     for form in ((), ("--here",)):
         is_refused(agl("new-plugin", "selector", name, *form), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_name(agl, tmp_path):
+    status, _, err = agl("new-plugin", "selector", "")
+    assert status == 2 and err.splitlines()[-1].endswith("it is empty; give it a value, or leave it out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_modules_that_are_there(agl, tmp_path):
