@@ -57,9 +57,7 @@ from agl_bench.registry.plugins import Plugins
 from agl_bench.registry.strangers import AVOIDED
 
 TICK = 0.1  # seconds between two looks at signals and clocks
-GRACE = (
-    30.0  # seconds that a cell may go on beyond its time, or after it was asked to stop, before its process is ended
-)
+GRACE = 30.0  # seconds that a cell may go on beyond its time or a request to stop, before its process is ended
 EPOCHS = 3  # likewise, in epochs as long as its longest
 # Imported where they are first used, some for seconds; a nursery imports what its command has.
 LIBRARIES = ("scanpy", "tifffile", "zarr", "pyarrow.pandas_compat", "pandas.io.formats.csvs")
