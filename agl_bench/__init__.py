@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from agl_bench.registry.hooks import hookimpl
 
 if TYPE_CHECKING:
-    from agl_bench.data.arrays import fit_array
+    from agl_bench.data.arrays import ArrayFit, fit_array
     from agl_bench.data.gene_files import read_gene_scores
     from agl_bench.data.h5ad_files import known_names, read_constants, read_donors, read_h5ad, read_uns
     from agl_bench.data.neighbours import neighbour_weights
@@ -42,6 +42,7 @@ __version__ = "0.1.0"
 API_VERSION = "1.1"
 
 _HOMES = {
+    "ArrayFit": "data.arrays",
     "fit_array": "data.arrays",
     "read_gene_scores": "data.gene_files",
     "known_names": "data.h5ad_files",
@@ -90,6 +91,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "AglBenchError",
+    "ArrayFit",
     "ArrayPatches",
     "Backbone",
     "BadSection",

@@ -46,7 +46,7 @@ def is_ambiguous(address: str) -> bool:
 def _masked_address(found: re.Match[str]) -> str:
     scheme, rest = found["scheme"], found["rest"]
     if scheme.endswith(":/") and ":" not in rest.rpartition("@")[0]:
-        return found[0]  # e.g. C:/data, folder:/home/me@work
+        return found[0]  # e.g. C:/data, folder:/data/me@work
     rest, _, fragment = rest.partition("#") if _has_host(rest.partition("#")[0]) else (rest, "", "")
     rest, asked, query = rest.partition("?") if _has_host(rest.partition("?")[0]) else (rest, "", "")
     if scheme.startswith(("sqlite", "file")) and rest.startswith("/"):

@@ -60,7 +60,7 @@ def test_secrets_are_masked(address: str, shown: str) -> None:
         "clean with outer_passes=3, outer_pass_over='held_out'",
         "n_tokens=256, tokenizer='bpe', bypass=1",
         "TOKENIZERS_PARALLELISM=false",
-        "dataset 'folder:/Users/me/Drive-me@site.org/data' is not there",
+        "dataset 'folder:/data/me/Drive-me@site.org/data' is not there",
     ],
 )
 def test_other_texts_stay(text: str) -> None:

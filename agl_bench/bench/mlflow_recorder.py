@@ -330,7 +330,7 @@ class MlflowRecorder(Recorder):
         try:
             return action()
         except Exception as error:  # noqa: BLE001  (whatever a tracker raises, it may not cost a result)
-            silent = "Max retries exceeded" in str(error) or "timed out" in str(error)
+            silent = any(words in str(error) for words in ("Max retries exceeded", "timed out", "Connection aborted"))
             self.dead = f"{self.uri} does not answer" if silent else first_line(error)
             self._warn(
                 f"tracking stopped: {self.dead}; results are safe in {self._work / 'cells'}; run `agl-bench sync` when "

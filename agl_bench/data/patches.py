@@ -391,7 +391,7 @@ def _h5(path: Path, section: str) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except PermissionError:
-        raise BadSection(section, f"{path} may not be read by this user; change its permissions") from None
+        raise BadSection(section, f"{path} cannot be read: permission denied; change its permissions") from None
     except _BROKEN_H5 as error:
         raise BadSection(
             section, f"{path} cannot be read as HDF5 ({reason(error)}); it is damaged or incomplete, replace it"

@@ -373,7 +373,7 @@ def _open_openslide(path: Path, section: str) -> Iterator[Slide]:
 
 def _broken(section: str, path: Path, error: BaseException) -> BadSection:
     if isinstance(error, PermissionError):
-        return BadSection(section, f"{path} may not be read by this user; change its permissions")
+        return BadSection(section, f"{path} cannot be read: permission denied; change its permissions")
     if isinstance(error, UnidentifiedImageError):
         return BadSection(
             section,

@@ -302,6 +302,7 @@ OUTLIVING = """
                 said.write_text(f"{os.getpid()} {os.getppid()}")
                 while os.path.exists(f"/proc/{os.getppid()}/fd") and os.getppid() == int(said.read_text().split()[1]):
                     time.sleep(0.05)
+                time.sleep(1)  # until all threads of the command have ended, and its files are closed
             return losses.mean()
 
     @hookimpl

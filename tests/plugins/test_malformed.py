@@ -362,7 +362,7 @@ def metadata_broken(root: Path, measured: Any) -> None:
     (root / "metadata" / "S1.json").write_text('{"patient": ')
 
 
-@case("hest", r"S1\.json holds a list, not a JSON object with names")
+@case("hest", r"S1\.json holds a list, not an object with names")
 def metadata_of_another_kind(root: Path, measured: Any) -> None:
     (root / "metadata" / "S1.json").write_text("[1, 2]")
 
