@@ -61,6 +61,7 @@ GRACE = 30.0  # seconds that a cell may go on beyond its time or a request to st
 EPOCHS = 3  # likewise, in epochs as long as its longest
 # Imported where they are first used, some for seconds; a nursery imports what its command has.
 LIBRARIES = ("scanpy", "tifffile", "zarr", "pyarrow.pandas_compat", "pandas.io.formats.csvs")
+GARBLED = "wrote into the pipe through which its process tells the command what happens; it must leave open files alone"
 KINDS = ("dataset", "backbone", "selector")
 
 
@@ -101,6 +102,9 @@ class Apart:
                     patience.begin()
                 elif said is not None:
                     event = _event(said, spec, store)
+                    if event is None:
+                        late = GARBLED
+                        break
                     patience.heard(event)
                     yield event
                     if isinstance(event, Finished | Failed | Skipped | Stopped | Lost):
@@ -136,12 +140,12 @@ class Apart:
         sentence = ""
         with self._child(request) as child:
             for said in filter(None, child.happenings()):
-                if said["event"] == "prepared":
+                if said == nursery.PREPARED:
                     self._prepared.add((part, size))
                     return True
-                if said["event"] == "refused":
-                    raise AglBenchError(said["sentence"])
-                sentence = said.get("sentence", "")
+                sentence = str(said.get("sentence", ""))
+                if said.get("event") == "refused":
+                    raise AglBenchError(sentence)
             self._spoilt[part] = sentence or f"dataset '{part.name}' of {part.provider} {child.ending()}"
         return False
 
@@ -200,7 +204,7 @@ class _Child:
             is_over = self._is_over  # before the look, so that it misses nothing
             self._look(0 if is_over else TICK)
             *lines, self._text = self._text.split(b"\n")
-            yield from map(json.loads, lines)
+            yield from map(_told, lines)
             if is_over and not lines:
                 return
             yield None
@@ -321,9 +325,25 @@ def _common(bench: Bench) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _event(said: Mapping[str, Any], spec: RunSpec, store: CellStore) -> Happening:
-    """What a line of a cell's process means here."""
-    what, sentence = said["event"], said.get("sentence", "")
+def _told(line: bytes) -> dict[str, Any]:
+    """A line of a cell's process; {} if something else has written it."""
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _event(said: Mapping[str, Any], spec: RunSpec, store: CellStore) -> Happening | None:
+    """What a line of a cell's process means here; None if it means nothing."""
+    try:
+        return _meant(said, spec, store)
+    except (KeyError, TypeError):
+        return None
+
+
+def _meant(said: Mapping[str, Any], spec: RunSpec, store: CellStore) -> Happening | None:
+    what, sentence = said["event"], str(said.get("sentence", ""))
     if what == "opened":
         return Opened()
     if what == "epoch":
@@ -338,6 +358,8 @@ def _event(said: Mapping[str, Any], spec: RunSpec, store: CellStore) -> Happenin
         return Lost()
     if what == "failed":
         return Failed(spec, sentence, said["details"] and Path(said["details"]), said["status"])
+    if what != "finished":
+        return None
     kept = store.read(spec.key)
     if kept is None:
         return failure(spec, BadPlugin("its result was damaged after it was written"), store, store.begun(spec.key))

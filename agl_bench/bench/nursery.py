@@ -61,6 +61,7 @@ from agl_bench.registry.strangers import AVOIDED
 SIZE = struct.Struct(">Q")  # of a request, before it
 DESCRIPTORS = 3
 BEGUN = {"event": "begun"}  # what a process says first
+PREPARED = {"event": "prepared"}  # what it says last if it was to prepare a dataset
 _DIES_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
 
@@ -266,7 +267,7 @@ def _prepare(request: Mapping[str, Any], plugins: _Plugins, tell: _Tell) -> None
         is_input = isinstance(error, AglBenchError) and not isinstance(error, BadPlugin)
         tell(event="refused" if is_input else "failed", sentence=told(error))
         return
-    tell(event="prepared")
+    tell(**PREPARED)
 
 
 def _bench(request: Mapping[str, Any], plugins: Plugins) -> Bench:

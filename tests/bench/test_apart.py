@@ -31,6 +31,10 @@ HARMS = {
     "closes": ("raise GeneratorExit", "GeneratorExit"),
     "no-text": ("raise ValueError('half a pair: \\ud800')", "ValueError: half a pair: \\ud800"),
     "mute": ("raise Mute", "Mute: it has no message, because its __str__ raises RuntimeError"),
+    "garbles": ("write_into_all_pipes(b'{\\n')", "it must leave open files alone"),
+    "garbles-bytes": ("write_into_all_pipes(b'\\xff\\n[1]\\n')", "it must leave open files alone"),
+    "garbles-events": ('write_into_all_pipes(b\'{"event": "epoch"}\\n\')', "it must leave open files alone"),
+    "closes-files": ("os.closerange(3, 1000)", "ended its process with status 1"),
     "leaves-a-child": ("os.fork() or time.sleep(300); os._exit(3)", "ended its process with status 3"),
 }
 IN_CONSTRUCTOR = {
@@ -45,12 +49,20 @@ SPOILS = {  # what it does to its process, and goes on: nobody else may notice
     "moves": "os.chdir('/'); os.environ['OMP_NUM_THREADS'] = '3'; sys.stdout.close()",
 }
 HARMFUL = """
-    import ctypes, os, signal, sys, time
+    import ctypes, os, signal, stat, sys, time
     import torch
     from agl_bench import Selector, hookimpl
 
     class Own(BaseException):
         pass
+
+    def write_into_all_pipes(text):
+        for descriptor in range(3, 100):
+            try:
+                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                    os.write(descriptor, text)
+            except OSError:
+                continue  # closed, or for reading
 
     class Mute(Exception):
         def __str__(self):
