@@ -42,8 +42,12 @@ def make_console() -> Console:
     """A console on standard output. It shows texts as they are: what has a style of its own is a rich `Text`."""
     from rich.console import Console
 
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the process with status 1
+            raise BrokenPipeError
+
     # A pipe or a log has no width of its own: do not fold tables there. Names and paths may hold [/b] or :cat:.
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False, emoji=False)
+    return Terminal(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False, emoji=False)
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:

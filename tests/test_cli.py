@@ -920,3 +920,13 @@ def test_help_mentions_every_command(agl):
         assert f"  {command} " in said.out
         assert agl(command, "--help").status == 0
     assert agl("--version").out.startswith("agl-bench, version ")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agl_bench", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    process.stdout.close()  # as `head` does
+    with process.stderr:
+        said = process.stderr.read().decode()
+    assert (process.wait(), said) == (0, "")
