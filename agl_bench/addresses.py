@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import urllib.parse
+from collections.abc import Iterator
 
 MASK = "***"
+# Few paths are longer; what follows costs time that grows with the square of a word's length.
+_LONG_WORD = re.compile(r"(?<!\S)(\S{1000})\S{1000,}+")
 # A text may quote an address: it ends at white space, at a quotation mark or at a bracket that closes.
-_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*:/{1,2})(?P<rest>[^\s'\"`<>]+)")
+_ADDRESS = re.compile(r"(?<![A-Za-z0-9+.\-])(?P<scheme>[A-Za-z0-9+.\-]+:/{1,2})(?P<rest>[^\s'\"`<>]+)")
 _BARE = re.compile(r"(?<![^\s'\"`<>(=])[^\s'\"`<>/@:=]+:(?!/)[^\s'\"`<>]+@(?=[\w\[])")  # user:password@host
 # Not `tokens`, `tokenizer`, `passes`, `pass_over` or `bypass`: a number of them is no secret.
 _WORDS = r"pass(?:word|wd|phrase)|(?<!com)(?<!by)pass(?![a-z_])|pwd|secret|token(?!s|iz)|credential|signature"
-_SECRET = rf"[\w.\-]*(?:{_WORDS}|api_?key|access_?key)[\w.\-]*"
-_ASSIGNED = re.compile(
-    rf"(?P<name>\b{_SECRET}['\"]?\s*(?:=|:(?=\s*['\"]))\s*)"
-    r"(?P<value>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&;,'\"`)]+)",
-    re.IGNORECASE,
-)
+_SECRET = re.compile(rf"{_WORDS}|api_?key|access_?key", re.IGNORECASE)
+_NAME = re.compile(r"(?<![\w.\-])[\w.\-]++['\"]?\s*+(?:=|:(?=\s*+['\"]))\s*+")
+_VALUE = re.compile(r"'(?:[^'\\]|\\.)*+'|\"(?:[^\"\\]|\\.)*+\"|[^\s&;,'\"`)]++")
 _BEARER = re.compile(r"\b(?P<kind>Bearer|Basic)\s+[A-Za-z0-9+/=._\-]{8,}")
 _PLAIN = {"charset", "connect_timeout", "host", "mode", "port", "sslmode", "timeout", "uri"}  # of a query: no secrets
 
@@ -26,12 +26,25 @@ def masked(text: object) -> str:
 
     Masked are user and password before a host, also where separators in them were not escaped; values of a query,
     but for a few that are known to tell nothing; and what is assigned to a name such as password, token or access_key.
-    Rather too much is masked than too little. Bytes of a file name that are no UTF-8 are escaped.
+    Rather too much is masked than too little. Words of 2,000 characters and more are cut. Bytes of a file name that are
+    no UTF-8 are escaped.
     """
-    shown = _ADDRESS.sub(_masked_address, str(text).encode(errors="backslashreplace").decode())
+    shown = _LONG_WORD.sub(r"\1…", str(text).encode(errors="backslashreplace").decode())
+    shown = _ADDRESS.sub(_masked_address, shown)
     shown = _BARE.sub(f"{MASK}@", shown)
     shown = _BEARER.sub(rf"\g<kind> {MASK}", shown)
-    return _ASSIGNED.sub(rf"\g<name>{MASK}", shown)
+    return "".join(_without_values(shown))
+
+
+def _without_values(text: str) -> Iterator[str]:
+    """The parts of a text, without what is assigned to secret names."""
+    end = 0
+    for name in _NAME.finditer(text):
+        value = _VALUE.match(text, name.end())
+        if name.start() >= end and value and _SECRET.search(name[0]):
+            yield f"{text[end : value.start()]}{MASK}"
+            end = value.end()
+    yield text[end:]
 
 
 def is_ambiguous(address: str) -> bool:

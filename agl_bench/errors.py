@@ -27,6 +27,9 @@ import difflib
 from collections.abc import Iterable
 
 
+LONGEST = 1000  # characters of a stranger's message; nobody reads more, and it stands in tables
+
+
 class AglBenchError(Exception):
     """Root of the tree. The message is one sentence for a person."""
 
@@ -122,7 +125,7 @@ def told(error: BaseException) -> str:
         text = f"it called sys.exit({text})"
     elif not isinstance(error, AglBenchError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return printable(text)
+    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
 
 
 def printable(text: str) -> str:

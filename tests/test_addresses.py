@@ -2,7 +2,7 @@
 
 import pytest
 
-from agl_bench.addresses import is_ambiguous, masked
+from agl_bench.addresses import MASK, is_ambiguous, masked
 
 SECRET = "s3cr"  # part of every secret below
 
@@ -77,3 +77,12 @@ def test_addresses_that_no_library_reads_right(address: str) -> None:
 
 def test_what_no_file_can_hold_is_escaped() -> None:
     assert masked("folder/\udcff of http://me:s3cr@host") == "folder/\\udcff of http://***@host"
+
+
+@pytest.mark.parametrize(
+    "piece", ["x", "a-", "pass-", "a:(", "token='", "s://a@", "x" * 1999 + " ", "pass." * 300 + " "]
+)
+def test_a_text_of_a_megabyte_is_masked_too(piece: str) -> None:
+    """By patterns that look at each character a few times: others would not come back before the test is ended."""
+    text = piece * (2**20 // len(piece))
+    assert masked(f"{text} token=s3cr") == f"{masked(text)} token={MASK}"

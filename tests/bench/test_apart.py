@@ -16,7 +16,7 @@ from agl_bench.bench.apart import Apart
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.recorder import NoRecorder
 from agl_bench.bench.run import EpochDone, Failed, Finished, Noted, Started, Stopped, preflight, run_cells
-from agl_bench.errors import AglBenchError
+from agl_bench.errors import LONGEST, AglBenchError
 
 # What a selector does, in its constructor or in its second epoch, and what is said of it.
 HARMS = {
@@ -30,6 +30,7 @@ HARMS = {
     "raises-base": ("raise Own('mine')", "Own: mine"),
     "closes": ("raise GeneratorExit", "GeneratorExit"),
     "no-text": ("raise ValueError('half a pair: \\ud800')", "ValueError: half a pair: \\ud800"),
+    "long": ("raise ValueError('x' * 2**20)", f"ValueError: {'x' * (LONGEST - 12)}…"),
     "mute": ("raise Mute", "Mute: it has no message, because its __str__ raises RuntimeError"),
     "garbles": ("write_into_all_pipes(b'{\\n')", "it must leave open files alone"),
     "garbles-bytes": ("write_into_all_pipes(b'\\xff\\n[1]\\n')", "it must leave open files alone"),
