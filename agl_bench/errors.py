@@ -26,7 +26,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 LONGEST = 1000  # characters of a stranger's message; nobody reads more, and it stands in tables
 
 
