@@ -138,7 +138,7 @@ def test_missing_files(tmp_path: Path) -> None:
     write_counts(tmp_path / "S1")
     expect(r"S1 has no image\.jpg")
     write_image(tmp_path / "S1")
-    expect(r"no section 'S9' \(it has: S1\)", sections=("S9",))
+    expect(r"no section 'S9'; choose from S1", sections=("S9",))
     (tmp_path / "S2").mkdir()
     write_image(tmp_path / "S2")
     expect(r"section 'S2': .*counts\.h5ad is not there")

@@ -99,8 +99,8 @@ class Folder(Dataset):
         there = [entry.name for entry in entries(base) if _is_section(entry) or _images(entry)]
         for name in self.chosen:
             if name not in there:
-                listing = f"it has: {', '.join(there)}" if there else "it has none"
-                raise MissingData(f"{base} has no section '{name}' ({listing}); {self.remedy()}")
+                cure = f"choose from {', '.join(there)}" if there else f"it has none; {self.remedy()}"
+                raise MissingData(f"{base} has no section '{name}'; {cure}")
             if self.chosen.count(name) > 1:
                 raise BadSpec(f"section '{name}' is chosen more than once; name each section once")
         if not there:
