@@ -123,7 +123,7 @@ def tuned(folder: Path, answer: Answer) -> Outcome:
 def arrays(folder: Path, answer: Answer) -> Outcome:
     """What is prepared, and what an encoder made of it."""
     found = sorted((folder / "work/cache").glob("*/*.npy"))
-    return {f"{p.parent.name}/{p.name}": hashlib.sha1(p.read_bytes()).hexdigest() for p in found}
+    return {f"{p.parent.name}/{p.name}": hashlib.sha1(p.read_bytes()).hexdigest() for p in found if p.is_file()}
 
 
 def exported(folder: Path, answer: Answer) -> Outcome:
