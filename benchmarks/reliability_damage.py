@@ -301,6 +301,7 @@ def use(folder: Path, name: str) -> tuple[Answer, Outcome]:
     one = USES[name]
     for part in one.takes_away:
         shutil.rmtree(folder / "work" / part)
+    (folder / "table.json").unlink(missing_ok=True)  # of the run that made the folder
     answers = []
     for words in one.words:
         answers.append(invoke(folder, [*words, *(() if "--work" in words else ("--work", "work"))]))

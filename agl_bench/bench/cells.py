@@ -364,8 +364,9 @@ class CellStore:
             failure, spec = self.failure(folder.name), read_spec(folder)
             if failure is not None and spec is not None:
                 yield folder.name, spec, failure
-            elif failure is None and (folder / "failure.json").exists():
-                self.warn(f"the failure record in {folder} is damaged and ignored; the next run tries the cell again")
+            elif os.path.lexists(folder / "failure.json"):  # which is written last
+                why = "damaged" if failure is None else "damaged or of another version"
+                self.warn(f"the failure record in {folder} is {why} and ignored; the next run tries the cell again")
 
     def forget_failure(self, key: str) -> None:
         """The cell is tried again."""

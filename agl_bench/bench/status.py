@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -90,12 +91,14 @@ class Status:
         running: cells at work.
         skipped: cells that could not run when somebody last tried.
         damaged: keys of finished cells that are no longer whole.
+        unknown: folders of cells begun or failed that do not say which cell that is: damaged, or of another version.
     """
 
     counts: dict[Place, Counter[str]]
     running: list[Running]
     skipped: list[fitness.Skipped]
     damaged: list[str]
+    unknown: list[str]
 
 
 def status_of(work: Path) -> Status:
@@ -106,7 +109,7 @@ def status_of(work: Path) -> Status:
     specs: dict[str, Mapping[str, Any]] = {}
     for status, key, place in _planned(work, held):
         found[key] = (status, place)
-    damaged = []
+    damaged, unknown = [], []
     for kind in ("partial", "failed", "cells"):
         for folder in folders(work / kind):
             key, spec = folder.name, read_spec(folder) if kind != "cells" else None
@@ -116,7 +119,9 @@ def status_of(work: Path) -> Status:
                 except Unreadable as error:
                     damaged += [key] * error.is_damaged
             if spec is None:
-                continue  # of another version, damaged or being written
+                if kind != "cells" and os.path.lexists(folder / "spec.json"):  # else it is being written
+                    unknown.append(f"{kind}/{key}")
+                continue
             status = {"partial": "interrupted", "cells": "done"}.get(kind) or _failure(folder)
             found[key] = (status, Place.of(spec))
             specs[key] = spec
@@ -138,7 +143,7 @@ def status_of(work: Path) -> Status:
         for key, owner in held.items()
     ]
     ordered = sorted(counts, key=lambda p: (p.dataset, p.evaluation, p.backbone, p.shuffled, p.tuning, p.selector))
-    return Status({place: counts[place] for place in ordered}, running, skipped, damaged)
+    return Status({place: counts[place] for place in ordered}, running, skipped, damaged, unknown)
 
 
 def as_json(status: Status) -> dict[str, Any]:
@@ -162,6 +167,7 @@ def as_json(status: Status) -> dict[str, Any]:
         ],
         "skipped": fitness.as_json(status.skipped),
         "damaged": status.damaged,
+        "unknown": status.unknown,
     }
 
 

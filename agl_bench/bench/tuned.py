@@ -225,6 +225,8 @@ def tuned_cells(
         name = spec.selector.name
         if name not in entries:
             path = folder / f"{name}.toml"
+            if os.path.lexists(path) and not path.is_file():
+                raise BadSpec(f"{path} is not a file; move it away and run `agl-bench tune --selectors {name} …` again")
             if not path.is_file():
                 raise BadSpec(
                     f"{path} does not exist: {name} has not been tuned, and untuned beside tuned is no comparison; "

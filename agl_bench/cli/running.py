@@ -255,6 +255,8 @@ def status(work: Path, json_: bool) -> None:
     if found.damaged:
         cells = "1 finished cell is" if len(found.damaged) == 1 else f"{len(found.damaged)} finished cells are"
         warn(f"{cells} damaged and left out ({found.damaged[0]}, …); the next run computes damaged cells again")
+    for folder in found.unknown:
+        warn(f"{work / folder / 'spec.json'} is damaged or of another version, so its cell is not counted")
     if json_:
         click.echo(json.dumps(as_json(found), indent=1))
         return

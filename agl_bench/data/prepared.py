@@ -141,7 +141,7 @@ class SectionCache:
 
         One that is damaged is set aside, and `again` says so, with the damage in its braces.
         """
-        if not sign.is_file():
+        if not os.path.lexists(sign):
             return None
         try:
             return self._whole(path, sign)
@@ -151,12 +151,15 @@ class SectionCache:
                     return self._whole(path, sign)  # another process may have mended it
                 except Damaged as damage:
                     set_aside(path, path.with_suffix(".damaged"))
-                    sign.unlink(missing_ok=True)
+                    set_aside(sign, sign.with_suffix(".json.damaged"))
                     self.say(again.format(damage))
             return None
 
     def _whole(self, path: Path, sign: Path) -> np.ndarray:
-        self.verify(path, *_manifest(sign)["files"][path.name])
+        files = _manifest(sign).get("files", {})
+        if path.name not in files:
+            raise Damaged(f"{sign.name} belongs to another array")
+        self.verify(path, *files[path.name])
         return _mapped(path)
 
     def sign(self, path: Path, sign: Path) -> None:

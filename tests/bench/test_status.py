@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
+
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.spec import Tuning
 from agl_bench.bench.status import Place, as_json, status_of
+from agl_bench.cli import main
 
 TUNING = Tuning(20, 20, "a study", 0.4, ("protocol.learning_rate",))
 
@@ -33,3 +36,22 @@ def test_what_is_left_to_do_is_told_apart_too(make_result, tmp_path):
     with store.announced([spec, replace(spec, tuning=TUNING)]):
         found = {place.settings: dict(count) for place, count in status_of(tmp_path).counts.items()}
     assert found == {"fixed": {"to do": 1}, "tuned (20 trials)": {"to do": 1}}
+
+
+@pytest.mark.parametrize("damage", [b"[" * 50_000, b"{}", b"\xff\xfe", None])
+@pytest.mark.parametrize("kind", ["partial", "failed"])
+def test_cells_that_do_not_say_which_they_are(make_result, tmp_path, kind, damage, capsys):
+    store, spec = CellStore(tmp_path), make_result().spec
+    if kind == "partial":
+        store.begun(spec.key).begin(spec)
+    else:
+        store.write_failure(spec, "it broke", "")
+    path = tmp_path / kind / spec.key / "spec.json"
+    path.unlink()
+    path.mkdir() if damage is None else path.write_bytes(damage)
+    with pytest.raises(SystemExit) as ended:
+        main(["status", "--work", str(tmp_path)])
+    assert not ended.value.code
+    said = capsys.readouterr()
+    assert said.err == f"agl-bench: {path} is damaged or of another version, so its cell is not counted\n"
+    assert list(store.failures()) == []

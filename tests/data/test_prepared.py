@@ -23,7 +23,7 @@ from agl_bench import ArrayPatches, BadSection, Section, digests
 from agl_bench.data import prepared
 from agl_bench.data.patches import BLOCK
 from agl_bench.data.prepared import PatchSize, PreparedPatches, SectionCache
-from agl_bench.digests import FileDigests
+from agl_bench.digests import FileDigests, signed
 from agl_bench.errors import BadWorkFolder
 
 KEY = "0123456789abcdef"
@@ -219,6 +219,30 @@ def test_damaged_patches_are_cut_again(
     found = make_cache().section(KEY, read)
     np.testing.assert_array_equal(found.patches.prepare(SIZE), before)
     assert read.calls == 2  # the counts were good
+    (line,) = said
+    assert f"{SIZE.stem}.npy is damaged" in line
+
+
+def no_sign(sign: Path) -> None:
+    sign.unlink()
+    sign.mkdir()
+
+
+def of_another(sign: Path) -> None:
+    sign.write_text(json.dumps(signed({"files": {"another.npy": [1, "0a"]}})), encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [no_sign, of_another, shorten, flip])
+def test_a_damaged_sign_is_set_aside_with_its_patches(
+    make_cache: Callable[[], SectionCache], said: list[str], damage: Callable[[Path], None]
+) -> None:
+    read = Reader(make_section())
+    before = np.array(make_cache().section(KEY, read, SIZE).patches.prepare(SIZE))
+    sign = make_cache().folder / KEY / f"{SIZE.stem}.json"
+    damage(sign)
+    found = make_cache().section(KEY, read)
+    np.testing.assert_array_equal(found.patches.prepare(SIZE), before)
+    assert sign.is_file() and os.path.lexists(sign.with_suffix(".json.damaged"))
     (line,) = said
     assert f"{SIZE.stem}.npy is damaged" in line
 
@@ -424,7 +448,7 @@ from pathlib import Path
 import numpy as np
 from tests_of_prepared import make_section, Reader
 from agl_bench.data.prepared import PatchSize, SectionCache
-from agl_bench.digests import FileDigests
+from agl_bench.digests import FileDigests, signed
 from agl_bench import digests
 from agl_bench.data import prepared
 
