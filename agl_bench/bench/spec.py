@@ -46,6 +46,11 @@ def _engine() -> str:
     return code_digest(deciding_modules(), 4)
 
 
+def version_here() -> str:
+    """Of agl-bench, with the digest of its code that decides results: what cells that are made here say."""
+    return f"{__version__}+{_engine()}"
+
+
 @cache
 def _libraries() -> str:
     """Versions of the libraries that decide results; looked up once, since each takes a millisecond."""
@@ -133,7 +138,7 @@ class RunSpec:
     preset: str
     data: str
     device: str
-    version: str = field(default_factory=lambda: f"{__version__}+{_engine()}")
+    version: str = field(default_factory=lambda: version_here())
     libraries: str = field(default_factory=_libraries)
     tuning: Tuning | None = None
 
