@@ -96,7 +96,9 @@ def told(versions: Sequence[Version]) -> str:
         more = [f"{len(files) - LISTED} more"] if len(files) > LISTED else []
         which = f": {_listed([*files[:LISTED], *more])} differ{'s' if len(files) == 1 else ''}"
     elif all(v.files is None for v in versions):
-        which = ", of which no list of files was kept"
+        which = ", and which files differ is not recorded"
+    elif all(v.files == () for v in versions):
+        which = ", although no file differs: the release does"
     stay = (
         "it stays in the work folder, and `agl-bench report` shows it in a line of its own"
         if count == 1
