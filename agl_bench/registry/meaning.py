@@ -11,6 +11,7 @@ numbers. What does the same may well be different here: there is `same_results.t
 from __future__ import annotations
 
 import ast
+import gc
 import sys
 import tomllib
 import warnings
@@ -69,8 +70,13 @@ def _read(modules: Mapping[str, Path]) -> _Meaning:
 @lru_cache(maxsize=256)
 def _meaning(named: tuple[tuple[str, Path, str], ...]) -> _Meaning:
     """Of files by name, path and content: what has not changed is not read twice."""
-    code = _Code({name: _Module.read(name, path) for name, path, _ in named})
-    return code.meaning()
+    collects = gc.isenabled()
+    gc.disable()  # in a process that has torch, collections would take half of the time
+    try:
+        return _Code({name: _Module.read(name, path) for name, path, _ in named}).meaning()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def module_name(path: Path, package: Path) -> str:
@@ -134,12 +140,8 @@ class _Module:
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         return cls(name, package, tree, file_digest(path, 8))
 
-    def body(self, tops: set[str]) -> list[ast.stmt]:
-        """Its statements but for imports that count where they are used, which are noted.
-
-        Args:
-            tops: packages whose imports count nowhere else.
-        """
+    def body(self) -> list[ast.stmt]:
+        """Its statements but for imports that count where they are used, which are noted."""
         if self.tree is None:
             return []
         body = [s for s in kept(self.tree.body) if not _is_listing(s)]
@@ -153,14 +155,11 @@ class _Module:
         for hidden in _for_types(self.tree.body):
             self.imports |= dict(imported(hidden, self.package))
         self.imports |= plain
-        idle = tops | sys.stdlib_module_names  # their import does nothing that counts
-        foreign = (name for name, (module, _) in plain.items() if module.partition(".")[0] not in idle)
-        counted = {*(targets.keys() - plain.keys()), *unused(foreign, self.tree.body)}
         found: list[ast.stmt] = []
         for one in body:
             if isinstance(one, ast.Import | ast.ImportFrom):
                 names = [name for name, _ in imported(one, self.package)]
-                found += [_of_alias(one, a) for a, name in zip(one.names, names, strict=True) if name in counted]
+                found += [_of_alias(one, a) for a, name in zip(one.names, names, strict=True) if name not in plain]
             else:
                 found.append(one)
         return found
@@ -187,16 +186,26 @@ class _Code:
         self.modules = modules
         self.tops = {OURS, *(name.partition(".")[0] for name in modules)}
         self.words: set[str] = set()  # by which something may be looked up that no import shows
-        bodies = {module.name: module.body(self.tops) for module in modules.values()}
+        bodies = {module.name: module.body() for module in modules.values()}
         for module in modules.values():
             self._enter(module, bodies[module.name])
         for module in modules.values():
-            place = Place(module.name, module.package, module.defined, module.imports, self.resolve, self.words)
+            used: set[str] = set()
+            place = Place(module.name, module.package, module.defined, module.imports, self.resolve, self.words, used)
             try:
                 for statement, said in zip(bodies[module.name], module.statements, strict=True):
                     said.tokens = tokens_of(statement, said.names, place)
             except RecursionError:  # a sum of a thousand terms
                 module.statements, module.defined, module.tree = [], {}, None
+            self._add_idle_imports(module, used)
+
+    def _add_idle_imports(self, module: _Module, used: set[str]) -> None:
+        """What is imported and not used is imported for what it does; that of our own and of Python does nothing."""
+        if module.tree is not None:
+            idle = self.tops | sys.stdlib_module_names
+            left = {n for n, (top, _) in module.imports.items() if n not in used and top.partition(".")[0] not in idle}
+            for name in sorted(unused(left, module.tree.body)):  # annotations use some
+                module.statements.append(_Statement(["import", *self.resolve(module.imports[name], [])], [], "effect"))
 
     def _enter(self, module: _Module, body: list[ast.stmt]) -> None:
         """Note what a module imports and defines."""

@@ -122,12 +122,13 @@ def all_nodes(top: ast.AST) -> Iterator[ast.AST]:
 
 
 def below(node: ast.AST) -> list[ast.AST]:
-    """The children of a node that have a place in the source."""
+    """The children of a node that have a place in the source, but for constants."""
     found = []
     for value in node.__dict__.values():
-        if isinstance(value, list):
+        kind = value.__class__
+        if kind is list:
             found += [one for one in value if isinstance(one, ast.AST)]
-        elif isinstance(value, ast.AST) and not isinstance(value, ast.expr_context):
+        elif kind not in _ATOMS and isinstance(value, ast.AST):
             found.append(value)
     return found
 
@@ -146,6 +147,7 @@ def _stored(target: ast.AST) -> Iterator[str]:
     return (n.id for n in all_nodes(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
 
 
+_ATOMS = {int, str, type(None), ast.Load, ast.Store, ast.Del, ast.Constant}
 _LEAVES = (ast.Name, ast.Constant, ast.Global, ast.Nonlocal, ast.Import, ast.ImportFrom, ast.alias)
 
 

@@ -31,6 +31,7 @@ class Place:
         imports: names that it imports, with what they stand for.
         resolve: tokens of what was imported, with attributes after it.
         words: is filled with what may be the name of a definition: texts, and names from elsewhere.
+        used: is filled with names of `imports` that are used.
     """
 
     module: str
@@ -39,6 +40,7 @@ class Place:
     imports: Mapping[str, Target]
     resolve: Callable[[Target, list[str]], Tokens]
     words: set[str]
+    used: set[str]
 
 
 def tokens_of(statement: ast.stmt, names: Sequence[str], place: Place) -> Tokens:
@@ -121,6 +123,7 @@ class _Writer:
         if name in self.place.defined:
             return "definition", None
         if name in self.place.imports:
+            self.place.used.add(name)
             return "import", self.place.imports[name]
         return "name", None
 

@@ -1,5 +1,6 @@
 """Finished cells outlive edits that change nothing, and are told where another version of the code has made them."""
 
+import ast
 import json
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ from agl_bench.bench import prepare, spec, versions
 from agl_bench.bench.cells import CellStore
 from agl_bench.bench.merge import Outcome, merge, plan_merge
 from agl_bench.cli import main
+from agl_bench.registry.meaning import code_digest, file_meanings
 
 FOLDS = "agl_bench/data/folds.py"
 
@@ -163,3 +165,14 @@ def test_notes_that_cannot_be_written_harm_nothing(make_result, tmp_path):
     (store.work / "code").write_text("in the way")
     store.write(make_result())
     assert store.is_finished(make_result().spec.key)
+
+
+def test_the_deciding_code_written_differently_is_the_same(tmp_path):
+    """As Python itself would write it: without comments, with other quotes, brackets and lines."""
+    modules, again = spec.deciding_modules(), {}
+    for number, (name, path) in enumerate(modules.items()):
+        again[name] = tmp_path / str(number) / path.name
+        again[name].parent.mkdir()
+        again[name].write_text(ast.unparse(ast.parse(path.read_bytes())), encoding="utf-8")
+    assert code_digest(again, 8) == code_digest(modules, 8)
+    assert file_meanings(again) == file_meanings(modules)
