@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import torch
 
@@ -107,3 +108,17 @@ def test_results_are_kept_by_machine(measure: ModuleType, tmp_path: Path):
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert {k: v["rows"][0]["value"] for k, v in kept.items()} == {"one": 3, "two": 2}
     assert {"processor", "threads", "torch", "commit"} <= set(kept["one"]["machine"])
+
+
+def test_results_are_the_same_bit_for_bit():
+    spec = importlib.util.spec_from_file_location("same_results", FOLDER / "same_results.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def cell(weight: float = 0.0, score: float = 0.5, gene: str = "A", dtype: str = "float64"):
+        return {"scores": {"pcc": score}}, pd.DataFrame({"gene": [gene, "B"], "w": pd.Series([weight, 1], dtype=dtype)})
+
+    assert script.is_same(cell(), cell()) and script.is_same(cell(float("nan")), cell(float("nan")))
+    for other in (cell(-0.0), cell(5e-324), cell(score=0.5000000000000001), cell(gene="C"), cell(dtype="float32")):
+        assert not script.is_same(cell(), other)

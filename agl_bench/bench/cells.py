@@ -41,6 +41,7 @@ from agl_bench.bench.leases import Leases, Owner, is_stale
 from agl_bench.bench.result import Result
 from agl_bench.bench.spec import RunSpec
 from agl_bench.bench.status import Place
+from agl_bench.bench.versions import keep_version
 from agl_bench.digests import Damaged, NoFile, opened, read_object, read_text, set_aside, text_digest
 from agl_bench.errors import BadSpec, BadWorkFolder, NotKept, UnknownName
 
@@ -249,6 +250,7 @@ class CellStore:
         Raises:
             OSError: if it cannot be written, e.g. for want of space; then nothing has changed.
         """
+        keep_version(self.work, result.spec.version)
         self._publish(result.spec.key, lambda fresh: write_cell(result, fresh))
 
     def adopt(self, folder: Path) -> None:

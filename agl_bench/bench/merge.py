@@ -21,6 +21,7 @@ from agl_bench.bench.finished import TABLES, Unreadable, check_cell, files_of, f
 from agl_bench.bench.leases import Leases, Owner
 from agl_bench.bench.spec import RunSpec
 from agl_bench.bench.tuned import Entry, read_entries, write_entry
+from agl_bench.bench.versions import adopt_versions
 from agl_bench.errors import BadSpec, BadWorkFolder
 
 WHAT = ("cells", "copied", "failures", "checkpoints", "tuned", "left out")
@@ -253,6 +254,7 @@ def _merge(plan: Plan, store: CellStore, outcome: Outcome) -> Iterator[int]:
         if one.work != plan.work:
             outcome.notes += _keep_folds(one.work, store)
             fitness.adopt(plan.work, one.work)
+            adopt_versions(plan.work, one.work)
     done, busy = 0, list[str]()
 
     def take(key: str, source: Store, what: str) -> None:

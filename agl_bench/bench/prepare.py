@@ -16,11 +16,12 @@ from typing import Literal
 import agl_bench
 from agl_bench.bench.spec import Part, naming_the_dataset
 from agl_bench.data.prepared import FORMAT, PatchSize, PreparedPatches, SectionCache
-from agl_bench.digests import FileDigests, file_digest, text_digest
+from agl_bench.digests import FileDigests, text_digest
 from agl_bench.errors import BadSection, MissingData
 from agl_bench.interfaces.backbone import Backbone
 from agl_bench.interfaces.dataset import Dataset, is_offline
 from agl_bench.interfaces.spots import Section
+from agl_bench.registry import meaning
 from agl_bench.registry.plugins import Plugins
 
 _MEMO = "files.json"  # digests of files, in the folder of prepared sections
@@ -193,10 +194,14 @@ def _file_digests(part: Part, dataset: Dataset, root: Path, names: list[str], di
 @cache
 def code_digest() -> str:
     """Digest of code and libraries that decide what a prepared section holds."""
-    here = Path(agl_bench.__file__).parent / "data"
-    files = "".join(file_digest(here / f"{name}.py") for name in DECIDING)
     libraries = " ".join(f"{name} {version(name)}" for name in ("pillow", "tifffile", "imagecodecs"))
-    return text_digest(f"{files} {libraries}", 4)
+    return text_digest(f"{pixel_code()} {libraries}", 4)
+
+
+def pixel_code() -> str:
+    """Digest of the code alone."""
+    here = Path(agl_bench.__file__).parent / "data"
+    return meaning.code_digest({f"agl_bench.data.{name}": here / f"{name}.py" for name in DECIDING}, 8)
 
 
 def _to_stderr(line: str) -> None:

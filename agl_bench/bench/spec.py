@@ -20,6 +20,7 @@ from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, MissingData, Unk
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.tunable import Value, resolve, tunables
 from agl_bench.protocol import OF_COUNTS, Preset, Protocol, load_preset, read_toml
+from agl_bench.registry.meaning import code_digest, module_name
 from agl_bench.registry.plugins import OWN, Plugins
 from agl_bench.registry.watch import watched
 
@@ -31,13 +32,23 @@ _SEED_DIGITS = 18  # tables hold 64 bits
 
 
 @cache
-def _engine() -> str:
-    """Digest of the code of agl-bench that decides results."""
+def deciding_modules() -> dict[str, Path]:
+    """The modules of agl-bench that decide results, by their names."""
     here = Path(agl_bench.__file__).parent
     parts = [p for folder in ("maths", "interfaces", "data", "training") for p in sorted((here / folder).glob("*.py"))]
     deciding = ("protocol.py", *(f"bench/{n}.py" for n in ("run", "planted", "result", "fold_report")))
-    text = "".join(file_digest(p) for p in (*parts, *(here / name for name in deciding)))
-    return text_digest(text, 4)
+    return {module_name(path, here): path for path in (*parts, *(here / name for name in deciding))}
+
+
+@cache
+def _engine() -> str:
+    """Digest of the code of agl-bench that decides results."""
+    return code_digest(deciding_modules(), 4)
+
+
+def version_here() -> str:
+    """Of agl-bench, with the digest of its code that decides results: what cells that are made here say."""
+    return f"{__version__}+{_engine()}"
 
 
 @cache
@@ -127,7 +138,7 @@ class RunSpec:
     preset: str
     data: str
     device: str
-    version: str = field(default_factory=lambda: f"{__version__}+{_engine()}")
+    version: str = field(default_factory=lambda: version_here())
     libraries: str = field(default_factory=_libraries)
     tuning: Tuning | None = None
 

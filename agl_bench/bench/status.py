@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agl_bench.bench import fitness
+from agl_bench.bench import fitness, versions
 from agl_bench.bench.checkpoints import Partial, read_spec
 from agl_bench.bench.finished import Unreadable, folders, look
 from agl_bench.bench.leases import Leases, Owner, is_stale
@@ -99,6 +99,7 @@ class Status:
     skipped: list[fitness.Skipped]
     damaged: list[str]
     unknown: list[str]
+    others: list[versions.Version]
 
 
 def status_of(work: Path) -> Status:
@@ -109,7 +110,7 @@ def status_of(work: Path) -> Status:
     specs: dict[str, Mapping[str, Any]] = {}
     for status, key, place in _planned(work, held):
         found[key] = (status, place)
-    damaged, unknown = [], []
+    damaged, unknown, done = [], [], []
     for kind in ("partial", "failed", "cells"):
         for folder in folders(work / kind):
             key, spec = folder.name, read_spec(folder) if kind != "cells" else None
@@ -125,6 +126,7 @@ def status_of(work: Path) -> Status:
             status = {"partial": "interrupted", "cells": "done"}.get(kind) or _failure(folder)
             found[key] = (status, Place.of(spec))
             specs[key] = spec
+            done += [spec] if kind == "cells" else []
     counts: dict[Place, Counter[str]] = {}
     for key, (status, place) in found.items():
         counts.setdefault(place, Counter())["running" if key in held else status] += 1
@@ -143,7 +145,8 @@ def status_of(work: Path) -> Status:
         for key, owner in held.items()
     ]
     ordered = sorted(counts, key=lambda p: (p.dataset, p.evaluation, p.backbone, p.shuffled, p.tuning, p.selector))
-    return Status({place: counts[place] for place in ordered}, running, skipped, damaged, unknown)
+    lines = {place: counts[place] for place in ordered}
+    return Status(lines, running, skipped, damaged, unknown, versions.others(work, done))
 
 
 def as_json(status: Status) -> dict[str, Any]:
@@ -168,6 +171,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "skipped": fitness.as_json(status.skipped),
         "damaged": status.damaged,
         "unknown": status.unknown,
+        "other_versions": versions.as_json(status.others),
     }
 
 

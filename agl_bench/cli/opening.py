@@ -19,7 +19,7 @@ from agl_bench.errors import BadSpec
 if TYPE_CHECKING:  # torch, mlflow and rich load only in the commands that use them
     from agl_bench.bench.apart import Apart
     from agl_bench.bench.cells import CellStore
-    from agl_bench.bench.spec import Campaign
+    from agl_bench.bench.spec import Campaign, RunSpec
     from agl_bench.registry.plugins import Plugins
 
 
@@ -118,3 +118,12 @@ def say_left_out(campaign: Campaign, cells: list[Any]) -> None:
             if (dataset, evaluation) not in made:
                 why = "has no such fold in protocol.fold_file" if campaign.protocol.fold_file else "has one section"
                 click.echo(f"agl-bench: {dataset} {why}: no {evaluation}-batch evaluation of it", err=True)
+
+
+def say_other_versions(work: Path, specs: Sequence[RunSpec]) -> None:
+    """One line where another version of the code has finished cells of a grid that this one has not."""
+    from agl_bench.bench.versions import not_reused, told
+
+    found = not_reused(work, specs)
+    if found:
+        warn(told(found))

@@ -13,7 +13,16 @@ import click
 from agl_bench.bench.executors import Options
 from agl_bench.cli.ending import INTERRUPTED, Signals, stop_with
 from agl_bench.cli.group import cli
-from agl_bench.cli.opening import apart_from, cache_of, check_work_folder, discover, existing, say_left_out, warn
+from agl_bench.cli.opening import (
+    apart_from,
+    cache_of,
+    check_work_folder,
+    discover,
+    existing,
+    say_left_out,
+    say_other_versions,
+    warn,
+)
 from agl_bench.cli.options import DATA, MOST, PATH, PLUGIN, SET, WORK, Finite, executor_options, seconds
 from agl_bench.cli.tracking import annotate, recorder_of
 from agl_bench.cli.writing import check_writable, write_text
@@ -188,6 +197,7 @@ def run(
     bench = Bench(plugins, root, torch_device, prepared)
     console = make_console()
     say_left_out(campaign, cells)
+    say_other_versions(work, [spec for spec, _ in cells])
     with console.status("reading and checking the data"):
         preflight(cells, bench, store, again=bool(again), retry_failed=retry_failed, apart=apart)
     recorder = recorder_of(work, tracking, console, (store, plugins) if keep == "model" else None)
@@ -249,6 +259,7 @@ def run(
 def status(work: Path, json_: bool) -> None:
     """Show how far the cells of a work folder are, also while they run."""
     from agl_bench.bench.status import STATUSES, as_json, status_of
+    from agl_bench.bench.versions import told
 
     check_work_folder(work)
     found = status_of(work)
@@ -257,6 +268,8 @@ def status(work: Path, json_: bool) -> None:
         warn(f"{cells} damaged and left out ({found.damaged[0]}, …); the next run computes damaged cells again")
     for folder in found.unknown:
         warn(f"{work / folder / 'spec.json'} is damaged or of another version, so its cell is not counted")
+    if found.others:
+        warn(told(found.others))
     if json_:
         click.echo(json.dumps(as_json(found), indent=1))
         return
@@ -539,6 +552,8 @@ def _standing(
     cells = _with_tuned(cells, campaign, plugins, tuned, transfer=transfer)
     if controls:
         cells = _joined(cells, control_cells(campaign, plugins, root, device=device, fingerprint=known))
+    if store is not None:
+        say_other_versions(work, [spec for spec, _ in cells])
     unfit = known_unfit([spec for spec, _ in cells], plugins, work)
     standings = list(standing((spec for spec, _ in cells), store, unfit))
     return standings, [Skipped(spec, unfit[spec.key]) for spec, status in standings if status == "skipped"]

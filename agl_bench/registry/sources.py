@@ -15,23 +15,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from agl_bench.digests import file_digest, text_digest
+from agl_bench.registry.meaning import code_digest
 
 _SITE = ("site-packages", "dist-packages")
 
 
 def source_digest(cls: type, distribution: str = "") -> str:
-    """Digest of the content of all files that a class is made of.
+    """Digest of what all files do that a class is made of, see `meaning`.
 
     Args:
         cls: of a plug-in.
         distribution: that provides it; "" for a single file.
     """
-    return text_digest("".join(file_digest(path, 8) for path in source_files(cls, distribution)), 8)
+    return code_digest(source_files(cls, distribution), 8, [(cls.__module__, cls.__qualname__.partition(".")[0])])
 
 
-def source_files(cls: type, distribution: str = "") -> list[Path]:
-    """The files of `source_digest`: those of the class and its bases, then the imported ones by module name."""
+def source_files(cls: type, distribution: str = "") -> dict[str, Path]:
+    """The files of `source_digest` by the names of their modules: of the class, of its bases, and what they import."""
     bases = [(base.__module__, inspect.getsourcefile(base)) for base in cls.__mro__ if _is_specimen(base)]
     own = {module: Path(file) for module, file in bases if file}
     home = _Home.of(cls.__module__, own.get(cls.__module__), distribution)
@@ -43,7 +43,7 @@ def source_files(cls: type, distribution: str = "") -> list[Path]:
             if name not in found and file not in own.values():
                 found[name] = file
                 waiting.append((name, file))
-    return [*dict.fromkeys(own.values()), *(found[name] for name in sorted(found))]
+    return own | found
 
 
 @dataclass(frozen=True)

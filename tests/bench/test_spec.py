@@ -108,10 +108,10 @@ def test_same_protocol_by_another_way_has_the_same_key(grid):
 
 def test_source_of_a_file_is_part_of_the_key(tmp_path, grid):
     specs = {}
-    for place, text in (("one", "A."), ("two", "A."), ("three", "B.")):
+    for place, text, learns in (("one", "A.", "training"), ("two", "B.", "training"), ("three", "A.", "validation")):
         path = tmp_path / place / "mine.py"
         path.parent.mkdir()
-        path.write_text(SELECTOR.format(text))
+        path.write_text(SELECTOR.format(text).replace("@hookimpl", f'    learns_from = "{learns}"\n\n@hookimpl'))
         specs[place] = grid("mine", files=[path])[0][0][0]
     assert specs["one"].selector.source == specs["two"].selector.source != specs["three"].selector.source
     edited = replace(specs["one"], selector=replace(specs["one"].selector, source=specs["three"].selector.source))
