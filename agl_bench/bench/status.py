@@ -92,6 +92,7 @@ class Status:
         skipped: cells that could not run when somebody last tried.
         damaged: keys of finished cells that are no longer whole.
         unknown: folders of cells begun or failed that do not say which cell that is: damaged, or of another version.
+        others: versions of the deciding code, other than the one here, that have made finished cells.
     """
 
     counts: dict[Place, Counter[str]]
