@@ -119,7 +119,7 @@ class _Lines:
 
     def __exit__(self, *_: object) -> None:
         if self.kept:
-            click.echo(f"{self.kept} cells were finished before and kept")
+            click.echo(f"{self.kept} {'cell was' if self.kept == 1 else 'cells were'} finished before and kept")
 
     def take(self, event: Event) -> None:
         """Print what is worth a line."""
