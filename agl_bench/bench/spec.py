@@ -35,8 +35,8 @@ _SEED_DIGITS = 18  # tables hold 64 bits
 def deciding_modules() -> dict[str, Path]:
     """The modules of agl-bench that decide results, by their names."""
     here = Path(agl_bench.__file__).parent
-    parts = [p for folder in ("maths", "interfaces", "data", "training") for p in sorted((here / folder).glob("*.py"))]
-    deciding = ("protocol.py", *(f"bench/{n}.py" for n in ("run", "planted", "result", "fold_report")))
+    parts = [p for folder in ("maths", "interfaces", "data", "training") for p in sorted((here / folder).rglob("*.py"))]
+    deciding = ("protocol.py", *(f"bench/{n}.py" for n in ("run", "encoded", "planted", "result", "fold_report")))
     return {module_name(path, here): path for path in (*parts, *(here / name for name in deciding))}
 
 

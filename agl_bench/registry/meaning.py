@@ -1,8 +1,9 @@
 """What code does, as a digest: equal for sources that differ in wording, names or place alone.
 
 Comments, docstrings, annotations, messages of exceptions and names of locals do not count, nor do the name of a
-definition and the module that it stands in. A reference to a definition counts as what it refers to: in rounds, each
-statement gets a digest in which references are the digests that the statements they refer to had in the round before.
+function or constant and the module that it stands in. A reference to a definition counts as what it refers to: in
+rounds, each statement gets a digest in which references are the digests that the statements they refer to had in the
+round before, until no further statements are told apart.
 
 What is equal here does the same, but for code that looks at its own text: names of its classes, docstrings, line
 numbers. What does the same may well be different here: there is `same_results.toml` for that.
@@ -18,13 +19,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 
 from agl_bench.digests import file_digest, text_digest
 from agl_bench.registry.scopes import FUNCTIONS, Target, imported, names_bound, unused
 from agl_bench.registry.syntax import Place, Reference, Tokens, is_for_types, kept, tokens_of, with_attributes
 
-ROUNDS = 3  # as far as a reference is followed; all statements count anyway, this tells which one is meant
 OURS = "agl_bench"
 _SAME = Path(__file__).with_name("same_results.toml")
 
@@ -218,11 +219,12 @@ class _Code:
     def meaning(self) -> _Meaning:
         """Of all of them."""
         known: dict[Reference, str] = {}
-        for _ in range(ROUNDS):
-            known = self._definitions(self._round(known))
-        final = self._round(known)
+        final, told_apart = self._round(known), 0
+        while (different := len(set(chain.from_iterable(final.values())))) > told_apart:
+            told_apart, known = different, self._definitions(final)
+            final = self._round(known)
         known = self._definitions(final)
-        found = {digest for digests in final.values() for digest in digests}
+        found = set(chain.from_iterable(final.values()))
         found |= {module.content for module in self.modules.values() if module.tree is None}
         found |= {module.in_order(final[name]) for name, module in self.modules.items()} - {""}
         # What is asked for by its name is what it is under that name.

@@ -14,8 +14,18 @@ from typing import Any
 from agl_bench.registry.scopes import COMPREHENSIONS, FUNCTIONS, Scope, Target, arguments, imported
 
 _SKIPPED = {"ctx", "kind", "type_comment"}
-_TELLING = ("SystemExit", "StopIteration")  # exceptions whose arguments are no message
 _LOOK_AT_LOCALS = {"locals", "eval", "exec"}
+_UNCHANGING = (
+    ast.Constant,
+    ast.Tuple,
+    ast.Name,
+    ast.Attribute,
+    ast.UnaryOp,
+    ast.BinOp,
+    ast.operator,
+    ast.unaryop,
+    ast.Load,
+)
 Reference = tuple[str, str]  # module and name of a definition; "" = the module itself
 Tokens = list[str | Reference]
 
@@ -51,7 +61,19 @@ def tokens_of(statement: ast.stmt, names: Sequence[str], place: Place) -> Tokens
         names: that it binds in the module.
         place: of it.
     """
-    return _Writer(place, names).written(statement)
+    tokens = _Writer(place, names).written(statement)
+    return tokens if _is_all_that_it_does(statement) else _joined([f"named:{' '.join(names)}", *tokens])
+
+
+def _is_all_that_it_does(statement: ast.stmt) -> bool:
+    """Whether two definitions that do the same are as good as one.
+
+    Not so of classes, which `isinstance` and `except` tell apart, nor of what a call or a display makes anew.
+    """
+    if isinstance(statement, FUNCTIONS):
+        return not statement.decorator_list
+    value = getattr(statement, "value", None)
+    return value is not None and all(isinstance(node, _UNCHANGING) for node in ast.walk(value))
 
 
 class _Writer:
@@ -272,17 +294,17 @@ class _Writer:
             self._plain(ast.Assign([node.target], node.value), "Assign")
 
     def on_raise(self, node: ast.Raise) -> None:
-        """An exception without its message: positional arguments and texts."""
+        """An exception without its message: the positional arguments that are texts."""
         self.tokens.append("(Raise")
         error = node.exc
         if isinstance(error, ast.Call):
-            called = getattr(error.func, "attr", getattr(error.func, "id", ""))
-            if called[:1].isupper() and called not in _TELLING:
-                self.node(error.func)
-                self._value([keyword for keyword in error.keywords if not _is_text(keyword)])
-                error = None
+            self.node(error.func)
+            self._value([argument for argument in error.args if not _is_message(argument)])
+            self._value(error.keywords)
+            error = None
         elif isinstance(error, ast.Name | ast.Attribute):  # without brackets it is the same
             self.node(error)
+            self._value([])
             self._value([])
             error = None
         if error is not None:
@@ -358,9 +380,13 @@ def with_attributes(tokens: Tokens, names: Sequence[str]) -> Tokens:
     return [*["(Attribute"] * len(names), *tokens, *inner]
 
 
-def _is_text(keyword: ast.keyword) -> bool:
-    value = keyword.value
-    return isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Constant) and isinstance(value.value, str))
+def _is_message(argument: ast.expr) -> bool:
+    """Whether an argument is a text that is written or put together there."""
+    if isinstance(argument, ast.BinOp):
+        return _is_message(argument.left) or _is_message(argument.right)
+    if isinstance(argument, ast.Call) and isinstance(argument.func, ast.Attribute):
+        return _is_message(argument.func.value)
+    return isinstance(argument, ast.JoinedStr) or (isinstance(argument, ast.Constant) and type(argument.value) is str)
 
 
 def _joined(tokens: Tokens) -> Tokens:
