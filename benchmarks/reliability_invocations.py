@@ -161,16 +161,15 @@ CONTRADICTIONS = (
     ("sync", "--register", "x"), ("sync", "--cell", "x"), ("sync", "--tracking", "none"), ("run", "extra"),
     ("prepare", "--px", "16", "--backbone", "tiny"), ("folds", "--seeds", "0,1", "--out", "x.csv"), ("run", "--nosuch"),
     ("new-plugin", "--here", "--into", "x"), ("rerun", "--keep", "nosuch"), ("compare", "third"), ("status", "extra"),
-    ("report", "--work", os.fsdecode(b"w\xff")),
+    ("report", "--work", os.fsdecode(b"w\xff")), ("run", "--work", os.fsdecode(b"w\xff")),
 )  # fmt: skip
 ODD_BUT_RIGHT = (  # which must succeed
     ("show", "agl"), ("status", "--work", "w[/b]:cat:"), ("status", "--work", b"w\xff"), ("list", "--plugin", "[b].py"),
     ("run", *RUN, "--tracking", "none", "--work", "w[/b]:cat:", "--json", "w[/b]:cat:/t[b].json"),
-    ("run", *RUN, "--tracking", "none", "--work", b"w\xff"), ("run", *RUN, "--tracking", "none", "--seeds", "0,0, 0"),
+    ("run", *RUN, "--tracking", "none", "--seeds", "0,0, 0"),
     ("sync", "--work", "w[/b]:cat:"),
     ("report", "--tracking", "none", "--work", "w[/b]:cat:", "--partial"), ("compare", "pgl", "random_k", "--json"),
     ("folds", "synthetic", "--out", b"f\xff.csv"), ("describe", "synthetic", "--out", "p[/b]"),
-    ("doctor", "--work", b"w\xff"),
 )  # fmt: skip
 
 

@@ -80,8 +80,14 @@ class CellStore:
             warn: told, in one sentence, what was found damaged.
 
         Raises:
-            BadWorkFolder: if they cannot be created or written.
+            BadWorkFolder: if they cannot be created or written, or no library could write a table there.
         """
+        try:
+            os.fsencode(work).decode("utf-8")
+        except UnicodeDecodeError:
+            raise BadWorkFolder(
+                f"the name of the work folder {os.fsencode(work)!r} is not UTF-8; rename it, or name another with --work"
+            ) from None
         self.work, self.cells, self.failed, self.folds = work, work / "cells", work / "failed", work / "folds"
         self.partial, self.leases, self.grids = work / "partial", Leases(work / "leases"), work / "grids"
         self.owner, self.warn = Owner.this(), warn

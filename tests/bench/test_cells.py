@@ -194,3 +194,8 @@ def test_a_place_where_nobody_can_write():
 
     with pytest.raises(BadWorkFolder, match="cannot write to the work folder /proc/agl"):
         CellStore(Path("/proc/agl"))
+
+
+def test_a_folder_that_no_library_could_write_tables_to(tmp_path):
+    with pytest.raises(BadWorkFolder, match=r"the name of the work folder b'.*w\\xff' is not UTF-8; rename it"):
+        CellStore(tmp_path / os.fsdecode(b"w\xff"))
