@@ -86,7 +86,7 @@ class CellStore:
             os.fsencode(work).decode("utf-8")
         except UnicodeDecodeError:
             raise BadWorkFolder(
-                f"the name of the work folder {os.fsencode(work)!r} is not UTF-8; rename it, or name another with --work"
+                f"the work folder's name {os.fsencode(work)!r} is not UTF-8; rename it, or choose another with --work"
             ) from None
         self.work, self.cells, self.failed, self.folds = work, work / "cells", work / "failed", work / "folds"
         self.partial, self.leases, self.grids = work / "partial", Leases(work / "leases"), work / "grids"

@@ -197,5 +197,5 @@ def test_a_place_where_nobody_can_write():
 
 
 def test_a_folder_that_no_library_could_write_tables_to(tmp_path):
-    with pytest.raises(BadWorkFolder, match=r"the name of the work folder b'.*w\\xff' is not UTF-8; rename it"):
+    with pytest.raises(BadWorkFolder, match=r"the work folder's name b'.*w\\xff' is not UTF-8; rename it"):
         CellStore(tmp_path / os.fsdecode(b"w\xff"))
