@@ -26,6 +26,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FORBIDDEN = "cannot be read: permission denied; change its permissions"  # after the name of a file
 LONGEST = 1000  # characters of a stranger's message; nobody reads more, and it stands in tables
 
 

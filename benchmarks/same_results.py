@@ -99,7 +99,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="agl-bench-") as folder:
         tree = checkout(options.commit, Path(folder))
-        names = [name for name in selectors(tree) if name in selectors(HERE)]
+        here = selectors(HERE)
+        names = [name for name in selectors(tree) if name in here]
         before, after = (train(t, names, Path(folder) / w, options.set) for t, w in ((tree, "before"), (HERE, "after")))
         pixels = [python(t, "-c", PIXELS).strip() for t in (tree, HERE)]
     different = {key for key in before.keys() | after.keys() if key not in before or key not in after}

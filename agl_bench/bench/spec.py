@@ -16,7 +16,7 @@ import agl_bench
 from agl_bench import __version__
 from agl_bench.data.folds import EVALUATIONS, FoldPlan, plan_folds
 from agl_bench.digests import file_digest, text_digest
-from agl_bench.errors import AglBenchError, BadPlugin, BadSpec, MissingData, UnknownName, told
+from agl_bench.errors import FORBIDDEN, AglBenchError, BadPlugin, BadSpec, MissingData, UnknownName, told
 from agl_bench.interfaces.dataset import Dataset
 from agl_bench.interfaces.tunable import Value, resolve, tunables
 from agl_bench.protocol import OF_COUNTS, Preset, Protocol, load_preset, read_toml
@@ -138,7 +138,7 @@ class RunSpec:
     preset: str
     data: str
     device: str
-    version: str = field(default_factory=lambda: version_here())
+    version: str = field(default_factory=version_here)
     libraries: str = field(default_factory=_libraries)
     tuning: Tuning | None = None
 
@@ -497,9 +497,7 @@ def naming_the_dataset(part: Part) -> Iterator[None]:
     except AglBenchError:
         raise
     except PermissionError as error:  # of the user's data, no fault of the plug-in
-        raise MissingData(
-            f"dataset '{part.name}': {error.filename} cannot be read: permission denied; change its permissions"
-        ) from None
+        raise MissingData(f"dataset '{part.name}': {error.filename} {FORBIDDEN}") from None
     except (Exception, SystemExit) as error:
         raise BadPlugin(f"dataset '{part.name}' of {part.provider}: {told(error)}") from error
     sys.stderr.write(seen.printed)

@@ -111,7 +111,7 @@ def status_of(work: Path) -> Status:
     specs: dict[str, Mapping[str, Any]] = {}
     for status, key, place in _planned(work, held):
         found[key] = (status, place)
-    damaged, unknown, done = [], [], []
+    damaged, unknown = [], []
     for kind in ("partial", "failed", "cells"):
         for folder in folders(work / kind):
             key, spec = folder.name, read_spec(folder) if kind != "cells" else None
@@ -127,7 +127,6 @@ def status_of(work: Path) -> Status:
             status = {"partial": "interrupted", "cells": "done"}.get(kind) or _failure(folder)
             found[key] = (status, Place.of(spec))
             specs[key] = spec
-            done += [spec] if kind == "cells" else []
     counts: dict[Place, Counter[str]] = {}
     for key, (status, place) in found.items():
         counts.setdefault(place, Counter())["running" if key in held else status] += 1
@@ -147,6 +146,7 @@ def status_of(work: Path) -> Status:
     ]
     ordered = sorted(counts, key=lambda p: (p.dataset, p.evaluation, p.backbone, p.shuffled, p.tuning, p.selector))
     lines = {place: counts[place] for place in ordered}
+    done = (specs[key] for key, (status, _) in found.items() if status == "done")
     return Status(lines, running, skipped, damaged, unknown, versions.others(work, done))
 
 

@@ -43,17 +43,15 @@ def keep_version(work: Path, version: str) -> None:
     path = _path(work, version)
     if version == version_here() and _recorded(path) is None:
         with contextlib.suppress(OSError):  # a later sentence names no files then
-            path.parent.mkdir(exist_ok=True)
-            replace_text(path, json.dumps(signed(_files()), indent=1))
+            _record(path, _files())
 
 
 def adopt_versions(work: Path, other: Path) -> None:
     """Take over the notes of another work folder; what is damaged stays there."""
     for path in sorted((other / "code").glob("[!.]*.json")):
-        files = _recorded(path)
-        if files is not None and _recorded(work / "code" / path.name) is None:
-            (work / "code").mkdir(exist_ok=True)
-            replace_text(work / "code" / path.name, json.dumps(signed(files), indent=1))
+        files, ours = _recorded(path), work / "code" / path.name
+        if files is not None and _recorded(ours) is None:
+            _record(ours, files)
 
 
 def not_reused(work: Path, cells: Sequence[RunSpec]) -> list[Version]:
@@ -121,6 +119,11 @@ def _files() -> dict[str, str]:
     modules = deciding_modules()
     top = next(iter(modules.values())).parents[2]
     return {str(modules[name].relative_to(top)): digest for name, digest in file_meanings(modules).items()}
+
+
+def _record(path: Path, files: Mapping[str, str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    replace_text(path, json.dumps(signed(files), indent=1))
 
 
 def _recorded(path: Path) -> dict[str, str] | None:

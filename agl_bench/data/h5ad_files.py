@@ -23,7 +23,7 @@ import pandas as pd
 from scipy import sparse
 
 from agl_bench.data.slides import reason
-from agl_bench.errors import AglBenchError, BadSection
+from agl_bench.errors import FORBIDDEN, AglBenchError, BadSection
 
 OWNERS = ("patient", "donor")  # keys of `uns` and columns of `obs`, the first that says something counts
 _UNKNOWN = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "nat", "none", "null", "unknown", "not known"))
@@ -185,7 +185,7 @@ def _reading(path: Path, section: str) -> Iterator[None]:
     except AglBenchError:
         raise
     except PermissionError:
-        raise BadSection(section, f"{path} cannot be read: permission denied; change its permissions") from None
+        raise BadSection(section, f"{path} {FORBIDDEN}") from None
     except Exception as error:  # noqa: BLE001  (a damaged or foreign file makes anndata raise nearly anything)
         said = reason(error).strip().partition("\n")[0]
         raise BadSection(

@@ -24,7 +24,7 @@ from scipy.spatial import KDTree
 from agl_bench.data.patch_facts import SLACK, SLACK_PX, facts_of, width_um
 from agl_bench.data.slides import BAND, SUFFIXES, Slide, open_slide, reason
 from agl_bench.data.stored_pixels import check_array
-from agl_bench.errors import BadSection
+from agl_bench.errors import FORBIDDEN, BadSection
 from agl_bench.interfaces.spots import PatchSource
 
 BLOCK = 256  # patches at once: 38 MB at 224 × 224
@@ -391,7 +391,7 @@ def _h5(path: Path, section: str) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except PermissionError:
-        raise BadSection(section, f"{path} cannot be read: permission denied; change its permissions") from None
+        raise BadSection(section, f"{path} {FORBIDDEN}") from None
     except _BROKEN_H5 as error:
         raise BadSection(
             section, f"{path} cannot be read as HDF5 ({reason(error)}); it is damaged or incomplete, replace it"

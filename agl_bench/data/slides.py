@@ -36,7 +36,7 @@ from agl_bench.data.stored_pixels import (
     main_series,
     on_glass,
 )
-from agl_bench.errors import BadSection
+from agl_bench.errors import FORBIDDEN, BadSection
 
 if TYPE_CHECKING:
     from tifffile import TiffPageSeries
@@ -373,7 +373,7 @@ def _open_openslide(path: Path, section: str) -> Iterator[Slide]:
 
 def _broken(section: str, path: Path, error: BaseException) -> BadSection:
     if isinstance(error, PermissionError):
-        return BadSection(section, f"{path} cannot be read: permission denied; change its permissions")
+        return BadSection(section, f"{path} {FORBIDDEN}")
     if isinstance(error, UnidentifiedImageError):
         return BadSection(
             section,

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from agl_bench.registry.meaning import code_digest
+from agl_bench.registry.scopes import imported
 
 _SITE = ("site-packages", "dist-packages")
 
@@ -101,9 +102,7 @@ class _Home:
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
-                base = ".".join([*above, *([node.module] if node.module else [])])
-                names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+                names = [n for _, (base, name) in imported(node, package) for n in (base, f"{base}.{name}")]
             for name in names:
                 file = self._file(name)
                 if file is not None:

@@ -62,10 +62,10 @@ def tokens_of(statement: ast.stmt, names: Sequence[str], place: Place) -> Tokens
         place: of it.
     """
     tokens = _Writer(place, names).written(statement)
-    return tokens if _is_all_that_it_does(statement) else _joined([f"named:{' '.join(names)}", *tokens])
+    return tokens if _is_interchangeable(statement) else _joined([f"named:{' '.join(names)}", *tokens])
 
 
-def _is_all_that_it_does(statement: ast.stmt) -> bool:
+def _is_interchangeable(statement: ast.stmt) -> bool:
     """Whether two definitions that do the same are as good as one.
 
     Not so of classes, which `isinstance` and `except` tell apart, nor of what a call or a display makes anew.
@@ -287,7 +287,7 @@ class _Writer:
         self.tokens.append(")")
 
     def on_annotated(self, node: ast.AnnAssign) -> None:
-        """Outside of classes, an assignment as any other; `_kept` leaves those without value out."""
+        """Outside of classes, an assignment as any other; one without a value does nothing."""
         if self.scopes and self.scopes[-1].kind == "class":
             self._plain(node, "AnnAssign", ("simple",))
         elif node.value is not None:
@@ -297,17 +297,13 @@ class _Writer:
         """An exception without its message: the positional arguments that are texts."""
         self.tokens.append("(Raise")
         error = node.exc
+        if isinstance(error, ast.Name | ast.Attribute):
+            error = ast.Call(error, [], [])  # without brackets it is the same
         if isinstance(error, ast.Call):
             self.node(error.func)
             self._value([argument for argument in error.args if not _is_message(argument)])
             self._value(error.keywords)
-            error = None
-        elif isinstance(error, ast.Name | ast.Attribute):  # without brackets it is the same
-            self.node(error)
-            self._value([])
-            self._value([])
-            error = None
-        if error is not None:
+        elif error is not None:
             self.node(error)
         if node.cause is not None:
             self.node(node.cause)
