@@ -192,6 +192,7 @@ class _Shown:
     run_id: str
     status: str
     metrics: dict[str, float] = field(default_factory=dict)
+    is_described: bool = True  # has its params
 
     @property
     def is_finished(self) -> bool:
@@ -513,9 +514,10 @@ class MlflowRecorder(Recorder):
     def _open_group(self, spec: RunSpec) -> _Shown:
         self._touched[spec.group] = spec
         groups = self._index(spec.evaluation).groups
-        if spec.group not in groups:
+        if spec.group not in groups or not groups[spec.group].is_described:
             with lock(self._tracker):
                 groups[spec.group] = self._find_group(spec) or self._make_group(spec)
+                self._describe_group(spec, groups[spec.group])
         group = groups[spec.group]
         if group.status != "RUNNING":
             self._client.update_run(group.run_id, status="RUNNING")
@@ -537,9 +539,14 @@ class MlflowRecorder(Recorder):
             tags=_tags(spec, "group"),
             run_name=_group_name(spec),
         )
-        self.log(run.info.run_id, params=_params(spec))
-        self._log_dataset(run.info.run_id, spec)
-        return _Shown(run.info.run_id, "RUNNING")
+        return _Shown(run.info.run_id, "RUNNING", is_described=False)
+
+    def _describe_group(self, spec: RunSpec, group: _Shown) -> None:
+        """Log what all cells share, unless it is there: a process or server may be killed after it made the run."""
+        if not group.is_described:
+            self._log_dataset(group.run_id, spec)
+            self.log(group.run_id, params=_params(spec))  # last: a run that has them has everything
+            group.is_described = True
 
     def _update_group(self, spec: RunSpec) -> None:
         index = self._index(spec.evaluation)
@@ -656,7 +663,7 @@ def _enter(index: _Index, run: Run) -> None:
 
 
 def _shown(run: Run) -> _Shown:
-    return _Shown(run.info.run_id, run.info.status, dict(run.data.metrics))
+    return _Shown(run.info.run_id, run.info.status, dict(run.data.metrics), is_described=bool(run.data.params))
 
 
 def _make_experiment(client: MlflowClient, tracker: Tracker, evaluation: str) -> str:

@@ -214,6 +214,27 @@ def test_what_a_killed_or_failed_process_left_is_replaced(work: Path) -> None:
     assert groups[0].data.metrics["n_cells"] == 2
 
 
+def test_a_group_that_was_made_but_not_described_is_described_later(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = work / "whole"
+    run_cell(connect(whole), make_result(make_spec()))
+    killed = connect(work)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", lambda *_: 1 / 0)
+        killed.open(make_spec())
+    assert killed.dead is not None
+    ((group,), ()) = by_level(work)
+    assert not group.data.params
+
+    recorder = connect(work)
+    assert recorder.record(make_result(make_spec()))
+    (group,), (_,) = by_level(work)
+    (expected,), _ = by_level(whole)
+    assert (group.data.params, group.data.metrics) == (expected.data.params, expected.data.metrics)
+    assert len(group.inputs.dataset_inputs) == 1
+
+
 def test_again_replaces_a_finished_cell(work: Path) -> None:
     recorder = connect(work)
     run_cell(recorder, make_result(make_spec(), 0.2))
